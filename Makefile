@@ -1,0 +1,53 @@
+# Needs make and a Python of 3.11 or newer with pip and venv; everything else goes into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+PROMPT ?= a red ball bouncing fast over a gray striped background
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow format train-demo evaluate-demo bench clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("The pinned versions need Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(READY) ## create .venv with the pinned versions and unicp itself (the targets below do it too)
+
+demo: $(READY) ## one accelerated video from the demo model beside its unaccelerated twin, in demo-out/
+	@mkdir -p demo-out
+	$(BIN)/unicp generate "$(PROMPT)" --model demo --method adacache --compare -o demo-out/demo.mp4
+
+test: $(READY) ## linter, formatter, type checker, tests and doctests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY) ## the tests that take long
+	$(BIN)/python -m pytest -m slow
+
+format: $(READY) ## format the code and fix what the linter can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+train-demo: $(READY) ## train the demo model and write it into src/unicp/demo/model (hours; resumes)
+	$(BIN)/python -m training.vae
+	$(BIN)/python -m training.latents
+	$(BIN)/python -m training.transformer
+	$(BIN)/python -m training.export
+
+evaluate-demo: $(READY) ## judge the demo model's videos from their pixels, on captions it never saw
+	$(BIN)/python -m training.evaluate
+
+bench: $(READY) ## measure AdaCache on the demo model: wall-clock and quality
+	$(BIN)/python benchmarks/adacache.py
+
+clean: ## remove .venv, caches and demo-out/ (training/runs stays)
+	rm -rf $(VENV) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests training benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
