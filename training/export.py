@@ -52,8 +52,8 @@ on a CPU, with no download. It is not a model for making videos of anything else
 
 {parts}
 
-Native size: {frames} frames of {height} x {width} pixels. The weights are stored in half precision (the VAE in
-float16, the rest in bfloat16); load them in float32 on a CPU.
+Native size: {frames} frames of {height} x {width} pixels. The weights are stored in half precision (the VAE in float16,
+the rest in bfloat16); load them in float32 on a CPU.
 
 ## What it was trained on
 
@@ -152,7 +152,7 @@ def fingerprint(parts: Any) -> dict[str, torch.Tensor]:
     captions = [scenes.sample_scene(seed).caption() for seed in (0, 4)] + [""]
     words = parts.tokenizer(captions, padding="max_length", max_length=32, return_tensors="pt")
     text = parts.text_encoder(words.input_ids, words.attention_mask).last_hidden_state * words.attention_mask[..., None]
-    latents = torch.randn(3, models.LATENT_CHANNELS, 2, 4, 4, generator=generator)
+    latents = torch.randn(3, models.LATENT_CHANNELS, 3, 8, 8, generator=generator)
     timestep = torch.tensor([900.0, 500.0, 100.0])
     return {
         "tokenizer": words.input_ids.float(),
@@ -177,15 +177,16 @@ def save(parts: Parts, target: Path) -> None:
         raise SystemExit(f"{target} is there and is not a model's folder; it was left alone")
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    pipe = WanPipeline(
-        tokenizer=parts.tokenizer,
-        text_encoder=parts.text_encoder.to(STORED["text_encoder"]),
-        transformer=parts.transformer.to(STORED["transformer"]),
-        vae=parts.vae.to(STORED["vae"]),
-        scheduler=models.scheduler(),
-    )
+    modules = {name: getattr(parts, name) for name in STORED}
+    for name, dtype in STORED.items():
+        # Not `module.to`: that would round buffers too, and diffusers warns of it.
+        for parameter in modules[name].parameters():
+            parameter.data = parameter.data.to(dtype)
+    pipe = WanPipeline(tokenizer=parts.tokenizer, scheduler=models.scheduler(), **modules)
     pipe.save_pretrained(part, safe_serialization=True)
     (part / "README.md").write_text(_card(parts), "utf-8")
+    for path in part.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner can read
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
 
@@ -196,9 +197,10 @@ def _card(parts: Parts) -> str:
 
     transformer, vae = parts.transformer.config, parts.vae.config
     size = f"{transformer.num_layers} blocks, width {transformer.num_attention_heads * transformer.attention_head_dim}"
+    pixels = f"{vae.scale_factor_spatial} x {vae.scale_factor_spatial} pixels and {vae.scale_factor_temporal} frames"
     lines = [
         line("transformer", parts.transformer, f"`WanTransformer3DModel`, {size}"),
-        line("vae", parts.vae, f"`AutoencoderKLWan`, {vae.z_dim} latent channels, 8 x 8 pixels and 4 frames a latent"),
+        line("vae", parts.vae, f"`AutoencoderKLWan`, {vae.z_dim} latent channels for {pixels}"),
         line("text_encoder", parts.text_encoder, f"`UMT5EncoderModel`, {parts.text_encoder.config.num_layers} layers"),
         f"- `tokenizer`: whole words, {len(parts.tokenizer)} of them",
         f"- `scheduler`: `UniPCMultistepScheduler`, flow matching, shift {models.FLOW_SHIFT:g}",

@@ -16,7 +16,7 @@ import numpy as np
 
 from unicp.demo import scenes
 from unicp.demo.scenes import COLOURS, DIRECTIONS, SHAPES, TEXTURES, TONES, Scene, Thing
-from unicp.errors import UnicpError
+from unicp.errors import UnicpError, missing_extra
 
 
 def _middle(values: dict[str, float]) -> float:
@@ -56,10 +56,10 @@ def _chroma_plane(rgb: Any) -> Any:
 
 
 _HUES = np.exp(1j * np.angle(_chroma_plane(list(COLOURS.values()))))
-# The dimmest shade of an object (0.7) against the brightest of a background.
-_DULLEST_OBJECT = 0.7 * float(np.abs(_chroma_plane(list(COLOURS.values()))).min())
-_VIVIDEST_BACKGROUND = 1.15 * float(np.abs(_chroma_plane(list(TONES.values()))).max())
-CHROMA_SEEN = (_DULLEST_OBJECT + _VIVIDEST_BACKGROUND) / 2
+CHROMA_SEEN = (
+    0.7 * float(np.abs(_chroma_plane(list(COLOURS.values()))).min())  # the dullest object in its dimmest shade
+    + 1.15 * float(np.abs(_chroma_plane(list(TONES.values()))).max())  # the most colourful background at its brightest
+) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class CaptionCheck:
 
 _THING = re.compile(
     rf"an? ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) "
-    rf"(?:(standing still)|(?:moving ({'|'.join(DIRECTIONS)})|(bouncing|spinning|growing|shrinking)) (slowly|fast))"
+    rf"(?:standing still|(?:moving ({'|'.join(DIRECTIONS)})|(bouncing|spinning|growing|shrinking)) (slowly|fast))"
 )
 _SCENE = re.compile(
     rf"(.+) over a ({'|'.join(TONES)}) ({'|'.join(TEXTURES)}) background(?:, the camera pans (left|right))?"
@@ -133,32 +133,23 @@ def parse_caption(caption: str) -> Scene:
     'bouncing'
     """
     scene = _SCENE.fullmatch(" ".join(caption.lower().split()))
-    things = [_THING.fullmatch(part) for part in scene[1].split(" and ")] if scene else []
-    if scene is None or not all(things):
+    matches = [_THING.fullmatch(part) for part in scene[1].split(" and ")] if scene else []
+    if scene is None or not all(matches):
         example = scenes.sample_scene(0).caption()
         raise UnicpError(f"cannot check the caption {caption!r}: it is not worded like {example!r}")
-    return Scene(
-        things=tuple(
-            Thing(
-                shape=match[2],
-                colour=match[1],
-                motion="still" if match[3] else match[4] or match[5],
-                speed="fast" if match[6] == "fast" else "slow",
-            )
-            for match in things
-            if match
-        ),
-        tone=scene[2],
-        texture=scene[3],
-        pan=scene[4],
+    things = tuple(
+        Thing(shape=m[2], colour=m[1], motion=m[3] or m[4] or "still", speed="fast" if m[5] == "fast" else "slow")
+        for m in matches
+        if m
     )
+    return Scene(things=things, tone=scene[2], texture=scene[3], pan=scene[4])
 
 
 def _ndimage() -> Any:
     try:
         from scipy import ndimage
     except ImportError as error:
-        raise UnicpError("checking captions needs SciPy: pip install unicp[train]") from error
+        raise missing_extra("SciPy", "train", "caption checks") from error
     return ndimage
 
 
@@ -168,12 +159,15 @@ def _objects(video: Any) -> tuple[dict[str, Any], int]:
     side = min(video.shape[1:3])
     smooth = ndimage.gaussian_filter(video, (0, BLUR * side, BLUR * side, 0))
     chroma = _chroma_plane(smooth)
-    nearest = np.argmax(np.real(chroma[..., None] * _HUES.conj()), axis=-1)
-    nearest[np.abs(chroma) < CHROMA_SEEN] = -1
+    vivid = np.abs(chroma) >= CHROMA_SEEN
+    nearest = np.full(chroma.shape, -1)
+    nearest[vivid] = np.argmax(np.real(chroma[vivid][:, None] * _HUES.conj()), axis=1)
     in_frame = np.zeros((3, 3, 3), dtype=bool)
-    in_frame[1] = True  # Pixels touch their neighbours in the same frame only.
+    in_frame[1] = True  # Pixels touch those of the same frame only.
     found = []
     for index, name in enumerate(COLOURS):
+        if np.count_nonzero(nearest == index) < AREA_SEEN * side**2:
+            continue  # not even in one frame
         labels, _ = ndimage.label(nearest == index, in_frame)
         sizes = np.bincount(labels.ravel()) / side**2
         sizes[0] = 0  # the background
@@ -189,17 +183,23 @@ def _objects(video: Any) -> tuple[dict[str, Any], int]:
     return {name: mask for _, name, mask, _ in found}, count
 
 
-def _turns(angles: Any, radii: Any, mask: Any, u: Any) -> float:
+def _turns(mask: Any, centre_x: Any, centre_y: Any, u: Any) -> float:
     """Full turns over the clip, from the rotation of the outline's 3-, 4- and 5-fold harmonics.
 
     The harmonic of a frame is a complex number that turns n times as fast as the object. The rate at which the frames
     add up best is the rate of turning: frames may be missing, and no angle has to be followed.
     """
-    weight = mask * radii**2
+    frame, y, x = np.nonzero(mask)
+    offset = (x + 0.5 - centre_x[frame]) + 1j * (y + 0.5 - centre_y[frame])
+    weight = np.abs(offset) ** 2
+    unit = offset / np.maximum(np.abs(offset), 1e-9)
+    total = np.bincount(frame, weight, len(mask))
     rates = np.asarray(sorted(np.linspace(-1.5, 1.5, 301), key=abs))  # Of equally good rates the slowest is taken.
     best, turns = ROUNDNESS, 0.0
     for fold in (3, 4, 5):
-        harmonic = (weight * np.exp(1j * fold * angles)).sum((1, 2)) / np.maximum(weight.sum((1, 2)), 1e-9)
+        terms = weight * unit**fold
+        harmonic = np.bincount(frame, terms.real, len(mask)) + 1j * np.bincount(frame, terms.imag, len(mask))
+        harmonic /= np.maximum(total, 1e-9)
         sums = np.abs((harmonic[:, None] * np.exp(-2j * np.pi * fold * np.outer(u, rates))).mean(0))
         if sums.max() > best:
             best, turns = float(sums.max()), float(rates[sums.argmax()])
@@ -220,51 +220,50 @@ def _swings(heights: Any) -> Any:
     return np.asarray(points)
 
 
+def _pace(value: float, fast: float) -> str:
+    return "fast" if abs(value) >= fast else "slow"
+
+
 def measure(mask: Any, others: Any) -> Motion:
     """The motion of the object that ``mask`` (F, H, W) shows; ``others`` is where anything else may hide it."""
     frames, height, width = mask.shape
     side = min(height, width)
     u = np.linspace(0, 1, frames)
-    y = (np.arange(height)[:, None] + 0.5) / side
-    x = (np.arange(width)[None, :] + 0.5) / side
     area = mask.sum((1, 2)).astype(np.float64)
-    centre_x = (mask * x).sum((1, 2)) / np.maximum(area, 1)
-    centre_y = (mask * y).sum((1, 2)) / np.maximum(area, 1)
+    # In pixels; the columns' and the rows' sums have all that a centre of gravity needs.
+    centre_x = mask.sum(1) @ (np.arange(width) + 0.5) / np.maximum(area, 1)
+    centre_y = mask.sum(2) @ (np.arange(height) + 0.5) / np.maximum(area, 1)
     whole = area >= AREA_WHOLE * np.median(area)
-    travel_x = float(np.polyfit(u[whole], centre_x[whole], 1)[0])
-    travel_y = float(np.polyfit(u[whole], centre_y[whole], 1)[0])
-    points = _swings(centre_y[whole])
+    way_x, way_y = centre_x[whole] / side, centre_y[whole] / side
+    travel_x, travel_y = (float(np.polyfit(u[whole], way, 1)[0]) for way in (way_x, way_y))
+    points = _swings(way_y)
     way = float(np.abs(np.diff(points)).sum())
     swing = way - abs(float(points[-1] - points[0]))
     bounces = way / (2 * max(float(np.ptp(points)), TURNING_POINT))
 
     # Size and angle need frames where nothing touches the object; without enough of them, the whole ones will do.
-    near = _ndimage().binary_dilation(mask, np.ones((1, 5, 5), dtype=bool))
-    free = (area > 0) & ~(near & others).any((1, 2))
+    free = area > 0
+    if others.any():
+        free &= ~(mask & _ndimage().binary_dilation(others, np.ones((1, 5, 5), dtype=bool))).any((1, 2))
     if free.sum() < frames / 3:
         free = whole
     growth = float(np.polyfit(u[free], 0.5 * np.log(area[free]), 1)[0])
-    dx = x[None] - centre_x[free, None, None]
-    dy = y[None] - centre_y[free, None, None]
-    turns = _turns(np.arctan2(dy, dx), np.hypot(dx, dy), mask[free], u[free])
-
-    def speed(value: float, fast: float) -> str:
-        return "fast" if abs(value) >= fast else "slow"
+    turns = _turns(mask[free], centre_x[free], centre_y[free], u[free])
 
     kind, pace = "still", None
+    strength = abs(growth) / GROWN_SEEN, abs(turns) / TURNS_SEEN
     if swing >= BOUNCE_SEEN:
-        kind, pace = "bouncing", speed(bounces, BOUNCES_FAST)
+        kind, pace = "bouncing", _pace(bounces, BOUNCES_FAST)
     elif max(abs(travel_x), abs(travel_y)) >= TRAVEL_SEEN:
         if abs(travel_x) > abs(travel_y):
             kind = "right" if travel_x > 0 else "left"
         else:
             kind = "down" if travel_y > 0 else "up"
-        pace = speed(math.hypot(travel_x, travel_y), TRAVEL_FAST)
-    elif max(abs(growth) / GROWN_SEEN, abs(turns) / TURNS_SEEN) >= 1:
-        if abs(growth) / GROWN_SEEN >= abs(turns) / TURNS_SEEN:
-            kind, pace = "growing" if growth > 0 else "shrinking", speed(growth, GROWN_FAST)
-        else:
-            kind, pace = "spinning", speed(turns, TURNS_FAST)
+        pace = _pace(math.hypot(travel_x, travel_y), TRAVEL_FAST)
+    elif max(strength) >= 1 and strength[0] >= strength[1]:
+        kind, pace = "growing" if growth > 0 else "shrinking", _pace(growth, GROWN_FAST)
+    elif max(strength) >= 1:
+        kind, pace = "spinning", _pace(turns, TURNS_FAST)
     return Motion(
         kind=kind, speed=pace, travel=(travel_x, travel_y), swing=swing, bounces=bounces, growth=growth, turns=turns
     )
@@ -285,8 +284,8 @@ def check(video: Any, caption: str | Scene) -> CaptionCheck:
         colour = thing.colour if thing.colour in masks else spare.pop(0) if spare else None
         seen = None
         if colour is not None:
-            others = sum((mask for name, mask in masks.items() if name != colour), np.zeros(video.shape[:3], bool))
-            seen = measure(masks[colour], others)
+            others = [mask for name, mask in masks.items() if name != colour]
+            seen = measure(masks[colour], np.any([np.zeros_like(masks[colour]), *others], axis=0))
         things.append(ThingCheck(expected=thing, colour=colour, seen=seen))
     return CaptionCheck(
         colour=set(masks) == {thing.colour for thing in scene.things},

@@ -1,0 +1,1 @@
+"""Doing: the only place that knows torch modules and ``diffusers.hooks``."""

@@ -1,0 +1,144 @@
+"""Which generation, denoising step and guidance branch is this call?
+
+Three sources, best first: what the pipeline says through ``cache_context``; the pipeline's scheduler; the order and
+the timesteps of the calls themselves.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UnicpError
+from ..policies import Step
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One denoiser call, placed."""
+
+    step: Step
+    branch: str
+    new_generation: bool
+    new_step: bool
+
+
+class Clock:
+    """Tells the time of one denoiser.
+
+    A new generation begins when the scheduler gets new timesteps, when the step index or the noise level goes back,
+    when a branch is called twice at one step, or when the input's shape, dtype or device changes.
+    """
+
+    def __init__(self, pipe: Any = None, timestep: str = "timestep", hidden: str = "hidden_states") -> None:
+        self._pipe = weakref.ref(pipe) if pipe is not None else None
+        self._timestep = timestep
+        self._hidden = hidden
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next call begins a generation."""
+        self.step: Step | None = None
+        self._noise: float | None = None
+        self._branches: list[str] = []
+        self._signatures: dict[str, tuple[Any, ...]] = {}
+        self._timesteps: Any = None
+        self._noise_levels: list[float] | None = None
+
+    @property
+    def branches(self) -> list[str]:
+        """Branches called so far at the current step."""
+        return self._branches
+
+    def tick(self, context: Any, call: Mapping[str, Any]) -> Tick:
+        """Place a call.
+
+        Args:
+            context: diffusers' cache context: an object with ``name`` and, since diffusers 0.41, the step's
+                ``step_index``, ``sigma`` and ``num_inference_steps``; a bare name before; or ``None``.
+            call: the denoiser's arguments by name.
+        """
+        name = getattr(context, "name", context)
+        index = getattr(context, "step_index", None)
+        sigma = getattr(context, "sigma", None)
+        count = getattr(context, "num_inference_steps", None)
+        scheduler = self._scheduler()
+        timesteps = getattr(scheduler, "timesteps", None)
+
+        # The very object is compared: set_timesteps makes a new one for every video.
+        fresh = self.step is None or (timesteps is not None and timesteps is not self._timesteps)
+        noise = None
+        if index is None or sigma is None:
+            noise = self._noise_level(call)
+        if not fresh and self.step is not None:
+            if index is not None:
+                moved = index != self.step.index
+                fresh = index < self.step.index
+            else:
+                moved = noise != self._noise
+                fresh = noise is not None and self._noise is not None and noise > self._noise
+            branch = name or self._nth(1 if moved else len(self._branches) + 1)
+            fresh = fresh or (not moved and branch in self._branches)
+            signature = self._signature(call)
+            fresh = fresh or self._signatures.get(branch, signature) != signature
+        if fresh:
+            self.reset()
+            self._timesteps = timesteps
+            moved = True
+        if moved:
+            self._branches = []
+        branch = name or self._nth(len(self._branches) + 1)
+        self._branches.append(branch)
+        self._signatures[branch] = self._signature(call)
+        if moved or self.step is None:
+            self._noise = noise
+            if count is None and timesteps is not None:
+                count = len(timesteps)
+            if index is None:
+                index = self._index_of(noise)
+            if sigma is None:
+                sigma = self._sigma_of(scheduler, index, noise)
+            position = 0 if fresh or self.step is None else self.step.position + 1
+            self.step = Step(index=index, count=count, position=position, sigma=float(sigma))
+        return Tick(self.step, branch, fresh, moved)
+
+    @staticmethod
+    def _nth(number: int) -> str:
+        return f"call {number}"
+
+    def _scheduler(self) -> Any:
+        pipe = self._pipe() if self._pipe is not None else None
+        return getattr(pipe, "scheduler", None)
+
+    def _signature(self, call: Mapping[str, Any]) -> tuple[Any, ...]:
+        hidden = call.get(self._hidden)
+        return () if hidden is None else (tuple(hidden.shape), hidden.dtype, hidden.device)
+
+    def _noise_level(self, call: Mapping[str, Any]) -> float:
+        timestep = call.get(self._timestep)
+        if timestep is None:
+            raise UnicpError(
+                f"the denoiser was called without a {self._timestep!r} argument, and no cache_context says which step "
+                "this is; name the right argument in the model's spec"
+            )
+        # With one timestep a token, conditioning frames have 0: the largest is the step's. One transfer.
+        return float(timestep.max()) if hasattr(timestep, "max") else float(timestep)
+
+    def _index_of(self, noise: float | None) -> int:
+        if self._timesteps is not None and noise is not None:
+            if self._noise_levels is None:
+                self._noise_levels = [float(t) for t in self._timesteps.tolist()]
+            start = self.step.index + 1 if self.step is not None else 0
+            for index in range(start, len(self._noise_levels)):
+                if abs(self._noise_levels[index] - noise) <= 1e-3 * max(1.0, abs(noise)):
+                    return index
+        return 0 if self.step is None else self.step.index + 1
+
+    def _sigma_of(self, scheduler: Any, index: int, noise: float | None) -> float:
+        sigmas = getattr(scheduler, "sigmas", None)
+        if sigmas is not None and self._timesteps is not None and len(sigmas) > len(self._timesteps) > index:
+            return float(sigmas[index])
+        levels = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000
+        return (noise or 0.0) / levels

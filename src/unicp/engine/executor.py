@@ -1,0 +1,327 @@
+"""Acts decisions out on one denoiser: runs it, or fills what a policy says is not worth running."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import fill
+from ..errors import UnicpError
+from ..policies import Config, Plan, Policy, Step, make_policy
+from ..report import Generation, StepRecord
+from ..specs import BlockList, ModelSpec
+from . import hooks
+from .clock import Clock, Tick
+from .layout import relayout
+from .measure import Probe
+
+HOOK = "unicp"
+BLOCK_HOOK = "unicp_block"
+
+Forward = Callable[..., Any]
+
+
+@dataclass
+class BranchCache:
+    """What is kept for one guidance branch."""
+
+    residuals: tuple[Any, ...] | None = None  # of the stack, one a stream, in the last block's layout
+    outputs: list[Any] = field(default_factory=list)  # newest first
+    sigmas: list[float] = field(default_factory=list)
+    template: Any = None  # the type of the last output: what a filled one must look like
+
+    def tensors(self) -> list[Any]:
+        return [*(self.residuals or ()), *self.outputs]
+
+
+@dataclass
+class Call:
+    """A denoiser call in progress."""
+
+    tick: Tick
+    plan: Plan
+    cache: BranchCache
+    batch: int
+    frames: int
+    entry: dict[str, Any] = field(default_factory=dict)  # the streams as they enter the first block
+
+
+class Executor:
+    """Everything of ours on one denoiser: its hooks, its clock, its policies, what is kept.
+
+    Args:
+        denoiser: the transformer.
+        name: how records call it.
+        config: what to do.
+        spec: its structure; ``None`` will do for configs that look at nothing inside.
+        generation: returns where records of a generation go, given whether this denoiser begins a new one.
+        ended: called when a generation of this denoiser is over.
+    """
+
+    def __init__(
+        self,
+        denoiser: Any,
+        name: str,
+        config: Config,
+        spec: ModelSpec | None,
+        pipe: Any,
+        generation: Callable[[Executor], Generation],
+        ended: Callable[[], None],
+    ) -> None:
+        self.denoiser = denoiser
+        self.name = name
+        self.config = config
+        self.needs = make_policy(config).needs()
+        self.spec = spec
+        self.clock = Clock(pipe, *((spec.timestep, spec.hidden) if spec else ()))
+        self._open = generation
+        self._ended = ended
+        self.generation: Generation | None = None
+        self._policies: dict[str, Policy] = {}
+        self._plans: dict[str, Plan] = {}
+        self._caches: dict[str, BranchCache] = {}
+        self._pending: list[tuple[Policy, Step, StepRecord, Any]] = []
+        self._call: Call | None = None
+        self._idle = ""
+        self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+        self._blocks: list[Any] = []
+        self._layouts: list[BlockList] = []
+        self._probe: Probe | None = None
+        self._install()
+
+    # -- installing and removing -----------------------------------------------------------------------------------
+
+    def _install(self) -> None:
+        if self.spec is not None and self.needs.metric is not None:
+            self._probe = Probe(self.denoiser, self.spec, self.needs)
+        self.hook = hooks.DenoiserHook(self.call, self.end, self)
+        hooks.install(self.denoiser, self.hook, HOOK)
+        if self.spec is not None and self.needs.keep == "stack":
+            for position, (_, block, described) in enumerate(self.spec.blocks(self.denoiser)):
+                names = list(inspect.signature(type(block).forward).parameters)[1:]
+                self._blocks.append(block)
+                self._layouts.append(described)
+                hooks.install(block, hooks.ReplacingHook(self._block_act(position, described, names)), BLOCK_HOOK)
+
+    def remove(self) -> None:
+        self.end()
+        for block in self._blocks:
+            hooks.uninstall(block, BLOCK_HOOK)
+        hooks.uninstall(self.denoiser, HOOK)
+        if self._probe is not None:
+            self._probe.remove()
+        self._blocks, self._layouts = [], []
+
+    # -- one call --------------------------------------------------------------------------------------------------
+
+    def call(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stands in for the denoiser's forward."""
+        began = time.perf_counter()
+        named = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        try:
+            tick = self.clock.tick(self.hook.contexts.current, named)
+            if tick.new_generation:
+                self._begin()
+            key = tick.branch if self.needs.separate else ""
+            plan, deciding = self._decide(tick, key)
+            output = self._act(tick, plan, deciding, key, forward, args, kwargs, named, began)
+        except BaseException:
+            # Whatever happened, the next call begins afresh.
+            self._call = None
+            self.end()
+            raise
+        if tick.step.is_last(1):
+            # Nothing comes after the last step: free at once what this branch kept.
+            self._caches.pop(tick.branch, None)
+            if not self.needs.separate and self._probe is not None:
+                self._probe.reset()
+        return output
+
+    def _begin(self) -> None:
+        self.settle()
+        self._clear()
+        self.generation = self._open(self)
+
+    def _decide(self, tick: Tick, key: str) -> tuple[Plan, bool]:
+        """The plan for this call, and whether this call is the one that measures."""
+        if tick.new_step:
+            self.settle()
+            self._plans.clear()
+        deciding = key not in self._plans
+        if deciding:
+            policy = self._policies.setdefault(key, make_policy(self.config))
+            self._plans[key] = policy.plan(tick.step)
+        plan = self._plans[key]
+        cache = self._caches.get(tick.branch)
+        if plan.action != "compute" and (cache is None or not (cache.residuals or cache.outputs)):
+            plan = Plan(action="compute")  # a branch that was never computed has nothing to be filled from
+        return plan, deciding
+
+    def _act(
+        self,
+        tick: Tick,
+        plan: Plan,
+        deciding: bool,
+        key: str,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        named: Mapping[str, Any],
+        began: float,
+    ) -> Any:
+        cache = self._caches.setdefault(tick.branch, BranchCache())
+        record = StepRecord(
+            index=tick.step.index, sigma=tick.step.sigma, branch=tick.branch, action=plan.action, denoiser=self.name
+        )
+        if plan.action != "compute" and self.needs.keep == "output":
+            output, record.action = self._filled_output(tick, plan, cache)
+        else:
+            hidden = named.get(self.spec.hidden) if self.spec else None
+            batch = hidden.shape[0] if hidden is not None else 1
+            frames = self.spec.frames(self.denoiser, named) if self.spec else 1
+            self._call = Call(tick, plan, cache, batch, frames)
+            measuring = deciding and plan.action == "compute" and self._probe is not None
+            if self._probe is not None:
+                self._probe.armed = measuring
+            output = forward(*args, **kwargs)
+            self._call = None
+            if plan.action == "compute":
+                if self.needs.keep == "output":
+                    self._keep_output(tick, cache, output)
+                policy = self._policies[key]
+                if self._probe is not None and measuring:
+                    self._pending.append((policy, tick.step, record, self._probe.compare(key, batch, frames)))
+                elif deciding:
+                    policy.observe(tick.step, None, None)
+        assert self.generation is not None
+        self.generation.add(record, self._fraction(record.action), began)
+        if plan.action == "compute":
+            self.generation.hold(self.name, self.tensors())
+        return output
+
+    def settle(self) -> None:
+        """Hand the last step's measurements to its policies and records: the one transfer from the device."""
+        pending, self._pending = self._pending, []
+        for policy, step, record, measured in pending:
+            record.metric, record.motion = (None if value != value else value for value in measured.tolist())
+            policy.observe(step, record.metric, record.motion)
+
+    # -- filling ---------------------------------------------------------------------------------------------------
+
+    def _keep_output(self, tick: Tick, cache: BranchCache, output: Any) -> None:
+        value = output if hasattr(output, "clone") else output[0]
+        # A copy: pipelines may go on to change what they were given.
+        cache.outputs.insert(0, value.detach().clone())
+        cache.sigmas.insert(0, tick.step.sigma)
+        del cache.outputs[self.needs.order + 1 :], cache.sigmas[self.needs.order + 1 :]
+        cache.template = output if isinstance(output, type(value)) else type(output)
+
+    def _filled_output(self, tick: Tick, plan: Plan, cache: BranchCache) -> tuple[Any, str]:
+        sigmas = list(dict.fromkeys(cache.sigmas)) if plan.action == "forecast" else cache.sigmas[:1]
+        factors = fill.weights(sigmas, tick.step.sigma, plan.damping)
+        value = fill.extrapolate(cache.outputs[: len(sigmas)], factors)
+        if value is cache.outputs[0]:
+            value = value.clone()
+        action = "forecast" if len(sigmas) > 1 else "reuse"
+        if not isinstance(cache.template, type):
+            return value, action
+        return ((value,) if cache.template is tuple else cache.template(value)), action
+
+    def _block_act(self, position: int, described: BlockList, names: list[str]) -> Callable[..., Any]:
+        streams = described.streams
+        missing = [stream for stream in streams if stream not in names]
+        if missing:
+            raise UnicpError(f"blocks of {described.path!r} take no argument {missing[0]!r}; they take: {names}")
+        places = [names.index(stream) for stream in streams]
+
+        def act(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call = self._call
+            if call is None:
+                return forward(*args, **kwargs)
+            values = [
+                args[place] if place < len(args) else kwargs[stream]
+                for place, stream in zip(places, streams, strict=True)
+            ]
+            if position == 0:
+                call.entry = dict(zip(streams, values, strict=True))
+            last = position == len(self._blocks) - 1
+            if call.plan.action == "compute":
+                output = forward(*args, **kwargs)
+                if last:
+                    self._keep_residual(call, described, output)
+                return output
+            if last:
+                values = self._filled_stack(call, described)
+            return values[0] if len(values) == 1 else tuple(values)
+
+        return act
+
+    def _entry(self, call: Call, described: BlockList) -> list[Any]:
+        """The streams that entered the stack, in the last block's layout."""
+        first = self._layouts[0].layout
+        video, *others = described.streams
+        entered = relayout(call.entry[video], first, described.layout, call.batch, call.frames)
+        return [entered, *(call.entry[stream] for stream in others)]
+
+    def _keep_residual(self, call: Call, described: BlockList, output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        entered = self._entry(call, described)
+        for before, after in zip(entered, outputs, strict=True):
+            if before.shape != after.shape:
+                raise UnicpError(
+                    f"{type(self.denoiser).__name__}: hidden states enter the blocks with shape {tuple(before.shape)} "
+                    f"and leave {described.path!r} with {tuple(after.shape)}; the stack cannot be cached. Check the spec"
+                )
+        call.cache.residuals = tuple((after - before).detach() for before, after in zip(entered, outputs, strict=True))
+
+    def _filled_stack(self, call: Call, described: BlockList) -> list[Any]:
+        assert call.cache.residuals is not None
+        return [before + r for before, r in zip(self._entry(call, described), call.cache.residuals, strict=True)]
+
+    # -- accounting and resetting ----------------------------------------------------------------------------------
+
+    def _fraction(self, action: str) -> float:
+        """Share of the denoiser's parameters that a call runs through."""
+        if action == "compute":
+            return 1.0
+        return self._outside if self.needs.keep == "stack" else 0.0
+
+    @property
+    def _outside(self) -> float:
+        if not hasattr(self, "_outside_share"):
+            inside = sum(p.numel() for block in self._blocks for p in block.parameters())
+            whole = sum(p.numel() for p in self.denoiser.parameters())
+            self._outside_share = 1 - inside / whole
+        return self._outside_share
+
+    def tensors(self) -> list[Any]:
+        """Every tensor that is held between calls."""
+        held = [tensor for cache in self._caches.values() for tensor in cache.tensors()]
+        return held + (self._probe.tensors() if self._probe is not None else [])
+
+    def _clear(self) -> None:
+        for policy in self._policies.values():
+            self._idle = policy.why_idle()
+        self._policies.clear()
+        self._plans.clear()
+        self._caches.clear()
+        self._pending.clear()
+        self._call = None
+        if self._probe is not None:
+            self._probe.reset()
+
+    def end(self) -> None:
+        """End the generation: free everything that was kept. The next call begins another."""
+        self.settle()
+        self._clear()
+        self.clock.reset()
+        if self.generation is not None:
+            self.generation = None
+            self._ended()
+
+    def why_idle(self) -> str:
+        """A policy's own words on why a run computed every step."""
+        return self._idle or make_policy(self.config).why_idle()

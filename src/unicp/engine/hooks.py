@@ -1,0 +1,138 @@
+"""Our hooks on ``diffusers.hooks``: registered on instances, removable in any order.
+
+``HookRegistry.remove_hook`` is only right for the hook that was registered last: where the next outer hook replaces
+the forward, it overwrites that replacement and thereby switches the outer hook off. Both directions are mended here:
+others may remove theirs under ours, and we may remove ours under others.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import HookFunctionReference, StateManager
+
+
+class ContextReceiver(StateManager):
+    """Takes the cache context that a pipeline sets; keeps no state of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.current: Any = None
+
+    def set_context(self, context: Any) -> None:
+        self.current = context
+
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        self.current = None
+
+
+class _GuardedReference(HookFunctionReference):
+    """Where diffusers relinks ``forward`` after an inner hook is removed, only what lies inside of us may change."""
+
+    def __init__(self, replacement: Callable[..., Any], inner: Callable[..., Any]) -> None:
+        super().__init__()
+        self._replacement = replacement
+        self.original_forward = inner
+
+    @property
+    def forward(self) -> Any:
+        return self.__dict__.get("_replacement")
+
+    @forward.setter
+    def forward(self, inner: Any) -> None:
+        self.original_forward = inner
+
+
+class ReplacingHook(ModelHook):
+    """A hook that may run the module's forward or not. ``act(forward, args, kwargs)`` decides."""
+
+    def __init__(self, act: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self.act = act
+        self.installed: Any = None
+
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.act(self.fn_ref.original_forward, args, kwargs)
+
+
+class DenoiserHook(ReplacingHook):
+    """The hook on a whole denoiser: it also receives cache contexts and diffusers' own resets."""
+
+    _is_stateful = True
+
+    def __init__(self, act: Callable[..., Any], reset: Callable[[], None], owner: Any) -> None:
+        super().__init__(act)
+        self.contexts = ContextReceiver()
+        self.reset = reset
+        self.owner = owner
+
+    def reset_state(self, module: Any) -> Any:
+        self.reset()
+        return module
+
+
+def install(module: Any, hook: ReplacingHook, name: str) -> None:
+    """Register a hook on a module instance."""
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    registry.register_hook(hook, name)
+    plain = hook.fn_ref
+    guarded = _GuardedReference(plain.forward, plain.original_forward)
+    guarded.pre_forward, guarded.post_forward = plain.pre_forward, plain.post_forward
+    # The closure that diffusers built holds the plain reference: give that very object the guarded behaviour.
+    state = dict(guarded.__dict__)
+    plain.__class__ = _GuardedReference
+    plain.__dict__.clear()
+    plain.__dict__.update(state)
+    hook.installed = module.forward
+    _forget_children(registry)
+
+
+def find(module: Any, name: str) -> Any:
+    """The hook of this name on a module, or ``None``."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry.get_hook(name) if registry is not None else None
+
+
+def uninstall(module: Any, name: str) -> None:
+    """Remove a hook of ours, wherever it stands among others. Nothing of ours stays on the module."""
+    registry = getattr(module, "_diffusers_hook", None)
+    if registry is None or name not in registry.hooks:
+        return
+    hook = registry.hooks[name]
+    index = registry._hook_order.index(name)
+    inner = registry._fn_refs[index].original_forward
+    if index == len(registry._hook_order) - 1:
+        if module.__dict__.get("forward") is hook.installed:
+            module.forward = inner
+        elif module.__dict__.get("_old_forward") is hook.installed:  # an accelerate hook stands around ours
+            module._old_forward = inner
+        else:  # something unknown holds on to our forward: from now on it only passes through
+            hook.act = _pass_through
+    else:
+        outer = registry._fn_refs[index + 1]
+        if outer.original_forward is not None:
+            outer.original_forward = inner
+        else:
+            outer.forward = inner
+    del registry.hooks[name]
+    registry._hook_order.pop(index)
+    registry._fn_refs.pop(index)
+    _forget_children(registry)
+    if not registry.hooks:
+        del module._diffusers_hook
+        own = module.__dict__.get("forward")
+        if inspect.ismethod(own) and own.__func__ is getattr(type(module), "forward", None):
+            del module.__dict__["forward"]
+
+
+def _pass_through(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return forward(*args, **kwargs)
+
+
+def _forget_children(registry: HookRegistry) -> None:
+    # Since diffusers 0.41 a registry remembers its children's registries from the first cache_context on.
+    if hasattr(registry, "invalidate_child_registries_cache"):
+        registry.invalidate_child_registries_cache()

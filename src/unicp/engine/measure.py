@@ -1,0 +1,105 @@
+"""Scalars from what was computed. Tensors are captured by ordinary module hooks, compared on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import UnicpError
+from ..metrics import frame_difference, relative_change
+from ..policies import Needs
+from ..specs import BlockList, ModelSpec
+from .layout import by_frame
+
+
+class Probe:
+    """Captures one sub-layer's residual in the measured blocks of a denoiser, while it is ``armed``.
+
+    The residual of a sub-layer, after its gate, is the hidden states where the next sub-layer begins minus the
+    hidden states where it begins itself: so no block's forward has to be known.
+    """
+
+    def __init__(self, denoiser: Any, spec: ModelSpec, needs: Needs) -> None:
+        self.armed = False
+        self._strides = needs.strides
+        self._starts: dict[int, Any] = {}
+        self._residuals: dict[int, Any] = {}
+        self._kept: dict[str, list[Any]] = {}
+        self._handles: list[Any] = []
+        blocks = [(module, described) for _, module, described in spec.blocks(denoiser) if described.measured]
+        last = len(blocks) - 1
+        chosen = {"start": [0], "mid": [len(blocks) // 2], "end": [last], "all": list(range(len(blocks)))}
+        self.layout = blocks[0][1].layout
+        for position in chosen[needs.location]:
+            self._watch(position, *blocks[position], needs.metric or "block", spec)
+
+    def _watch(self, position: int, block: Any, described: BlockList, kind: str, spec: ModelSpec) -> None:
+        names = list(described.residuals)
+        if kind == "block":
+            begin, end = None, None
+        elif kind in names:
+            begin = described.residuals[kind]
+            following = names.index(kind) + 1
+            end = described.residuals[names[following]] if following < len(names) else None
+        else:
+            raise UnicpError(
+                f"metric_kind {kind!r} cannot be measured on the family {spec.family!r}; it has: "
+                f"{', '.join([*names, 'block'])}"
+            )
+        stream = described.streams[0]
+
+        def start(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.armed:
+                self._starts[position] = kwargs[stream] if stream in kwargs else args[0]
+
+        def stop(hidden: Any) -> None:
+            if self.armed and position in self._starts:
+                source = self._starts.pop(position)
+                self._residuals[position] = (hidden - source).detach().to(source.dtype)
+
+        def stop_before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stop(kwargs[stream] if stream in kwargs else args[0])
+
+        def stop_after(_: Any, __: Any, output: Any) -> None:
+            stop(output[0] if isinstance(output, tuple) else output)
+
+        first = block if begin is None else block.get_submodule(begin)
+        self._handles.append(first.register_forward_pre_hook(start, with_kwargs=True))
+        if end is None:
+            self._handles.append(block.register_forward_hook(stop_after))
+        else:
+            self._handles.append(block.get_submodule(end).register_forward_pre_hook(stop_before, with_kwargs=True))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.reset()
+
+    def reset(self) -> None:
+        self.armed = False
+        self._starts.clear()
+        self._residuals.clear()
+        self._kept.clear()
+
+    def compare(self, key: str, batch: int, frames: int) -> Any:
+        """Change since the last comparison under this key, and the motion score: a tensor (2,) on the device.
+
+        NaN stands for "not measured": the change at a first comparison, the motion if it is not asked for.
+        """
+        self.armed = False
+        new = [by_frame(self._residuals[position], self.layout, batch, frames) for position in sorted(self._residuals)]
+        self._residuals.clear()
+        old = self._kept.get(key)
+        self._kept[key] = new
+        if not new:
+            raise UnicpError("no residual was captured: the measured blocks did not run as the model's spec says")
+        nothing = torch.full((), float("nan"), device=new[0].device)
+        change = nothing if old is None else torch.stack([relative_change(a, b) for a, b in zip(new, old)]).mean()  # noqa: B905
+        motion = torch.stack([frame_difference(p, self._strides) for p in new]).mean() if self._strides else nothing
+        return torch.stack([change, motion.to(change.device)])
+
+    def tensors(self) -> list[Any]:
+        """Everything that is held."""
+        return [tensor for kept in self._kept.values() for tensor in kept]

@@ -1,0 +1,39 @@
+"""The one exception of the library, and its one warning."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UnicpError(ValueError, RuntimeError):
+    """Anything unicp refuses: a wrong value, an unknown model, a broken file.
+
+    It is a ``ValueError`` and a ``RuntimeError``, so that callers who expect either catch it. The message is one
+    or two lines: what was wrong, with which value, and what to do.
+    """
+
+
+class UnicpWarning(UserWarning):
+    """Something works, but not as the user probably meant it."""
+
+
+def unknown(kind: str, value: object, known: Iterable[object]) -> UnicpError:
+    """The error for a name that is not in a list of names, with the nearest one suggested.
+
+    >>> print(unknown("method", "adacash", ["none", "adacache"]))
+    unknown method 'adacash'; known: none, adacache. Did you mean 'adacache'?
+    """
+    names = [str(name) for name in known]
+    message = f"unknown {kind} {value!r}; known: {', '.join(names)}."
+    near = difflib.get_close_matches(str(value), names, n=1)
+    return UnicpError(message + (f" Did you mean {near[0]!r}?" if near else ""))
+
+
+def missing_extra(library: str, extra: str, purpose: str) -> UnicpError:
+    """The error for an optional dependency that is not installed.
+
+    >>> print(missing_extra("matplotlib", "plots", "figures"))
+    figures need matplotlib, which is not installed; run: pip install 'unicp[plots]'
+    """
+    return UnicpError(f"{purpose} need {library}, which is not installed; run: pip install 'unicp[{extra}]'")

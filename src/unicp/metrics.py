@@ -1,0 +1,110 @@
+"""How far apart two tensors or two videos are. Pure functions; everything is computed in floating point.
+
+The image metrics come from torchmetrics; only what the field has no standard library for is written here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+
+def relative_change(new: Any, old: Any) -> Any:
+    """``rel(a, b) = sum|a - b| / sum|b|`` of each sample, then the worst sample (methods: one decision a batch).
+
+    Args:
+        new, old: tensors of one shape (B, ...).
+
+    Returns:
+        A float32 scalar tensor on the inputs' device. Where ``old`` is zero: 0 if ``new`` is zero too, else inf.
+
+    >>> float(relative_change(torch.tensor([[2.0, 2.0], [1.0, 1.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]])))
+    1.0
+    """
+    a, b = new.flatten(1).float(), old.flatten(1).float()
+    difference = (a - b).abs().sum(1)
+    size = b.abs().sum(1)
+    # 0 / 0 means "nothing there, nothing changed"; x / 0 stays infinite, which no policy takes for "reuse".
+    return torch.where(difference == 0, torch.where(size.isnan(), size, 0.0), difference / size).max()
+
+
+def frame_difference(features: Any, strides: tuple[int, ...] = (1,)) -> Any:
+    """Motion score of AdaCache's MoReg (arXiv 2411.02397, section 4.3; normalised as in its reference code).
+
+    ``m = mean over strides k of  sum|p[k:] - p[:-k]| / (sum|p[k:]| + sum|p[:-k]|)`` over token frames, of each
+    sample, then the largest.
+
+    Args:
+        features: (B, F, S, C) with F token frames of S tokens.
+        strides: distances between compared frames; those of F or more are left out.
+
+    Returns:
+        A float32 scalar tensor in [0, 1]; zero for a single frame.
+    """
+    p = features.float()
+    scores = []
+    for k in strides:
+        if k >= p.shape[1]:
+            continue
+        late, early = p[:, k:].flatten(1), p[:, :-k].flatten(1)
+        size = late.abs().sum(1) + early.abs().sum(1)
+        difference = (late - early).abs().sum(1)
+        scores.append(torch.where(difference == 0, torch.where(size.isnan(), size, 0.0), difference / size))
+    if not scores:
+        return torch.zeros((), device=p.device)
+    return torch.stack(scores).mean(0).max()
+
+
+def _pair(video: Any, reference: Any) -> tuple[Any, Any]:
+    a, b = (torch.as_tensor(v).double() for v in (video, reference))
+    if a.shape != b.shape:
+        raise ValueError(f"videos differ in shape: {tuple(a.shape)} and {tuple(b.shape)}")
+    return a, b
+
+
+def psnr(video: Any, reference: Any) -> float:
+    """Peak signal-to-noise ratio in dB of two videos (F, H, W, 3) in [0, 1]; infinite if they are equal.
+
+    >>> round(psnr(torch.full((1, 2, 2, 3), 16 / 255), torch.zeros(1, 2, 2, 3)), 2)
+    24.05
+    """
+    a, b = _pair(video, reference)
+    error = float((a - b).square().mean())
+    return math.inf if error == 0 else -10 * math.log10(error)
+
+
+def ssim(video: Any, reference: Any) -> float:
+    """Structural similarity (torchmetrics: 11-pixel Gaussian window), mean over frames, of (F, H, W, 3) in [0, 1]."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    a, b = _pair(video, reference)
+    # A window of 11 needs pictures at least that large.
+    size = min(11, (min(a.shape[1:3]) - 1) // 2 * 2 + 1)
+    value = structural_similarity_index_measure(
+        a.permute(0, 3, 1, 2).float(), b.permute(0, 3, 1, 2).float(), data_range=1.0, kernel_size=size
+    )
+    return float(value)  # type: ignore[arg-type]
+
+
+def motion_ratio(video: Any, reference: Any) -> float:
+    """Motion energy of ``video`` over that of ``reference``: mean squared change between neighbouring frames.
+
+    One means that motion is preserved; below one, that it was damped. If the reference stands still: 1 if the
+    video does too, else infinite.
+    """
+    a, b = _pair(video, reference)
+    moved, reference_moved = (float((v[1:] - v[:-1]).square().mean()) if len(v) > 1 else 0.0 for v in (a, b))
+    if reference_moved == 0:
+        return 1.0 if moved == 0 else math.inf
+    return moved / reference_moved
+
+
+def temporal_psnr(video: Any, reference: Any) -> float:
+    """PSNR in dB of the changes between neighbouring frames, which lie in [-1, 1]: is it the same motion?"""
+    a, b = _pair(video, reference)
+    if len(a) < 2:
+        return math.inf
+    error = float(((a[1:] - a[:-1]) - (b[1:] - b[:-1])).square().mean())
+    return math.inf if error == 0 else -10 * math.log10(error / 4)

@@ -1,0 +1,206 @@
+"""When to compute: pure state machines over scalars, testable without a model.
+
+A policy is found by the type of its config. A new policy is one new module in this package: a frozen config
+dataclass, a :class:`Policy`, and ``@register`` on it. The command line, the contract tests and the documentation
+enumerate :func:`config_types`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from ..errors import UnicpError, unknown
+
+ACTIONS = ("compute", "reuse", "forecast", "partial")
+"""What can happen to a denoiser call: all of it ran; a cached value was added; its output was extrapolated; some
+units of it ran."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Where in a generation a decision is asked for.
+
+    Attributes:
+        index: denoising step, 0 for the first.
+        count: number of denoising steps, or ``None`` where nobody says.
+        position: how many steps of this generation this denoiser has seen before. It differs from ``index`` for
+            the second of two denoisers (Wan 2.2).
+        sigma: noise level, falling over the run.
+    """
+
+    index: int
+    count: int | None
+    position: int
+    sigma: float
+
+    def is_last(self, steps: int) -> bool:
+        """Whether this is one of the last ``steps`` steps; never, where the number of steps is unknown."""
+        return self.count is not None and self.index >= self.count - steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do at a step.
+
+    Attributes:
+        action: one of :data:`ACTIONS`.
+        damping: for ``"forecast"``: 1 extrapolates fully, 0 repeats the last value.
+        units: action of each unit by module name, where ``action`` is ``"partial"``.
+    """
+
+    action: str
+    damping: float = 1.0
+    units: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a policy wants from the engine. All of it is fixed for the life of a policy.
+
+    Attributes:
+        keep: value that is kept at a computed step to fill later ones: ``"stack"`` (the block stack's residual) or
+            ``"output"`` (the denoiser's whole output).
+        order: degree of the extrapolation of a kept output; 0 is plain reuse.
+        metric: sub-layer whose residual is compared between computed steps (a key of ``BlockList.residuals``), or
+            ``None`` if the policy looks at nothing.
+        location: in which blocks: ``"start"``, ``"mid"``, ``"end"`` or ``"all"``.
+        strides: frame distances of the motion score; empty if it is not wanted.
+        separate: decide for every guidance branch on its own.
+    """
+
+    keep: str
+    order: int = 0
+    metric: str | None = None
+    location: str = "mid"
+    strides: tuple[int, ...] = ()
+    separate: bool = False
+
+
+class Policy(abc.ABC):
+    """Decides, at every denoising step, what is computed. One instance decides for one generation."""
+
+    @abc.abstractmethod
+    def needs(self) -> Needs:
+        """What the engine has to keep and to measure."""
+
+    @abc.abstractmethod
+    def plan(self, step: Step) -> Plan:
+        """The decision for this step. Called once a step, in order."""
+
+    def observe(self, step: Step, change: float | None, motion: float | None) -> None:  # noqa: B027
+        """Take note of what a computed step measured.
+
+        Args:
+            step: the step that was computed.
+            change: relative change of the metric since the last computed step (``None`` at the first).
+            motion: motion score, ``None`` if not asked for.
+        """
+
+    @abc.abstractmethod
+    def why_idle(self) -> str:
+        """Why a whole run may have computed every step, and what to do: for the warning."""
+
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What the public configs share: JSON round trip and copies with other values."""
+
+    method: ClassVar[str]
+    """Name of the method on the command line and in JSON."""
+    schedule_only: ClassVar[bool] = False
+    """True if the decisions need no measurement inside the blocks, so that any denoiser will do."""
+
+    def replace(self: ConfigT, **changes: Any) -> ConfigT:
+        """A copy with other values; unknown names are errors."""
+        _check_keys(type(self), changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the method's name under ``"method"``."""
+        return {"method": self.method, **dataclasses.asdict(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+
+def _check_keys(kind: type[Config], values: Mapping[str, Any]) -> None:
+    names = [field.name for field in dataclasses.fields(kind)]
+    for key in values:
+        if key not in names:
+            raise unknown(f"field of {kind.__name__}", key, names)
+
+
+_REGISTRY: dict[type[Config], Callable[[Any], Policy]] = {}
+PolicyT = TypeVar("PolicyT", bound=Callable[[Any], Policy])
+
+
+def register(config_type: type[Config]) -> Callable[[PolicyT], PolicyT]:
+    """Class decorator: this policy serves configs of this type."""
+
+    def decorate(policy: PolicyT) -> PolicyT:
+        _REGISTRY[config_type] = policy
+        return policy
+
+    return decorate
+
+
+def config_types() -> dict[str, type[Config]]:
+    """Every config type by its method's name. All modules of this package are imported for it."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return {kind.method: kind for kind in _REGISTRY}
+
+
+def make_policy(config: Config) -> Policy:
+    """A fresh policy for a config."""
+    config_types()
+    for kind in type(config).__mro__:
+        if kind in _REGISTRY:
+            return _REGISTRY[kind](config)
+    raise unknown("config type", type(config).__name__, [kind.__name__ for kind in _REGISTRY])
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """The config that :meth:`Config.to_dict` or its JSON describes.
+
+    >>> config_from_dict({"method": "schedule", "interval": 2}).interval
+    2
+    """
+    if not isinstance(values, Mapping) or "method" not in values:
+        raise UnicpError(f"a config is a mapping with a 'method', got {values!r:.80}")
+    kinds = config_types()
+    if values["method"] not in kinds:
+        raise unknown("method", values["method"], kinds)
+    kind = kinds[values["method"]]
+    rest = {key: _tuples(value) for key, value in values.items() if key != "method"}
+    _check_keys(kind, rest)
+    return kind(**rest)
+
+
+def _tuples(value: Any) -> Any:
+    # JSON has lists only; the configs hold tuples.
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise unknown(name, value, choices)
+
+
+def check_number(name: str, value: Any, *, low: float, high: float = float("inf"), whole: bool = False) -> None:
+    """Refuse what is not a number in [low, high]; booleans and NaN are not numbers here."""
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        limits = f"from {low:g} to {high:g}" if high != float("inf") else f"of at least {low:g}"
+        raise UnicpError(f"{name} must be {kind} {limits}, got {value!r}")

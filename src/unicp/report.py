@@ -1,0 +1,144 @@
+"""What was done: a record a denoiser call, a report a generated video."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class StepRecord:
+    """One denoiser call.
+
+    Attributes:
+        index: denoising step, from 0.
+        sigma: noise level at that step.
+        branch: guidance branch, as the pipeline names it (``"cond"``, ``"uncond"``, ...), or ``"call 1"``, ``"call 2"``
+            by the order of calls where it names none.
+        action: ``"compute"``, ``"reuse"``, ``"forecast"`` or ``"partial"``.
+        metric: measured relative change since the last computed step, before division by the rate; ``None`` where
+            nothing was measured.
+        motion: motion score, where it was asked for.
+        units: action of each unit where the call was partial.
+        denoiser: name of the denoiser in its pipeline.
+    """
+
+    index: int
+    sigma: float
+    branch: str
+    action: str
+    metric: float | None = None
+    motion: float | None = None
+    units: dict[str, str] = field(default_factory=dict)
+    denoiser: str = "transformer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionReport:
+    """What was done for one video.
+
+    Attributes:
+        method: name of the method.
+        steps: records in the order of the calls.
+        computed_fraction: share of the denoiser's arithmetic that ran, from 0 to 1. A call counts as the share of the
+            denoiser's parameters it ran through: 1 if computed, 0 if its output was filled, and the few per cent of
+            the embeddings and the output layer if the block stack was.
+        cache_bytes: the most that was kept for later steps at any time.
+        sliced_bytes: memory of sliced weights.
+        seconds: from the beginning of the first denoiser call to the end of the last, on the host's clock. On a GPU
+            the last kernels may still be running.
+    """
+
+    method: str
+    steps: tuple[StepRecord, ...]
+    computed_fraction: float
+    cache_bytes: int
+    sliced_bytes: int
+    seconds: float
+
+    @property
+    def estimated_speedup(self) -> float:
+        """Speed-up of the denoiser if time followed arithmetic: an upper bound, not a measurement."""
+        return 1 / self.computed_fraction if self.computed_fraction else float("inf")
+
+    @property
+    def computed_steps(self) -> int:
+        """Denoising steps in which at least one branch was computed."""
+        return len({(r.denoiser, r.index) for r in self.steps if r.action in ("compute", "partial")})
+
+    @property
+    def count(self) -> int:
+        """Denoising steps seen."""
+        return len({(r.denoiser, r.index) for r in self.steps})
+
+    def timeline(self) -> dict[str, str]:
+        """One line a branch, one character a step: ``#`` computed, ``+`` partial, ``~`` forecast, ``.`` reused."""
+        signs = {"compute": "#", "partial": "+", "forecast": "~", "reuse": "."}
+        lines: dict[str, str] = {}
+        for record in self.steps:
+            lines[record.branch] = lines.get(record.branch, "") + signs[record.action]
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "steps"}
+        values["computed_steps"], values["step_count"] = self.computed_steps, self.count
+        values["estimated_speedup"] = self.estimated_speedup if self.steps else None
+        values["steps"] = [dataclasses.asdict(record) for record in self.steps]
+        return values
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.method}: {self.computed_steps} of {self.count} denoising steps computed "
+            f"({self.computed_fraction:.0%} of the denoiser's arithmetic)",
+            f"  in {self.seconds:.1f} s; {self.cache_bytes / 2**20:.2f} MiB kept at most",
+        ]
+        timeline = self.timeline()
+        width = max((len(branch) for branch in timeline), default=0)
+        for branch, line in timeline.items():
+            # 80 columns: long runs wrap.
+            pieces = [line[i : i + 60] for i in range(0, len(line), 60)]
+            lines += [f"  {branch if i == 0 else '':<{width}}  {piece}" for i, piece in enumerate(pieces)]
+        lines.append("  # computed   + partial   ~ forecast   . reused")
+        return "\n".join(lines)
+
+
+class Generation:
+    """Collects what happens while one video is generated."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.records: list[StepRecord] = []
+        self.denoisers: set[str] = set()
+        self._fractions = 0.0
+        self._began: float | None = None
+        self._ended = 0.0
+        self._held: dict[str, int] = {}
+
+    def add(self, record: StepRecord, fraction: float, began: float) -> None:
+        self.records.append(record)
+        self._fractions += fraction
+        self._began = began if self._began is None else self._began
+        self._ended = time.perf_counter()
+
+    def hold(self, denoiser: str, tensors: Iterable[Any]) -> None:
+        """Note what a denoiser keeps now; the most counts."""
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        self._held[denoiser] = max(self._held.get(denoiser, 0), sum(storages.values()))
+
+    @property
+    def acted(self) -> bool:
+        return any(record.action != "compute" for record in self.records)
+
+    def report(self) -> SessionReport:
+        return SessionReport(
+            method=self.method,
+            steps=tuple(dataclasses.replace(record) for record in self.records),
+            computed_fraction=self._fractions / len(self.records) if self.records else 0.0,
+            cache_bytes=sum(self._held.values()),
+            sliced_bytes=0,
+            seconds=self._ended - self._began if self._began is not None else 0.0,
+        )

@@ -1,0 +1,177 @@
+"""``accelerate`` and ``restore``: a config put on a pipeline or a module, and taken off again."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .engine import hooks
+from .engine.executor import HOOK, Executor
+from .errors import UnicpError, UnicpWarning, unknown
+from .policies import Config, config_types, make_policy
+from .profiles import Profile
+from .report import Generation, SessionReport
+from .specs import ModelSpec, find_spec, known_specs
+
+DENOISERS = ("transformer", "transformer_2")
+"""Components of a pipeline that are accelerated, where it has them."""
+
+
+class Session:
+    """An acceleration in force. A context manager: leaving it restores.
+
+    Made by :func:`accelerate`. Holds one independent state for each denoiser.
+    """
+
+    def __init__(self, denoisers: dict[str, Any], config: Config, spec: ModelSpec | None, pipe: Any) -> None:
+        self.config = config
+        self._generation: Generation | None = None
+        self._reports: list[SessionReport] = []
+        self._warned = False
+        self._executors: list[Executor] = []
+        try:
+            for name, denoiser in denoisers.items():
+                self._executors.append(
+                    Executor(denoiser, name, config, spec or find_spec(denoiser), pipe, self._begin, self._close)
+                )
+        except BaseException:
+            self.restore()
+            raise
+
+    def _begin(self, executor: Executor) -> Generation:
+        if self._generation is None or executor.name in self._generation.denoisers:
+            self._close()
+            self._generation = Generation(self.config.method)
+        self._generation.denoisers.add(executor.name)
+        return self._generation
+
+    def _close(self) -> None:
+        """Turn the generation in progress into a report, once none of the denoisers is in it any more."""
+        generation = self._generation
+        if generation is None or any(executor.generation is generation for executor in self._executors):
+            return
+        self._generation = None
+        self._reports.append(generation.report())
+        if not generation.acted and not self._warned:
+            self._warned = True
+            why = self._executors[0].why_idle()
+            warnings.warn(f"unicp {self.config.method} never acted in this run: {why}", UnicpWarning, stacklevel=2)
+
+    def _end(self) -> None:
+        for executor in self._executors:
+            executor.end()
+
+    def report(self) -> SessionReport:
+        """What was done for the last video.
+
+        Raises:
+            UnicpError: no video was generated yet.
+        """
+        self._end()
+        if not self._reports:
+            raise UnicpError("there is no report yet: generate a video first")
+        return self._reports[-1]
+
+    @property
+    def reports(self) -> list[SessionReport]:
+        """One report for each video generated so far."""
+        self._end()
+        return list(self._reports)
+
+    def cached_tensors(self) -> list[Any]:
+        """The tensors that are kept at this moment; none between two videos."""
+        return [tensor for executor in self._executors for tensor in executor.tensors()]
+
+    def restore(self) -> None:
+        """Take everything of ours off again. Doing it twice does no harm."""
+        executors = self._executors
+        for executor in executors:
+            executor.remove()
+        self._executors = []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.restore()
+
+
+def _denoisers(target: Any) -> tuple[dict[str, Any], Any]:
+    """The denoisers of a pipeline or a module, by name, and the pipeline."""
+    if isinstance(target, torch.nn.Module):
+        return {"transformer": target}, None
+    if not hasattr(target, "components"):
+        raise UnicpError(
+            f"accelerate and restore take a diffusers pipeline or a torch module, got {type(target).__name__}"
+        )
+    found = {name: getattr(target, name, None) for name in DENOISERS}
+    denoisers = {name: module for name, module in found.items() if isinstance(module, torch.nn.Module)}
+    if not denoisers:
+        raise UnicpError(
+            f"{type(target).__name__} has no component named {' or '.join(DENOISERS)}; pass its denoiser itself"
+        )
+    return denoisers, target
+
+
+def _resolve(config: Any) -> Config:
+    """A config from a config, the name of a method, or the path of a profile."""
+    if isinstance(config, Config):
+        return config
+    kinds = config_types()
+    if isinstance(config, str) and config in kinds:
+        return kinds[config]()
+    if isinstance(config, str | os.PathLike):
+        path = Path(config)
+        if path.suffix == ".safetensors" or path.exists():
+            return Profile.load(path).config
+        raise unknown("method", str(config), [*kinds, "PROFILE.safetensors"])
+    raise UnicpError(
+        f"config must be a config object, the name of a method ({', '.join(kinds)}) or the path of a profile, "
+        f"got {type(config).__name__}"
+    )
+
+
+def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = None, group: Any = None) -> Session:
+    """Make a diffusers video pipeline faster, in place.
+
+    Args:
+        pipe_or_module: a diffusers pipeline, or its transformer alone. Of a pipeline with two denoisers (Wan 2.2)
+            both are accelerated, each with a state of its own. Give the pipeline where you can: its scheduler tells
+            how many steps there are and where a video begins.
+        config: a config such as ``AdaCacheConfig()``, the name of a method (``"adacache"``), or the path of a profile.
+        spec: the structure of a model that is not built in.
+        group: process group of a context-parallel model. Not supported yet.
+
+    Returns:
+        The :class:`Session`. An earlier acceleration of the same denoisers by unicp is replaced.
+
+    Raises:
+        UnicpError: the target or the config is none of these, or the method looks into the blocks of a denoiser whose
+            structure is not known.
+    """
+    if group is not None:
+        raise UnicpError("group= is not supported yet; context-parallel models cannot be accelerated in this version")
+    denoisers, pipe = _denoisers(pipe_or_module)
+    resolved = _resolve(config)
+    needs = make_policy(resolved).needs()
+    for denoiser in denoisers.values():
+        if (needs.metric or needs.keep == "stack") and spec is None and find_spec(denoiser) is None:
+            raise UnicpError(
+                f"{resolved.method} looks into the blocks of the denoiser, and the structure of "
+                f"{type(denoiser).__name__} is not known; known: {', '.join(sorted(known_specs()))}. Describe it with "
+                "a ModelSpec (spec=...), or use a ScheduleConfig, which works on any denoiser"
+            )
+    restore(pipe_or_module)
+    return Session(denoisers, resolved, spec, pipe)
+
+
+def restore(pipe_or_module: Any) -> None:
+    """Remove everything of unicp from a pipeline or module, in whatever order other hooks came and went."""
+    for denoiser in _denoisers(pipe_or_module)[0].values():
+        hook = hooks.find(denoiser, HOOK)
+        if hook is not None:
+            hook.owner.remove()

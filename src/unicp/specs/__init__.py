@@ -1,0 +1,111 @@
+"""What a denoiser looks like: structure only, no behaviour.
+
+One small file a family, each calling :func:`register_spec`. Policies that act on the denoiser's whole output need
+no spec; those that act on its blocks do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UnicpError
+
+LAYOUTS = ("tokens", "spatial", "temporal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockList:
+    """One list of transformer blocks.
+
+    Attributes:
+        path: attribute path of the ``nn.ModuleList`` in the denoiser.
+        layout: shape of the hidden states the blocks see. With B samples, F token frames, S tokens a frame:
+            ``"tokens"`` (B, F*S, C), ``"spatial"`` (B*F, S, C), ``"temporal"`` (B*S, F, C).
+        streams: names of the hidden-state arguments (the video's first) that a block takes, in the order in which it
+            returns them. ``("hidden_states",)`` is a block that returns one tensor.
+        residuals: where in a block its sub-layers begin, in order: ``{"self_attention": None, "mlp": "norm3"}``
+            says that self-attention's residual is added between the block's input and the input of its submodule
+            ``norm3``, and the MLP's from there to the block's output.
+        measured: whether the metric of a policy may be taken here. In models with separate spatial and temporal
+            attention it is taken in the temporal blocks (AdaCache's reference does so).
+    """
+
+    path: str
+    layout: str = "tokens"
+    streams: tuple[str, ...] = ("hidden_states",)
+    residuals: Mapping[str, str | None] = field(default_factory=lambda: {"self_attention": None})
+    measured: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The structure of a family of denoisers.
+
+    Attributes:
+        family: short name for tables and messages.
+        classes: names of the transformer classes it describes.
+        block_lists: every list of blocks of the stack, in the order of their first blocks' execution.
+        interleaved: the lists alternate (block 0 of each, then block 1 of each) instead of running one after another.
+        frames: number of token frames of a call, from the denoiser and its arguments by name.
+        timestep: name of the argument that carries the timestep.
+        hidden: name of the argument that carries the latents.
+
+    Register your own with :func:`register_spec`, or pass it to ``accelerate(..., spec=...)``.
+    """
+
+    family: str
+    classes: tuple[str, ...]
+    block_lists: tuple[BlockList, ...]
+    frames: Callable[[Any, Mapping[str, Any]], int]
+    interleaved: bool = False
+    timestep: str = "timestep"
+    hidden: str = "hidden_states"
+
+    def blocks(self, denoiser: Any) -> list[tuple[str, Any, BlockList]]:
+        """All blocks in order of execution: (name, module, its list)."""
+        lists = []
+        for described in self.block_lists:
+            try:
+                modules = list(denoiser.get_submodule(described.path))
+            except (AttributeError, TypeError):
+                raise UnicpError(
+                    f"{type(denoiser).__name__} has no list of blocks named {described.path!r}, as the spec of the "
+                    f"family {self.family!r} says; pass a fitting spec= to accelerate"
+                ) from None
+            lists.append([(f"{described.path}.{i}", module, described) for i, module in enumerate(modules)])
+        if self.interleaved:
+            return [block for group in zip(*lists, strict=True) for block in group]
+        return [block for group in lists for block in group]
+
+
+_SPECS: dict[str, ModelSpec] = {}
+
+
+def register_spec(spec: ModelSpec) -> ModelSpec:
+    """Make a spec known for all denoisers of its classes; the last one registered for a class counts."""
+    for described in spec.block_lists:
+        if described.layout not in LAYOUTS:
+            raise UnicpError(f"layout of {described.path!r} must be one of {', '.join(LAYOUTS)}")
+    for name in spec.classes:
+        _SPECS[name] = spec
+    return spec
+
+
+def known_specs() -> dict[str, ModelSpec]:
+    """Every registered spec by transformer class name. All modules of this package are imported for it."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return dict(_SPECS)
+
+
+def find_spec(denoiser: Any) -> ModelSpec | None:
+    """The spec of a denoiser by its class or a base class of it, or ``None``."""
+    known = known_specs()
+    for kind in type(denoiser).__mro__:
+        if kind.__name__ in known:
+            return known[kind.__name__]
+    return None
