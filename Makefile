@@ -46,7 +46,7 @@ evaluate-demo: $(READY) ## judge the demo model's videos from their pixels, on c
 	$(BIN)/python -m training.evaluate
 
 bench: $(READY) ## measure AdaCache on the demo model: wall-clock and quality
-	$(BIN)/python benchmarks/adacache.py
+	$(BIN)/python -m benchmarks.adacache
 
 clean: ## remove .venv, caches and demo-out/ (training/runs stays)
 	rm -rf $(VENV) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -32,6 +32,7 @@ from rich.table import Table
 
 from training import models
 from training.export import MODEL
+from unicp import demo
 from unicp.demo import scenes
 from unicp.demo.check import CaptionCheck, check
 from unicp.demo.scenes import Scene
@@ -174,8 +175,8 @@ def command() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=demo.STEPS)
+    parser.add_argument("--guidance", type=float, default=demo.GUIDANCE)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, default=MODEL)

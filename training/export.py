@@ -20,9 +20,10 @@ from diffusers import WanPipeline
 
 from training import models
 from training.transformer import Denoiser
+from unicp import demo
 from unicp.demo import scenes
 
-MODEL = Path(scenes.__file__).parent / "model"
+MODEL = demo.path()
 LIMIT_MB = 40
 STORED = {"text_encoder": torch.bfloat16, "transformer": torch.bfloat16, "vae": torch.float16}
 TOLERANCE = 1e-4

@@ -155,7 +155,7 @@ def main() -> None:
                     average[name].lerp_(p, 1 - decay)
             smooth += (loss.item() - smooth) / min(step - start + 1, 100)
             progress.update(task, advance=1, description=f"transformer  loss {smooth:.4f}")
-            if (step + 1) % 100 == 0:
+            if (step + 1) % 25 == 0:
                 rate = (step + 1 - start) * args.batch / (time.time() - began)
                 print(f"step {step + 1}: loss {smooth:.4f}, {rate:.1f} samples/s", flush=True)
             if (step + 1) % 250 == 0:

@@ -94,7 +94,7 @@ class SessionReport:
         lines = [
             f"{self.method}: {self.computed_steps} of {self.count} denoising steps computed "
             f"({self.computed_fraction:.0%} of the denoiser's arithmetic)",
-            f"  in {self.seconds:.1f} s; {self.cache_bytes / 2**20:.2f} MiB kept at most",
+            f"  in {self.seconds:.1f} s; {readable_bytes(self.cache_bytes)} kept at most",
         ]
         timeline = self.timeline()
         width = max((len(branch) for branch in timeline), default=0)
@@ -104,6 +104,19 @@ class SessionReport:
             lines += [f"  {branch if i == 0 else '':<{width}}  {piece}" for i, piece in enumerate(pieces)]
         lines.append("  # computed   + partial   ~ forecast   . reused")
         return "\n".join(lines)
+
+
+def readable_bytes(count: float) -> str:
+    """Bytes as a person reads them.
+
+    >>> readable_bytes(3 * 2**20)
+    '3.0 MiB'
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
 
 
 class Generation:
