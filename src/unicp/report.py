@@ -48,6 +48,7 @@ class SessionReport:
             the embeddings and the output layer if the block stack was.
         cache_bytes: the most that was kept for later steps at any time.
         sliced_bytes: memory of sliced weights.
+        complete: whether the last denoising step was seen (or nobody says how many there are).
         seconds: from the beginning of the first denoiser call to the end of the last, on the host's clock. On a GPU
             the last kernels may still be running.
     """
@@ -58,6 +59,7 @@ class SessionReport:
     cache_bytes: int
     sliced_bytes: int
     seconds: float
+    complete: bool = True
 
     @property
     def estimated_speedup(self) -> float:
@@ -126,6 +128,7 @@ class Generation:
         self.method = method
         self.records: list[StepRecord] = []
         self.denoisers: set[str] = set()
+        self.complete = False
         self._fractions = 0.0
         self._began: float | None = None
         self._ended = 0.0
@@ -154,4 +157,5 @@ class Generation:
             cache_bytes=sum(self._held.values()),
             sliced_bytes=0,
             seconds=self._ended - self._began if self._began is not None else 0.0,
+            complete=self.complete,
         )

@@ -14,7 +14,7 @@ from .engine.executor import HOOK, Executor
 from .errors import UnicpError, UnicpWarning, unknown
 from .policies import Config, config_types, make_policy
 from .profiles import Profile
-from .report import Generation, SessionReport
+from .report import Generation, SessionReport, StepRecord
 from .specs import ModelSpec, find_spec, known_specs
 
 DENOISERS = ("transformer", "transformer_2")
@@ -56,7 +56,7 @@ class Session:
             return
         self._generation = None
         self._reports.append(generation.report())
-        if not generation.acted and not self._warned:
+        if generation.complete and not generation.acted and not self._warned:
             self._warned = True
             why = self._executors[0].why_idle()
             warnings.warn(f"unicp {self.config.method} never acted in this run: {why}", UnicpWarning, stacklevel=2)
@@ -81,6 +81,11 @@ class Session:
         """One report for each video generated so far."""
         self._end()
         return list(self._reports)
+
+    @property
+    def records(self) -> list[StepRecord]:
+        """What was done so far for the video in progress; for a progress bar, as some measurements are still due."""
+        return list(self._generation.records) if self._generation is not None else []
 
     def cached_tensors(self) -> list[Any]:
         """The tensors that are kept at this moment; none between two videos."""

@@ -198,6 +198,7 @@ class Executor:
                     policy.observe(tick.step, None, None)
         assert self.generation is not None
         self.generation.add(record, self._fraction(record.action), began)
+        self.generation.complete |= tick.step.count is None or tick.step.is_last(1)
         if plan.action == "compute":
             self.generation.hold(self.name, self.tensors())
         return output

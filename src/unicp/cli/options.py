@@ -1,0 +1,128 @@
+"""From the words of the command line to values; nothing here loads a model."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnicpError, unknown
+from ..policies import Config, config_from_dict, config_types
+from ..profiles import Profile
+
+NONE = "none"
+"""The method that is no method: the pipeline as it is."""
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def method_names() -> list[str]:
+    """What ``--method`` takes, besides the path of a profile."""
+    return [NONE, *config_types()]
+
+
+def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts of the command line and then those of the file, one a line; empty lines are left out."""
+    found = [prompt.strip() for prompt in prompts]
+    if file is not None:
+        try:
+            found += [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            raise UnicpError(
+                f"--prompts-file {file} is not UTF-8 text; give a text file with one prompt a line"
+            ) from None
+        except OSError as error:
+            raise UnicpError(f"cannot read --prompts-file {file}: {error.strerror}") from None
+    if not found:
+        raise UnicpError(
+            "nothing to generate; give a prompt: unicp generate 'a red ball bouncing fast', or --prompts-file"
+        )
+    if "" in found:
+        raise UnicpError("a prompt is empty; give words, as in: unicp generate 'a red ball bouncing fast'")
+    return found
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Width and height.
+
+    >>> read_size("832x480")
+    (832, 480)
+    """
+    match = re.fullmatch(r"(\d+)\s*[x×]\s*(\d+)", text.strip().lower())
+    if match is None or not int(match[1]) or not int(match[2]):
+        raise UnicpError(f"--size must be WIDTHxHEIGHT in pixels, as in 832x480, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def read_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """``--set name=value``; a value is JSON or Python notation, or else a word.
+
+    >>> read_settings(["interval=2", "codebook=((0.1, 3), (1.0, 1))", "moreg=true", "fill=forecast"])
+    {'interval': 2, 'codebook': ((0.1, 3), (1.0, 1)), 'moreg': True, 'fill': 'forecast'}
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise UnicpError(f"--set takes name=value, as in --set moreg=true, got {setting!r}")
+        values[name] = _value(text.strip())
+    return values
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
+
+
+def read_method(method: str, settings: Sequence[str]) -> Config | None:
+    """The config that ``--method`` and ``--set`` ask for; ``None`` for ``none``.
+
+    Raises:
+        UnicpError: an unknown method, a profile that cannot be read, or a value the config refuses.
+    """
+    values = read_settings(settings)
+    if method == NONE:
+        if values:
+            raise UnicpError(f"--set {settings[0]} has no effect with --method none; name a method")
+        return None
+    kinds = config_types()
+    if method in kinds:
+        base: dict[str, Any] = {"method": method}
+    elif method.endswith(".safetensors") or Path(method).exists():
+        base = Profile.load(method).config.to_dict()
+    else:
+        raise unknown("method", method, [*method_names(), "PROFILE.safetensors"])
+    if "method" in values:
+        raise UnicpError("--set method=... is not possible; use --method")
+    try:
+        return config_from_dict({**base, **values})
+    except UnicpError as error:
+        hint = "" if values else "; on the command line fields are set with --set, as in --set interval=2"
+        raise UnicpError(f"--method {method}: {error}{hint}") from error
+    except (TypeError, ValueError) as error:
+        raise UnicpError(f"--method {method} --set {' --set '.join(settings)}: {error}") from error
+
+
+def read_device(name: str | None, dtype: str | None) -> tuple[Any, Any]:
+    """Device and dtype as torch has them: cuda before mps before cpu; bfloat16 on a GPU, float32 on the CPU."""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    names = [kind for kind, there in available.items() if there]
+    chosen = name or names[0]
+    try:
+        device = torch.device(chosen)
+    except RuntimeError:
+        raise unknown("device", chosen, names) from None
+    if device.type not in names or (device.index or 0) >= (torch.cuda.device_count() if device.type == "cuda" else 1):
+        raise UnicpError(f"--device {chosen} is not available here; available: {', '.join(names)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    return device, getattr(torch, dtype or ("float32" if device.type == "cpu" else "bfloat16"))
