@@ -1,6 +1,6 @@
 """Draw what AdaCache decided: steps of several prompts, computed or reused, over the measured change.
 
-    python -m benchmarks.timeline [--prompts 8] [-o docs/images/timeline.png]
+python -m benchmarks.timeline [--prompts 8] [-o docs/images/timeline.png]
 """
 
 from __future__ import annotations

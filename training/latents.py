@@ -1,6 +1,6 @@
 """Step 2: draw the training videos, encode them once, and keep the latents.
 
-    python -m training.latents --count 8000      # adds what is missing to training/runs/latents-*.pt
+python -m training.latents --count 8000      # adds what is missing to training/runs/latents-*.pt
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def main() -> None:
                 captions, latents = [], []
                 for begin in range(first, first + CHUNK, args.batch):
                     drawn = [scenes.sample_scene(seed) for seed in range(begin, begin + args.batch)]
-                    pixels = torch.stack([torch.from_numpy(scenes.render(scene, frames=models.FRAMES)) for scene in drawn])
+                    pixels = torch.stack(
+                        [torch.from_numpy(scenes.render(scene, frames=models.FRAMES)) for scene in drawn]
+                    )
                     pixels = pixels.permute(0, 4, 1, 2, 3).to(device) * 2 - 1
                     with torch.autocast(device.type, torch.bfloat16):
                         latents.append(vae.encode(pixels).latent_dist.mean.half().cpu())

@@ -1,4 +1,4 @@
-"""Step 3: the text encoder and the transformer, together, by flow matching on the latents.
+"""Step 4: the text encoder and the transformer, together, by flow matching on the latents.
 
     python -m training.transformer --steps 5000      # resumes from training/runs/transformer.pt
 

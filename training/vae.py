@@ -1,6 +1,6 @@
-"""Step 1 of training the demo model: the video autoencoder, on 5-frame crops of drawn videos.
+"""Step 1 of training the demo model: the video autoencoder, on 5-frame crops of drawn videos (training.decoder does whole ones).
 
-    python -m training.vae            # resumes from training/runs/vae.pt
+python -m training.vae            # resumes from training/runs/vae.pt
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def main() -> None:
             progress.update(task, advance=1, description=f"vae  PSNR {psnr:5.2f} dB  KL {kl.item():.2f}")
             if (step + 1) % 250 == 0:
                 save(step + 1)
-                print(f"step {step + 1}: PSNR {psnr:.2f} dB, KL {kl.item():.3f}, {time.time() - began:.0f} s", flush=True)
+                print(
+                    f"step {step + 1}: PSNR {psnr:.2f} dB, KL {kl.item():.3f}, {time.time() - began:.0f} s", flush=True
+                )
     save(args.steps)
 
 

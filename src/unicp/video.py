@@ -130,10 +130,10 @@ def _write_mp4(frames: Any, target: Path, fps: float) -> None:
     odd = [size % 2 for size in frames.shape[1:3]]
     frames = np.pad(frames, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
     # Players take an untagged video's colours for those of whichever standard they guess from its size.
-    tags = [word for name in ("colorspace", "color_primaries", "color_trc") for word in (f"-{name}", "bt709")]
+    tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+    colours = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,{tags}"]
     quality = ["-c:v", "libx264", "-crf", "14", "-pix_fmt", "yuv420p"]
-    colours = ["-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int", *tags]
-    _ffmpeg(frames, target, fps, [*quality, *colours, "-movflags", "+faststart", "-f", "mp4"])
+    _ffmpeg(frames, target, fps, [*colours, *quality, "-movflags", "+faststart", "-f", "mp4"])
 
 
 def _write_gif(frames: Any, target: Path, fps: float) -> None:
@@ -190,6 +190,7 @@ def save(frames: Any, path: str | Path, *, fps: float, scale: int | None = None)
     suffix = check_suffix(path)
     frames = to_uint8(frames)
     with staged(path) as part:
-        factor = default_scale(*frames.shape[1:3], suffix) if scale is None else scale
+        height, width = frames.shape[1:3]
+        factor = default_scale(height, width, suffix) if scale is None else scale
         write(frames, part, suffix=suffix, fps=fps, scale=factor)
     return path

@@ -45,7 +45,7 @@ def table(made: Made, baseline: Made, measured: dict[str, float], method: str) -
     for name, speedup in (("loop_seconds", "loop_speedup"), ("total_seconds", "total_speedup")):
         label = "denoising loop" if name == "loop_seconds" else "whole call, with decoding"
         seconds = [f"{getattr(run, name):.2f} s" for run in (baseline, made)]
-        shown.add_row(label, *seconds, f"{measured[speedup]:.2f}x faster")
+        shown.add_row(label, *seconds, f"{measured[speedup]:.2f}x as fast")
     report = made.report
     shown.add_row("steps computed", str(baseline.steps), str(report.computed_steps), f"of {report.count}")
     shown.add_row("denoiser's arithmetic", "100%", f"{report.computed_fraction:.0%}", "")
@@ -63,7 +63,7 @@ def summary(all_measured: Sequence[dict[str, float]], fractions: Sequence[float]
         return fmean(measured[name] for measured in all_measured)
 
     return (
-        f"mean of {len(all_measured)} prompts: loop {mean('loop_speedup'):.2f}x faster, {fmean(fractions):.0%} of the "
+        f"mean of {len(all_measured)} prompts: loop {mean('loop_speedup'):.2f}x as fast, {fmean(fractions):.0%} of the "
         f"arithmetic,\n  PSNR {_decibels(mean('psnr_db'))}, SSIM {mean('ssim'):.4f}, "
         f"motion ratio {mean('motion_ratio'):.3f}"
     )

@@ -88,5 +88,19 @@ def _plain(value: Any) -> Any:
 
 
 def dumps(values: Mapping[str, Any]) -> str:
-    """As JSON text, in UTF-8 and with a newline at its end."""
-    return json.dumps(_plain(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """As JSON text, in UTF-8 and with a newline at its end: one line a value, and one a step."""
+    return _text(_plain(values), "") + "\n"
+
+
+def _text(value: Any, indent: str) -> str:
+    inner = indent + " "
+    if (
+        isinstance(value, dict)
+        and value
+        and (not indent or any(isinstance(v, dict | list) and v for v in value.values()))
+    ):
+        lines = [f"{inner}{_text(key, '')}: {_text(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return "[\n" + ",\n".join(inner + _text(item, inner) for item in value) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -58,7 +58,7 @@ def steps(title: str, total: int | None) -> Iterator[Steps]:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[noise]}"),
+        TextColumn("{task.fields[noise]:<7}"),
         TextColumn("{task.fields[what]:<8}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),

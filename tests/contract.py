@@ -1,0 +1,206 @@
+"""What every config has to keep to, on every family: the cases, and the runs that the tests look at.
+
+A new config type is one new entry in ``CASES``; ``test_contract.py`` fails by name on one that has none.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import unicp
+from tests.tiny import FAMILIES, Family, denoisers
+from unicp.errors import UnicpWarning
+from unicp.policies import Config
+from unicp.report import SessionReport, StepRecord
+
+# Whatever a random model measures lies below the last threshold, so that these always reuse.
+CODEBOOK = ((0.02, 4), (1e6, 3))
+ALWAYS = ((1.0, 1),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A config that reuses, how to make it compute everything, and what it fills."""
+
+    config: Config
+    always: dict[str, Any]
+    fills: str  # "stack" or "output"
+
+    @property
+    def always_compute(self) -> Config:
+        return self.config.replace(**self.always)
+
+
+def _adacache(fills: str = "stack", **fields: Any) -> Case:
+    config = unicp.AdaCacheConfig(codebook=CODEBOOK, **fields)
+    return Case(config=config, always={"codebook": ALWAYS}, fills=fills)
+
+
+def _schedule(fills: str = "output", **fields: Any) -> Case:
+    return Case(config=unicp.ScheduleConfig(interval=3, **fields), always={"interval": 1}, fills=fills)
+
+
+CASES: dict[str, dict[str, Case]] = {
+    "adacache": {
+        "residual": _adacache(),
+        "forecast": _adacache(fill="forecast", fills="output"),
+        "separate-moreg": _adacache(guidance="separate", moreg=True, moreg_strides=(1, 2)),
+        "all-mlp": _adacache(metric_location="all", metric_kind="mlp"),
+        "start-block": _adacache(metric_location="start", metric_kind="block", moreg=True, moreg_form="paper"),
+    },
+    "schedule": {
+        "reuse": _schedule(),
+        "linear": _schedule(fill="linear"),
+        "quadratic": _schedule(fill="quadratic", damping=1.0),
+        "stack": _schedule(unit="stack", fills="stack"),
+    },
+}
+"""Cases by method and name: every option that changes what the engine does is in one of them."""
+
+PAIRS = [(family, f"{method}-{name}") for family in FAMILIES for method, cases in CASES.items() for name in cases]
+"""Every family with every case, by name."""
+
+# One of each kind of filling, for the tests whose subject is the engine and not the config.
+FEW = ("adacache-residual", "adacache-forecast", "schedule-linear")
+FEW_PAIRS = list(itertools.product(FAMILIES, FEW))
+
+
+def case(name: str) -> Case:
+    method, _, rest = name.partition("-")
+    return CASES[method][rest]
+
+
+@functools.cache
+def plain(family: str, **request: Any) -> torch.Tensor:
+    """What the pipeline makes without unicp."""
+    return FAMILIES[family].generate(FAMILIES[family].build(), **request)
+
+
+@functools.cache
+def fresh(family: str, name: str, **request: Any) -> tuple[torch.Tensor, tuple[tuple[Any, ...], ...]]:
+    """What a new pipeline makes in its first run under a case: latents and actions."""
+    pipe = FAMILIES[family].build()
+    session = unicp.accelerate(pipe, case(name).config)
+    latents = quietly(lambda: FAMILIES[family].generate(pipe, **request))
+    return latents, actions(session.report())
+
+
+def quietly(run: Callable[[], Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnicpWarning)
+        return run()
+
+
+def actions(report: SessionReport) -> tuple[tuple[Any, ...], ...]:
+    """Everything a report says that must be the same again."""
+    return tuple((r.denoiser, r.index, r.branch, r.action, r.sigma, r.metric, r.motion) for r in report.steps)
+
+
+def computed(report: SessionReport, denoiser: str | None = None) -> list[StepRecord]:
+    return [r for r in report.steps if r.action == "compute" and denoiser in (None, r.denoiser)]
+
+
+def traces(module: torch.nn.Module) -> dict[str, Any]:
+    """Everything on a module and its children that somebody might have left there."""
+    found: dict[str, Any] = {}
+    for name, child in module.named_modules():
+        found[f"{name}.forward"] = child.__dict__.get("forward")
+        registry = child.__dict__.get("_diffusers_hook")
+        found[f"{name}.registry"] = sorted(registry.hooks) if registry is not None else []
+        # diffusers itself puts an empty registry there at the first cache_context.
+        found[f"{name}.attributes"] = sorted(child.__dict__.keys() - {"_diffusers_hook"})
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_state_dict_hooks"):
+            found[f"{name}.{kind}"] = len(child.__dict__[kind])
+        found[f"{name}.class"] = type(child).__dict__.get("forward")
+    return found
+
+
+@contextmanager
+def counting(modules: list[torch.nn.Module]) -> Iterator[list[int]]:
+    """How often each module really ran, by ordinary torch hooks."""
+    counts = [0] * len(modules)
+
+    def count(place: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            counts[place] += 1
+
+        return hook
+
+    handles = [module.register_forward_hook(count(place)) for place, module in enumerate(modules)]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(kw_only=True)
+class Runs:
+    """Runs of one pipeline: two under a case, one restored, one that computes everything."""
+
+    family: Family
+    case: Case
+    first: torch.Tensor
+    second: torch.Tensor
+    reports: list[SessionReport]
+    blocks: dict[str, list[int]]  # calls of each block's self-attention in the first run, by denoiser
+    entrance: dict[str, int]  # calls of the first submodule in the first run, by denoiser
+    restored: torch.Tensor
+    before: dict[str, Any]
+    after: dict[str, Any]
+    always: torch.Tensor
+    always_report: SessionReport
+    acting_warnings: list[str] = field(default_factory=list)
+
+
+@functools.cache
+def runs(family_name: str, case_name: str) -> Runs:
+    family, chosen = FAMILIES[family_name], case(case_name)
+    pipe = family.build()
+    before = {name: traces(getattr(pipe, name)) for name in family.denoisers}
+    blocks: dict[str, list[int]] = {}
+    entrance: dict[str, int] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        session = unicp.accelerate(pipe, chosen.config)
+        watched = [
+            (name, part)
+            for name, denoiser in zip(family.denoisers, denoisers(family, pipe), strict=True)
+            for part in [denoiser.get_submodule(family.entrance), *(b.attn1 for b in family.blocks(denoiser))]
+        ]
+        with counting([part for _, part in watched]) as counts:
+            first = family.generate(pipe)
+        for (name, _), number in zip(watched, counts, strict=True):
+            blocks.setdefault(name, []).append(number)
+        for name, numbers in blocks.items():
+            entrance[name] = numbers.pop(0)
+        second = family.generate(pipe)
+        reports = session.reports
+    session.restore()
+    after = {name: traces(getattr(pipe, name)) for name in family.denoisers}
+    restored = family.generate(pipe)
+    session = unicp.accelerate(pipe, chosen.always_compute)
+    always = quietly(lambda: family.generate(pipe))
+    return Runs(
+        family=family,
+        case=chosen,
+        first=first,
+        second=second,
+        reports=reports,
+        blocks=blocks,
+        entrance=entrance,
+        restored=restored,
+        before=before,
+        after=after,
+        always=always,
+        always_report=quietly(session.report),
+        acting_warnings=[str(w.message) for w in caught if issubclass(w.category, UnicpWarning)],
+    )

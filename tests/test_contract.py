@@ -1,0 +1,112 @@
+"""The contract of ``tests/contract.py``: every config on every family."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.contract import CASES, PAIRS, actions, case, computed, plain, runs
+from tests.tiny import FAMILIES
+from unicp.policies import config_from_dict, config_types
+from unicp.specs import known_specs
+
+pairs = pytest.mark.parametrize(("family", "name"), PAIRS, ids=[f"{f}-{n}" for f, n in PAIRS])
+
+
+@pytest.mark.parametrize("method", config_types())
+def test_every_config_type_is_under_the_contract(method: str) -> None:
+    assert CASES.get(method), f"config type {method!r} has no entry in CASES of tests/contract.py"
+    assert {type(c.config) for c in CASES[method].values()} == {config_types()[method]}
+
+
+def test_every_built_in_spec_is_under_the_contract() -> None:
+    tried = {type(f.build().transformer).__name__ for f in FAMILIES.values()}
+    missing = {spec.family for name, spec in known_specs().items() if name not in tried}
+    missing -= {spec.family for name, spec in known_specs().items() if name in tried}
+    assert not missing, f"no tiny pipeline in tests/tiny.py for: {sorted(missing)}"
+
+
+@pairs
+def test_computing_everything_changes_no_bit(family: str, name: str) -> None:
+    done = runs(family, name)
+    assert torch.equal(done.always, plain(family))
+    assert {r.action for r in done.always_report.steps} == {"compute"}
+    assert done.always_report.computed_fraction == 1
+
+
+@pairs
+def test_restore_gives_back_every_bit_and_leaves_nothing(family: str, name: str) -> None:
+    done = runs(family, name)
+    assert torch.equal(done.restored, plain(family))
+    assert done.after == done.before
+
+
+@pairs
+def test_two_runs_agree(family: str, name: str) -> None:
+    done = runs(family, name)
+    assert torch.equal(done.first, done.second)
+    assert len(done.reports) == 2
+    assert actions(done.reports[0]) == actions(done.reports[1])
+
+
+@pairs
+def test_the_result_is_another_but_near(family: str, name: str) -> None:
+    done = runs(family, name)
+    error = (done.first - plain(family)).norm() / plain(family).norm()
+    assert 0 < error < 0.5
+
+
+@pairs
+def test_what_is_skipped_did_not_run(family: str, name: str) -> None:
+    done = runs(family, name)
+    report = done.reports[0]
+    calls = len(done.family.branches) * 10
+    assert len(report.steps) == calls
+    assert not done.acting_warnings
+    for denoiser in done.family.denoisers:
+        mine = [r for r in report.steps if r.denoiser == denoiser]
+        acted = len(computed(report, denoiser))
+        assert 0 < acted < len(mine)
+        assert set(done.blocks[denoiser]) == {acted}
+        assert done.entrance[denoiser] == (acted if done.case.fills == "output" else len(mine))
+
+
+@pairs
+def test_the_report_tells_what_was_done(family: str, name: str) -> None:
+    done = runs(family, name)
+    report = done.reports[0]
+    assert report.method == done.case.config.method
+    assert [r.branch for r in report.steps] == list(done.family.branches) * 10
+    assert [r.index for r in report.steps] == [i for i in range(10) for _ in done.family.branches]
+    sigmas = [r.sigma for r in report.steps]
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert len(set(sigmas)) == 10
+    share = len(computed(report)) / len(report.steps)
+    if done.case.fills == "output":
+        assert report.computed_fraction == pytest.approx(share)
+    else:
+        assert share < report.computed_fraction < 1
+    assert report.count == 10
+    assert report.computed_steps == len({r.index for r in computed(report)})
+    assert report.seconds > 0
+    assert json.loads(json.dumps(report.to_dict()))["steps"][0]["action"] == "compute"
+    assert set(report.timeline()) == set(done.family.branches)
+
+
+@pairs
+def test_branches_decide_together(family: str, name: str) -> None:
+    done = runs(family, name)
+    if getattr(done.case.config, "guidance", "shared") == "separate":
+        pytest.skip("this config lets them decide apart")
+    by_step: dict[int, set[str]] = {}
+    for record in done.reports[0].steps:
+        by_step.setdefault(record.index, set()).add(record.action)
+    assert all(len(decided) == 1 for decided in by_step.values())
+
+
+@pytest.mark.parametrize("name", [f"{method}-{name}" for method, cases in CASES.items() for name in cases])
+def test_config_round_trip(name: str) -> None:
+    for config in (case(name).config, case(name).always_compute):
+        assert config_from_dict(json.loads(config.to_json())) == config
