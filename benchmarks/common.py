@@ -116,7 +116,7 @@ def save(name: str, figures: dict[str, Any]) -> Path:
             processor = line.split(":", 1)[1].strip()
             break
     provenance = {
-        "command": f"python -m {Path(sys.argv[0]).parent.name}.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}".strip(),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
         "versions": {

@@ -18,7 +18,6 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from training import models
 from training.vae import ConvMuon
-from unicp.demo import scenes
 
 SCALE = 4  # pixels of a latent's side
 
@@ -53,8 +52,7 @@ def main() -> None:
     rng = np.random.default_rng([args.seed, start])
     latents = torch.load(sorted(models.RUNS.glob("latents-*.pt"))[0])["latents"][: args.videos].float()
     std = latents.std((0, 2, 3, 4)).view(1, -1, 1, 1, 1)
-    videos = np.stack([(scenes.render(scenes.sample_scene(seed), frames=models.FRAMES) * 255).round().astype(np.uint8)
-                       for seed in range(args.videos)])  # fmt: skip
+    videos = models.drawn(range(args.videos))
 
     def save(step: int) -> None:
         models.save_atomically(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
@@ -102,6 +104,13 @@ def transformer() -> WanTransformer3DModel:
 def scheduler() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, num_train_timesteps=1000
+    )
+
+
+def drawn(seeds: Iterable[int]) -> np.ndarray:
+    """Videos (N, F, H, W, 3) of these scenes, as bytes: hundreds of them have to fit into memory."""
+    return np.stack(
+        [(scenes.render(scenes.sample_scene(s), frames=FRAMES) * 255).round().astype(np.uint8) for s in seeds]
     )
 
 

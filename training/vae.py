@@ -1,4 +1,4 @@
-"""Step 1 of training the demo model: the video autoencoder, on 5-frame crops of drawn videos (training.decoder does whole ones).
+"""Step 1 of training the demo model: the video autoencoder, on clips of 5 frames (whole ones: step 3).
 
 python -m training.vae            # resumes from training/runs/vae.pt
 """
@@ -15,7 +15,6 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training import models
-from unicp.demo import scenes
 
 
 def crops(videos: np.ndarray, count: int, rng: np.random.Generator, frames: int = 5, size: int = 48) -> torch.Tensor:
@@ -86,8 +85,7 @@ def main() -> None:
         start = state["step"]
         rng = np.random.default_rng([args.seed, start])
         torch.manual_seed(args.seed + start)
-    videos = np.stack([(scenes.render(scenes.sample_scene(10_000_000 + i), frames=models.FRAMES) * 255).round().astype(np.uint8)
-                       for i in range(args.videos)])  # fmt: skip
+    videos = models.drawn(range(10_000_000, 10_000_000 + args.videos))
 
     def save(step: int) -> None:
         models.save_atomically(

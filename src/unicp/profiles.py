@@ -71,8 +71,8 @@ class Profile:
             raise UnicpError(f"the metadata of the profile {path} is damaged: {error!r:.120}") from error
         if version != FORMAT:
             raise UnicpError(
-                f"the profile {path} has format {version!r:.20}, this unicp reads format {FORMAT}; update unicp or make "
-                "the profile again"
+                f"the profile {path} has format {version!r:.20}, this unicp reads format {FORMAT}; update unicp or "
+                "make the profile again"
             )
         try:
             return cls(config=config_from_dict(config), tensors=tensors, metadata=metadata)

@@ -273,8 +273,8 @@ class Executor:
         for before, after in zip(entered, outputs, strict=True):
             if before.shape != after.shape:
                 raise UnicpError(
-                    f"{type(self.denoiser).__name__}: hidden states enter the blocks with shape {tuple(before.shape)} "
-                    f"and leave {described.path!r} with {tuple(after.shape)}; the stack cannot be cached. Check the spec"
+                    f"{type(self.denoiser).__name__}: hidden states enter the blocks as {tuple(before.shape)} and leave "
+                    f"{described.path!r} as {tuple(after.shape)}; the stack cannot be cached. Check the model's spec"
                 )
         call.cache.residuals = tuple((after - before).detach() for before, after in zip(entered, outputs, strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import UnicpError
@@ -150,7 +151,7 @@ def _check_codebook(codebook: Any) -> tuple[tuple[float, int], ...]:
         check_number("a threshold of the codebook", threshold, low=0)
         check_number("a rate of the codebook", rate, low=1, whole=True)
     thresholds = [threshold for threshold, _ in entries]
-    if any(a >= b for a, b in zip(thresholds, thresholds[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(thresholds)):
         raise UnicpError(f"thresholds of the codebook must rise, got {', '.join(f'{t:g}' for t in thresholds)}")
     return entries
 
