@@ -21,10 +21,12 @@ PACKAGE = ROOT / "src" / "unicp"
 FLOORS = [
     "errors",
     "metrics",
+    "video",
     "specs",
     "fill",
     "slicing",
     "policies",
+    "report",
     "profiles",
     "engine",
     "session",
@@ -34,6 +36,7 @@ FLOORS = [
     "bench",
     "batch",
     "cli",
+    "__main__",
 ]
 ONLY = {"demo": {"errors", "metrics"}}  # floors that may import less than everything before them
 MAX_LINES = 400

@@ -75,25 +75,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UnicpWarning)
             warnings.showwarning = _show_warning
+        caught: BaseException
         try:
-            return app(arguments, prog_name="unicp", standalone_mode=False) or 0
-        except (KeyboardInterrupt, typer.Abort):
-            code, text = INTERRUPTED, "interrupted; no half file left"
+            # Some versions of typer turn Ctrl-C into this exit code, others into an exception.
+            code = app(arguments, prog_name="unicp", standalone_mode=False) or 0
+            if code != INTERRUPTED:
+                return code
+            raise KeyboardInterrupt
+        except (KeyboardInterrupt, typer.Abort) as error:
+            caught, code, text = error, INTERRUPTED, "interrupted; no half file left"
         except UnicpError as error:
-            code, text = REFUSED, str(error)
+            caught, code, text = error, REFUSED, str(error)
         except Exception as error:
+            caught, code, text = error, FAILED, _first_line(error)
             # The command-line parser's own errors: their class is not the same in all versions of typer.
             usage = getattr(error, "format_message", None)
             if usage is not None:
                 code, text = REFUSED, f"{usage().rstrip('.')}. See: unicp {_verb_of(arguments)}--help"
-            else:
-                code, text = FAILED, _first_line(error)
-                if "out of memory" in text.lower():
-                    text += "\n       give a smaller --size, fewer --frames, or --dtype bfloat16"
-                elif not debug:
-                    text += "\n       run it again with --debug for the traceback"
+            elif "out of memory" in text.lower():
+                text += "\n       give a smaller --size, fewer --frames, or --dtype bfloat16"
+            elif not debug:
+                text += "\n       run it again with --debug for the traceback"
         if debug:
-            traceback.print_exc()
+            traceback.print_exception(caught)
         _complain(text)
         return code
 

@@ -23,6 +23,6 @@ def models(debug: bool = typer.Option(False, "--debug", help="Show the traceback
     for class_name, spec in sorted(specs.items(), key=lambda item: (item[1].family, item[0])):
         families.add_row(spec.family, class_name, ", ".join(described.path for described in spec.block_lists))
     methods = Table("method", "config", "", title="methods")
-    for name, kind in config_types().items():
+    for name, kind in sorted(config_types().items()):
         methods.add_row(name, kind.__name__, (kind.__doc__ or "").strip().partition("\n")[0])
     results().print(families, methods, sep="\n")

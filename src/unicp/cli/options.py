@@ -20,7 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def method_names() -> list[str]:
     """What ``--method`` takes, besides the path of a profile."""
-    return [NONE, *config_types()]
+    return [NONE, *sorted(config_types())]
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:

@@ -273,8 +273,8 @@ class Executor:
         for before, after in zip(entered, outputs, strict=True):
             if before.shape != after.shape:
                 raise UnicpError(
-                    f"{type(self.denoiser).__name__}: hidden states enter the blocks as {tuple(before.shape)} and leave "
-                    f"{described.path!r} as {tuple(after.shape)}; the stack cannot be cached. Check the model's spec"
+                    f"{type(self.denoiser).__name__}: the blocks are entered with {tuple(before.shape)} and "
+                    f"left at {described.path!r} as {tuple(after.shape)}; it cannot be cached. Check its spec"
                 )
         call.cache.residuals = tuple((after - before).detach() for before, after in zip(entered, outputs, strict=True))
 
