@@ -13,85 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from diffusers import AutoencoderKLWan, WanPipeline
 
 from unicp import Profile, ScheduleConfig, accelerate, cli, demo, metrics, specs, video
-from unicp.cli import outputs, pipelines, running, screen
+from unicp.cli import calls, outputs, pipelines, running, screen
 from unicp.policies import config_from_dict
 
 PROMPT = "a red ball bouncing"
-SMALL = ["--size", "48x32", "--frames", "5", "--steps", "8"]
 EAGER = ["--method", "schedule", "--set", "interval=2"]
 """A method that surely skips steps, whatever the weights."""
 
 Run = Callable[..., int]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a Wan pipeline that is as small as can be, and knows a few words."""
-    torch.manual_seed(0)
-    words = ["<pad>", "</s>", "<unk>", *"a red blue ball star bouncing fast".split()]
-    core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-    )
-    sizes = {"vocab_size": len(words), "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    pipe = WanPipeline(
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
-        ),
-        text_encoder=UMT5EncoderModel(UMT5Config(**sizes, dropout_rate=0.0, pad_token_id=0, eos_token_id=1)),
-        transformer=WanTransformer3DModel(
-            patch_size=(1, 4, 4),
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=16,
-            freq_dim=16,
-            ffn_dim=16,
-            num_layers=2,
-            rope_max_seq_len=32,
-        ),
-        vae=AutoencoderKLWan(
-            base_dim=8,
-            z_dim=4,
-            dim_mult=[1, 2],
-            num_res_blocks=1,
-            attn_scales=[],
-            temperal_downsample=[True],
-            latents_mean=[0.0] * 4,
-            latents_std=[1.0] * 4,
-            in_channels=12,
-            out_channels=12,
-            patch_size=2,
-            scale_factor_temporal=2,
-            scale_factor_spatial=4,
-        ),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-    )
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    pipe.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Calls ``unicp generate`` with the tiny model, in an empty current folder. Returns the exit code."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*arguments: str, model: str | None = None) -> int:
-        return cli.main(["generate", "--model", model or str(tiny), *SMALL, *arguments])
-
-    return call
 
 
 @pytest.fixture
@@ -216,9 +148,9 @@ def test_a_profile_is_a_method(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_demo_model_has_its_own_defaults_and_few_words(
-    run: Run, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, wan_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "path", lambda: tiny)
+    monkeypatch.setattr(demo, "path", lambda: wan_folder)
     assert cli.main(["generate", "a red Zebra, bouncing", *EAGER, "--steps", "3", "-o", "out.mp4"]) == 0
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["call"]["num_inference_steps"] == 3
@@ -226,6 +158,33 @@ def test_the_demo_model_has_its_own_defaults_and_few_words(
     assert (record["call"]["guidance_scale"], record["video"]["fps"]) == (demo.GUIDANCE, demo.FPS)
     assert record["model"]["name"] == "demo"
     assert "does not know 'Zebra', ','; it draws captions such as" in capsys.readouterr().err
+
+
+def test_the_decoder_of_wan_stays_precise(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Any] = []
+    load = pipelines.load
+    monkeypatch.setattr(pipelines, "load", lambda *args: loaded.append(load(*args)) or loaded[0])
+    assert run(PROMPT, *EAGER, "--dtype", "bfloat16", "-o", "out.png") == 0
+    assert loaded[0].transformer.dtype == torch.bfloat16
+    assert loaded[0].vae.dtype == torch.float32
+    assert json.loads((tmp_path / "out.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_pipeline_that_does_not_say_its_steps_is_timed_too(wan_folder: Path) -> None:
+    pipe = WanPipeline.from_pretrained(wan_folder)
+    pipe.set_progress_bar_config(disable=True)
+
+    class Silent:
+        transformer, scheduler = pipe.transformer, pipe.scheduler
+
+        def __call__(self, prompt: str, output_type: str, generator: Any) -> Any:
+            sizes = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 4}
+            return pipe(prompt, output_type=output_type, generator=generator, **sizes)
+
+    made = running.make(Silent(), {"prompt": PROMPT}, seed=0, config=None, title="")
+    assert made.steps == 4
+    assert 0 < made.loop_seconds < made.total_seconds
+    assert not pipe.transformer._forward_hooks and not pipe.transformer._forward_pre_hooks
 
 
 def test_progress_says_what_each_step_did(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,144 +273,17 @@ def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, ca
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
-
-
-def prepare(folder: Path) -> None:
-    """The files that the refusals below speak of."""
-    (folder / "empty").mkdir()
-    (folder / "broken.safetensors").write_bytes(b"not a profile")
-    save_file({"x": torch.zeros(1)}, folder / "weights.safetensors")
-    (folder / "latin.txt").write_bytes(b"caf\xe9")
-    (folder / "notes.json").write_text("{}")
-    for name, index in {
-        "image": {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]},
-        "from-image": {"_class_name": "WanImageToVideoPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]},
-        "future": {"_class_name": "WanPipelineOfTomorrow"},
-        "unet": {"_class_name": "TextToVideoSDPipeline", "unet": ["diffusers", "UNet3DConditionModel"]},
-        "damaged": {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]},
-        "nameless": {},
-    }.items():
-        (folder / name).mkdir()
-        (folder / name / "model_index.json").write_text(json.dumps(index))
-
-
-BEFORE_LOADING = {
-    "no prompt": ([], "nothing to generate; give a prompt"),
-    "empty prompt": (["  "], "a prompt is empty"),
-    "no prompts file": (["--prompts-file", "none.txt"], "cannot read --prompts-file none.txt: No such file"),
-    "prompts file in another code": (["--prompts-file", "latin.txt"], "latin.txt is not UTF-8 text"),
-    "unknown method": ([PROMPT, "--method", "adacash"], "unknown method 'adacash'; known: none, adacache, schedule"),
-    "near method": ([PROMPT, "--method", "adacash"], "Did you mean 'adacache'?"),
-    "missing profile": ([PROMPT, "--method", "p.safetensors"], "there is no profile p.safetensors"),
-    "broken profile": ([PROMPT, "--method", "broken.safetensors"], "broken.safetensors is not a readable profile"),
-    "no profile": ([PROMPT, "--method", "weights.safetensors"], "is a safetensors file, but no unicp profile"),
-    "bare schedule": ([PROMPT, "--method", "schedule"], "give exactly one of compute=(0, 1, 5, ...) and interval=2"),
-    "negative threshold": (
-        [PROMPT, "--set", "codebook=[[-0.1, 3], [1, 1]]"],
-        "must be a number of at least 0, got -0.1",
-    ),
-    "unsorted codebook": ([PROMPT, "--set", "codebook=((0.5, 3), (0.1, 1))"], "thresholds of the codebook must rise"),
-    "unknown codebook": ([PROMPT, "--set", "codebook=demo-51"], "Did you mean 'demo-50'?"),
-    "unknown field": ([PROMPT, "--set", "more=1"], "unknown field of AdaCacheConfig 'more'"),
-    "unfit field": ([PROMPT, "--set", "moreg_window=3"], "--set moreg_window=3: "),
-    "no field": ([PROMPT, "--set", "moreg"], "--set takes name=value"),
-    "field of no method": ([PROMPT, "--method", "none", "--set", "moreg=true"], "has no effect with --method none"),
-    "method as a field": ([PROMPT, "--set", "method=schedule"], "use --method"),
-    "compare with itself": ([PROMPT, "--method", "none", "--compare"], "name a --method other than none"),
-    "zero steps": ([PROMPT, "--steps", "0"], "--steps"),
-    "half a step": ([PROMPT, "--steps", "1.5"], "--steps"),
-    "no such option": ([PROMPT, "--stpes", "5"], "--stpes"),
-    "size of one number": ([PROMPT, "--size", "48"], "--size must be WIDTHxHEIGHT in pixels, as in 832x480, got '48'"),
-    "size of nothing": ([PROMPT, "--size", "0x48"], "got '0x48'"),
-    "negative size": ([PROMPT, "--size", "-48x48"], "got '-48x48'"),
-    "unknown ending": ([PROMPT, "-o", "out.avi"], "'.avi'; known: .mp4, .gif, .png"),
-    "no ending": (
-        [PROMPT, "-o", "out"],
-        "-o out has no ending; name a file (out.mp4, out.gif, out.png) or a folder (out/)",
-    ),
-    "unknown format": ([PROMPT, "--format", "webm"], "'.webm'; known: .mp4, .gif, .png"),
-    "two formats": ([PROMPT, "--format", "gif", "-o", "a.mp4"], "contradict each other"),
-    "one file for two": ([PROMPT, PROMPT, "-o", "a.mp4"], "names one file, but there are 2 prompts"),
-    "a file as a folder": ([PROMPT, "-o", "latin.txt/a.mp4"], "latin.txt is not a folder"),
-    "somebody's json": ([PROMPT, "-o", "notes.mp4"], "notes.json exists and was not written by unicp"),
-    "unknown device": ([PROMPT, "--device", "gpu"], "unknown device 'gpu'; known: "),
-    "absent device": ([PROMPT, "--device", "cuda:99"], "--device cuda:99 is not available here"),
-    "unknown dtype": ([PROMPT, "--dtype", "fp8"], "unknown dtype 'fp8'; known: float32, bfloat16, float16"),
-    "missing folder": ([PROMPT, "--model", "./none"], "there is no model folder ./none; --model takes demo, a folder"),
-    "empty folder": ([PROMPT, "--model", "empty"], "empty is no diffusers pipeline: it has no model_index.json"),
-    "nameless pipeline": ([PROMPT, "--model", "nameless"], "names no pipeline class"),
-    "unknown pipeline": ([PROMPT, "--model", "future"], "class WanPipelineOfTomorrow, which diffusers"),
-    "image pipeline": ([PROMPT, "--model", "image"], "StableDiffusionPipeline, which does not make videos from text"),
-    "image to video": ([PROMPT, "--model", "from-image"], "needs 'image' too"),
-    "no transformer": ([PROMPT, "--model", "unet"], "has no diffusion transformer"),
-}
-
-AFTER_LOADING = {
-    "no weights": ([PROMPT, "--model", "damaged"], "damaged cannot be loaded: "),
-    "width not divisible": ([PROMPT, "--size", "100x32"], "width 100 is not a multiple of 16, as WanPipeline needs"),
-    "height not divisible": ([PROMPT, "--size", "96x15"], "height 15 is not a multiple of 16"),
-    "width too small": ([PROMPT, "--size", "15x96"], "nearest: 16"),
-    "nearest widths": ([PROMPT, "--size", "100x32"], "nearest: 96 or 112"),
-    "frames not divisible": ([PROMPT, "--frames", "16"], "--frames 16 is not 1 more than a multiple of 2"),
-    "nearest frames": ([PROMPT, "--frames", "16"], "nearest: 15 or 17"),
-}
-
-
-def refusal(run: Run, capsys: Any, arguments: list[str]) -> str:
-    """The one or two lines of a refusal; nothing may have been written."""
-    folder = Path.cwd()
-    prepare(folder)
-    before = names(folder)
-    assert run(*arguments) == 2
-    assert names(folder) == before
-    out = capsys.readouterr()
-    assert out.out == ""
-    assert out.err.startswith("error: ")
-    assert len(out.err.splitlines()) <= 2
-    assert "Traceback" not in out.err
-    return out.err
-
-
-@pytest.mark.parametrize("case", BEFORE_LOADING)
-def test_bad_input_is_refused_before_weights_are_loaded(
-    run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    monkeypatch.setattr(pipelines, "load", lambda *_: pytest.fail("weights were loaded"))
-    arguments, expected = BEFORE_LOADING[case]
-    assert expected in refusal(run, capsys, arguments)
-
-
-@pytest.mark.parametrize("case", AFTER_LOADING)
-def test_bad_input_is_refused_before_the_run(run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    monkeypatch.setattr("unicp.cli.jobs.make", lambda *_, **__: pytest.fail("a video was made"))
-    arguments, expected = AFTER_LOADING[case]
-    assert expected in refusal(run, capsys, arguments)
-
-
-def test_an_unknown_denoiser_is_refused_by_methods_that_look_inside(
-    run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    specs.known_specs()
-    monkeypatch.delitem(specs._SPECS, "WanTransformer3DModel")
-    assert run(PROMPT, *EAGER, "-o", "out.png") == 0
-    capsys.readouterr()
-    monkeypatch.setattr(pipelines, "load", lambda *_: pytest.fail("weights were loaded"))
-    assert "the structure of WanTransformer3DModel is not known" in refusal(run, capsys, [PROMPT])
-
-
-def test_a_missing_demo_model_says_how_to_get_it(run: Run, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(demo, "path", lambda: tmp_path / "nowhere")
-    assert "the demo model is missing" in refusal(run, capsys, [PROMPT, "--model", "demo"])
-
-
-def test_a_hub_that_cannot_be_reached_is_said_at_once(run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: Any, **__: Any) -> None:
-        raise ConnectionError("Name or service not known")
-
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
-    said = refusal(run, capsys, [PROMPT, "--model", "nobody/no-such-model"])
-    assert "there is no folder nobody/no-such-model, and the hub cannot be reached" in said
+@pytest.mark.parametrize(
+    ("pipeline", "length", "rate"),
+    [("LTXPipeline", "num_frames", 25), ("LattePipeline", "video_length", 16), ("CogVideoXPipeline", "num_frames", 16)],
+)
+def test_other_pipelines_get_only_what_was_asked_for(pipeline: str, length: str, rate: float) -> None:
+    model = pipelines.Model(name="m", source="m", index={"_class_name": pipeline})
+    assert calls.build(model, {"--steps": None, "--frames": None}, None) == ({}, rate)
+    call, fps = calls.build(model, {"--frames": 9, "--size": (64, 32), "--negative": "blue"}, 12)
+    asked = {length: 9, "width": 64, "height": 32, "negative_prompt": "blue"}
+    assert call == (asked | {"frame_rate": 12} if pipeline == "LTXPipeline" else asked)
+    assert fps == 12
 
 
 # --- names and help -------------------------------------------------------------------------------------------------

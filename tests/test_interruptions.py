@@ -153,16 +153,17 @@ def test_a_break_and_then_another_request(family: str, name: str, change: str) -
     assert actions(session.report()) == expected[1]
 
 
-@pytest.mark.parametrize("family", ["wan", "ltx"])
-def test_another_dtype_is_another_generation(family: str) -> None:
-    chosen = FAMILIES[family]
+def test_another_dtype_is_another_generation() -> None:
+    chosen = FAMILIES["wan"]
     pipe = chosen.build()
-    session = unicp.accelerate(pipe, unicp.AdaCacheConfig(codebook=((1e6, 3),)))
+    session = unicp.accelerate(pipe, case("adacache-residual").config)
+
     chosen.generate(pipe)
     pipe.transformer.to(torch.bfloat16)
-    chosen.generate(pipe)
+    latents = chosen.generate(pipe)
+    assert latents.isfinite().all()
     assert len(session.reports) == 2
-    assert session.reports[1].cache_bytes < session.reports[0].cache_bytes
+    assert session.reports[1].cache_bytes * 2 == session.reports[0].cache_bytes
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -133,6 +133,7 @@ class Generation:
         self._began: float | None = None
         self._ended = 0.0
         self._held: dict[str, int] = {}
+        self._most = 0
 
     def add(self, record: StepRecord, fraction: float, began: float) -> None:
         self.records.append(record)
@@ -141,9 +142,10 @@ class Generation:
         self._ended = time.perf_counter()
 
     def hold(self, denoiser: str, tensors: Iterable[Any]) -> None:
-        """Note what a denoiser keeps now; the most counts."""
+        """Note what a denoiser keeps now; the most that all keep together counts."""
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-        self._held[denoiser] = max(self._held.get(denoiser, 0), sum(storages.values()))
+        self._held[denoiser] = sum(storages.values())
+        self._most = max(self._most, sum(self._held.values()))
 
     @property
     def acted(self) -> bool:
@@ -154,7 +156,7 @@ class Generation:
             method=self.method,
             steps=tuple(dataclasses.replace(record) for record in self.records),
             computed_fraction=self._fractions / len(self.records) if self.records else 0.0,
-            cache_bytes=sum(self._held.values()),
+            cache_bytes=self._most,
             sliced_bytes=0,
             seconds=self._ended - self._began if self._began is not None else 0.0,
             complete=self.complete,

@@ -43,9 +43,15 @@ class Session:
             raise
 
     def _begin(self, executor: Executor) -> Generation:
-        if self._generation is None or executor.name in self._generation.denoisers:
+        others = [other for other in self._executors if other is not executor]
+        if self._generation is not None and executor.name in self._generation.denoisers:
+            for other in others:  # they may not know yet that the last video broke off
+                other.end()
             self._close()
+        if self._generation is None:
             self._generation = Generation(self.config.method)
+        for other in others:
+            other.rest()
         self._generation.denoisers.add(executor.name)
         return self._generation
 

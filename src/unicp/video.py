@@ -33,11 +33,11 @@ def staged(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(path.name + ".part")
     try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.touch()
-        except OSError as error:
-            raise UnicpError(f"cannot write {path}: {error.strerror or error}; name another place") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise UnicpError(f"cannot write {path}: {error.strerror or error}; name another place") from error
+    try:
         yield part
         part.replace(path)
     finally:

@@ -31,7 +31,7 @@ class BranchCache:
     residuals: tuple[Any, ...] | None = None  # of the stack, one a stream, in the last block's layout
     outputs: list[Any] = field(default_factory=list)  # newest first
     sigmas: list[float] = field(default_factory=list)
-    template: Any = None  # the type of the last output: what a filled one must look like
+    template: Any = None  # the type of the last output, where it is no plain tensor: what a filled one must look like
 
     def tensors(self) -> list[Any]:
         return [*(self.residuals or ()), *self.outputs]
@@ -87,33 +87,41 @@ class Executor:
         self._call: Call | None = None
         self._idle = ""
         self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+        self.hook = hooks.DenoiserHook(self.call, self.end, self)
         self._blocks: list[Any] = []
+        self._block_hooks: list[hooks.ReplacingHook] = []
         self._layouts: list[BlockList] = []
         self._probe: Probe | None = None
-        self._install()
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
 
     # -- installing and removing -----------------------------------------------------------------------------------
 
     def _install(self) -> None:
         if self.spec is not None and self.needs.metric is not None:
             self._probe = Probe(self.denoiser, self.spec, self.needs)
-        self.hook = hooks.DenoiserHook(self.call, self.end, self)
         hooks.install(self.denoiser, self.hook, HOOK)
         if self.spec is not None and self.needs.keep == "stack":
             for position, (_, block, described) in enumerate(self.spec.blocks(self.denoiser)):
                 names = list(inspect.signature(type(block).forward).parameters)[1:]
+                hook = hooks.ReplacingHook(self._block_act(position, described, names))
                 self._blocks.append(block)
+                self._block_hooks.append(hook)
                 self._layouts.append(described)
-                hooks.install(block, hooks.ReplacingHook(self._block_act(position, described, names)), BLOCK_HOOK)
+                hooks.install(block, hook, BLOCK_HOOK)
 
     def remove(self) -> None:
+        """Take all hooks off again. Doing it twice, or after others took our place, does no harm."""
         self.end()
-        for block in self._blocks:
-            hooks.uninstall(block, BLOCK_HOOK)
-        hooks.uninstall(self.denoiser, HOOK)
+        for block, hook in zip(self._blocks, self._block_hooks, strict=True):
+            hooks.uninstall(block, hook, BLOCK_HOOK)
+        hooks.uninstall(self.denoiser, self.hook, HOOK)
         if self._probe is not None:
             self._probe.remove()
-        self._blocks, self._layouts = [], []
+        self._blocks, self._block_hooks, self._layouts = [], [], []
 
     # -- one call --------------------------------------------------------------------------------------------------
 
@@ -136,13 +144,14 @@ class Executor:
         if tick.step.is_last(1):
             # Nothing comes after the last step: free at once what this branch kept.
             self._caches.pop(tick.branch, None)
-            if not self.needs.separate and self._probe is not None:
-                self._probe.reset()
+            if self._probe is not None:
+                self._probe.forget(key)
         return output
 
     def _begin(self) -> None:
         self.settle()
         self._clear()
+        self.generation = None  # the old one is over, also for the session, which has yet to report it
         self.generation = self._open(self)
 
     def _decide(self, tick: Tick, key: str) -> tuple[Plan, bool]:
@@ -214,20 +223,23 @@ class Executor:
 
     def _keep_output(self, tick: Tick, cache: BranchCache, output: Any) -> None:
         value = output if hasattr(output, "clone") else output[0]
+        if tick.step.sigma in cache.sigmas:  # second-order schedulers visit a noise level twice; the last visit counts
+            again = cache.sigmas.index(tick.step.sigma)
+            del cache.outputs[again], cache.sigmas[again]
         # A copy: pipelines may go on to change what they were given.
         cache.outputs.insert(0, value.detach().clone())
         cache.sigmas.insert(0, tick.step.sigma)
         del cache.outputs[self.needs.order + 1 :], cache.sigmas[self.needs.order + 1 :]
-        cache.template = output if isinstance(output, type(value)) else type(output)
+        cache.template = None if value is output else type(output)
 
     def _filled_output(self, tick: Tick, plan: Plan, cache: BranchCache) -> tuple[Any, str]:
-        sigmas = list(dict.fromkeys(cache.sigmas)) if plan.action == "forecast" else cache.sigmas[:1]
+        sigmas = cache.sigmas if plan.action == "forecast" else cache.sigmas[:1]
         factors = fill.weights(sigmas, tick.step.sigma, plan.damping)
         value = fill.extrapolate(cache.outputs[: len(sigmas)], factors)
         if value is cache.outputs[0]:
             value = value.clone()
         action = "forecast" if len(sigmas) > 1 else "reuse"
-        if not isinstance(cache.template, type):
+        if cache.template is None:
             return value, action
         return ((value,) if cache.template is tuple else cache.template(value)), action
 
@@ -314,14 +326,25 @@ class Executor:
         if self._probe is not None:
             self._probe.reset()
 
+    def rest(self) -> None:
+        """Free what was kept, as another denoiser has taken over; should this one be called again, it computes."""
+        self.settle()
+        self._caches.clear()
+        if self._probe is not None:
+            self._probe.reset()
+        if self.generation is not None:
+            self.generation.hold(self.name, [])
+
     def end(self) -> None:
         """End the generation: free everything that was kept. The next call begins another."""
-        self.settle()
-        self._clear()
-        self.clock.reset()
-        if self.generation is not None:
-            self.generation = None
-            self._ended()
+        try:
+            self.settle()
+        finally:
+            self._clear()
+            self.clock.reset()
+            if self.generation is not None:
+                self.generation = None
+                self._ended()
 
     def why_idle(self) -> str:
         """A policy's own words on why a run computed every step."""

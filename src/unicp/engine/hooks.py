@@ -75,8 +75,17 @@ class DenoiserHook(ReplacingHook):
 
 
 def install(module: Any, hook: ReplacingHook, name: str) -> None:
-    """Register a hook on a module instance."""
+    """Register a hook on a module instance.
+
+    Where an accelerate hook stands outermost (CPU offload), ours goes inside of it: accelerate removes its hook by
+    putting back the forward it found, and offloading a model does so after every run.
+    """
     registry = HookRegistry.check_if_exists_or_initialize(module)
+    around = module.__dict__.get("forward")
+    if getattr(getattr(around, "func", None), "__module__", None) != "accelerate.hooks":
+        around = None
+    if around is not None:
+        module.forward = module._old_forward
     registry.register_hook(hook, name)
     plain = hook.fn_ref
     guarded = _GuardedReference(plain.forward, plain.original_forward)
@@ -87,6 +96,8 @@ def install(module: Any, hook: ReplacingHook, name: str) -> None:
     plain.__dict__.clear()
     plain.__dict__.update(state)
     hook.installed = module.forward
+    if around is not None:
+        module._old_forward, module.forward = hook.installed, around
     _forget_children(registry)
 
 
@@ -96,27 +107,27 @@ def find(module: Any, name: str) -> Any:
     return registry.get_hook(name) if registry is not None else None
 
 
-def uninstall(module: Any, name: str) -> None:
-    """Remove a hook of ours, wherever it stands among others. Nothing of ours stays on the module."""
+def uninstall(module: Any, hook: ReplacingHook, name: str) -> None:
+    """Remove a hook of ours, wherever it stands among others. Nothing of ours stays on the module.
+
+    A hook that is no longer there, or whose name another one bears by now, is left alone.
+    """
     registry = getattr(module, "_diffusers_hook", None)
-    if registry is None or name not in registry.hooks:
+    if registry is None or registry.hooks.get(name) is not hook:
         return
-    hook = registry.hooks[name]
     index = registry._hook_order.index(name)
     inner = registry._fn_refs[index].original_forward
-    if index == len(registry._hook_order) - 1:
-        if module.__dict__.get("forward") is hook.installed:
-            module.forward = inner
-        elif module.__dict__.get("_old_forward") is hook.installed:  # an accelerate hook stands around ours
-            module._old_forward = inner
-        else:  # something unknown holds on to our forward: from now on it only passes through
-            hook.act = _pass_through
-    else:
-        outer = registry._fn_refs[index + 1]
-        if outer.original_forward is not None:
-            outer.original_forward = inner
-        else:
-            outer.forward = inner
+    outer = registry._fn_refs[index + 1] if index + 1 < len(registry._fn_refs) else None
+    if module.__dict__.get("forward") is hook.installed:
+        module.forward = inner
+    elif module.__dict__.get("_old_forward") is hook.installed:  # an accelerate hook stands around ours
+        module._old_forward = inner
+    elif outer is not None and outer.original_forward is hook.installed:
+        outer.original_forward = inner
+    elif outer is not None and outer.forward is hook.installed:
+        outer.forward = inner
+    else:  # something unknown holds on to our forward: from now on it only passes through
+        hook.act = _pass_through
     del registry.hooks[name]
     registry._hook_order.pop(index)
     registry._fn_refs.pop(index)

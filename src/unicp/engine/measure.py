@@ -31,8 +31,12 @@ class Probe:
         last = len(blocks) - 1
         chosen = {"start": [0], "mid": [len(blocks) // 2], "end": [last], "all": list(range(len(blocks)))}
         self.layout = blocks[0][1].layout
-        for position in chosen[needs.location]:
-            self._watch(position, *blocks[position], needs.metric or "block", spec)
+        try:
+            for position in chosen[needs.location]:
+                self._watch(position, *blocks[position], needs.metric or "block", spec)
+        except BaseException:
+            self.remove()
+            raise
 
     def _watch(self, position: int, block: Any, described: BlockList, kind: str, spec: ModelSpec) -> None:
         names = list(described.residuals)
@@ -83,10 +87,15 @@ class Probe:
         self._residuals.clear()
         self._kept.clear()
 
+    def forget(self, key: str) -> None:
+        """Free what was kept under this key."""
+        self._kept.pop(key, None)
+
     def compare(self, key: str, batch: int, frames: int) -> Any:
         """Change since the last comparison under this key, and the motion score: a tensor (2,) on the device.
 
-        NaN stands for "not measured": the change at a first comparison, the motion if it is not asked for.
+        NaN stands for "not measured": the change at a first comparison, the motion if it is not asked for or there
+        are too few frames for it.
         """
         self.armed = False
         new = [by_frame(self._residuals[position], self.layout, batch, frames) for position in sorted(self._residuals)]
@@ -97,7 +106,8 @@ class Probe:
             raise UnicpError("no residual was captured: the measured blocks did not run as the model's spec says")
         nothing = torch.full((), float("nan"), device=new[0].device)
         change = nothing if old is None else torch.stack([relative_change(a, b) for a, b in zip(new, old)]).mean()  # noqa: B905
-        motion = torch.stack([frame_difference(p, self._strides) for p in new]).mean() if self._strides else nothing
+        moving = bool(self._strides) and frames > min(self._strides)  # a single frame has no motion
+        motion = torch.stack([frame_difference(p, self._strides) for p in new]).mean() if moving else nothing
         return torch.stack([change, motion.to(change.device)])
 
     def tensors(self) -> list[Any]:

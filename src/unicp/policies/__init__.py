@@ -197,6 +197,12 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise unknown(name, value, choices)
 
 
+def check_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple | range):
+        raise UnicpError(f"{name} must be a tuple, got {value!r:.80}")
+    return tuple(value)
+
+
 def check_number(name: str, value: Any, *, low: float, high: float = float("inf"), whole: bool = False) -> None:
     """Refuse what is not a number in [low, high]; booleans and NaN are not numbers here."""
     kinds = (int,) if whole else (int, float)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import UnicpError
-from . import Config, Needs, Plan, Policy, Step, check_choice, check_number, register
+from . import Config, Needs, Plan, Policy, Step, check_choice, check_number, check_tuple, register
 
 
 class Codebook(NamedTuple):
@@ -73,8 +73,8 @@ class AdaCacheConfig(Config):
         moreg_scale, moreg_power: ``m = (motion / scale) ** power``. The constants of the reference belong to
             Open-Sora; for another model take the median motion score over some prompts as the scale.
         moreg_gradient: weight of the motion gradient ``g = weight * (m_t - m_s) / rate``.
-        moreg_window: part of the run in which it acts, as fractions of the number of steps; outside of it, and where
-            the number of steps is unknown, the factor is 1.
+        moreg_window: part of the run in which it acts, as fractions of the number of steps; outside of it, where the
+            number of steps is unknown, and for a single frame, ``m`` is 1.
         moreg_strides: distances, in token frames, of the compared frames.
         metric_location: block(s) that are measured: ``"start"``, ``"mid"``, ``"end"`` or ``"all"`` (paper, ablation).
             Models with separate temporal attention are measured there.
@@ -129,8 +129,10 @@ class AdaCacheConfig(Config):
         check_number("warmup_steps", self.warmup_steps, low=1, whole=True)
         check_number("cooldown_steps", self.cooldown_steps, low=0, whole=True)
         for name in ("moreg_window", "moreg_strides"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.moreg_window) != 2 or not 0 <= self.moreg_window[0] <= self.moreg_window[1] <= 1:
+            object.__setattr__(self, name, check_tuple(name, getattr(self, name)))
+        for fraction in self.moreg_window:
+            check_number("a fraction of moreg_window", fraction, low=0, high=1)
+        if len(self.moreg_window) != 2 or self.moreg_window[0] > self.moreg_window[1]:
             raise UnicpError(f"moreg_window must be two rising fractions from 0 to 1, got {self.moreg_window!r}")
         if not self.moreg_strides:
             raise UnicpError("moreg_strides must hold at least one frame distance, got ()")
@@ -165,7 +167,7 @@ class AdaCachePolicy(Policy):
         self.next_compute = 0
         self.rate = 1
         self.skipped = 0
-        self.last_motion: float | None = None
+        self.last_motion = 1.0
         self.smallest: float | None = None
 
     def needs(self) -> Needs:
@@ -197,21 +199,24 @@ class AdaCachePolicy(Policy):
             # The reference divides by the rate that was scheduled; the paper's formula has no normaliser, but its
             # published thresholds only make sense with one.
             c = change / self.rate
-            if self.config.moreg and motion is not None:
+            if self.config.moreg:
                 c *= self._motion_regularization(step, motion)
-            self.smallest = c if self.smallest is None else min(self.smallest, c)
+            if c == c:
+                self.smallest = c if self.smallest is None else min(self.smallest, c)
             self.rate = self._lookup(c, step.count)
         self.next_compute = step.index + self.rate
 
-    def _motion_regularization(self, step: Step, motion: float) -> float:
+    def _motion_regularization(self, step: Step, motion: float | None) -> float:
         config = self.config
         low, high = config.moreg_window
-        if step.count is None or not low * step.count <= step.index <= high * step.count:
-            return 1.0
-        m = (motion / config.moreg_scale) ** config.moreg_power
-        gradient = 0.0
-        if self.last_motion is not None:
-            gradient = config.moreg_gradient * (m - self.last_motion) / self.rate
+        m = 1.0
+        if motion is not None and step.count is not None and low * step.count <= step.index <= high * step.count:
+            try:
+                m = (motion / config.moreg_scale) ** config.moreg_power
+            except OverflowError:
+                m = float("inf")
+        # As in the reference, the gradient also sees the edges of the window, where m comes from 1 and goes back to it.
+        gradient = config.moreg_gradient * (m - self.last_motion) / self.rate
         self.last_motion = m
         return m + (abs(gradient) if config.moreg_form == "reference" else gradient)
 

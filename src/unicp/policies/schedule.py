@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import UnicpError
-from . import Config, Needs, Plan, Policy, Step, check_choice, check_number, register
+from . import Config, Needs, Plan, Policy, Step, check_choice, check_number, check_tuple, register
 
 FILLS = ("reuse", "linear", "quadratic")
 UNITS = ("output", "stack")
@@ -51,7 +51,7 @@ class ScheduleConfig(Config):
         if self.interval is not None:
             check_number("interval", self.interval, low=1, whole=True)
         if self.compute is not None:
-            object.__setattr__(self, "compute", tuple(self.compute))
+            object.__setattr__(self, "compute", check_tuple("compute", self.compute))
             for step in self.compute:
                 check_number("a step of compute", step, low=0, whole=True)
             if list(self.compute) != sorted(set(self.compute)) or not self.compute:
