@@ -85,7 +85,7 @@ def ssim(video: Any, reference: Any) -> float:
     value = structural_similarity_index_measure(
         a.permute(0, 3, 1, 2).float(), b.permute(0, 3, 1, 2).float(), data_range=1.0, kernel_size=size
     )
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def motion_ratio(video: Any, reference: Any) -> float:

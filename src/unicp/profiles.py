@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ class Profile:
         from safetensors import SafetensorError, safe_open
 
         path = Path(path)
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike the method of Path, it takes any name
             raise UnicpError(f"there is no profile {path}; make one with: unicp calibrate")
         try:
             with safe_open(path, framework="pt") as opened:

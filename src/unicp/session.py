@@ -137,7 +137,7 @@ def _resolve(config: Any) -> Config:
         return kinds[config]()
     if isinstance(config, str | os.PathLike):
         path = Path(config)
-        if path.suffix == ".safetensors" or path.exists():
+        if path.suffix == ".safetensors" or os.path.exists(path):
             return Profile.load(path).config
         raise unknown("method", str(config), [*kinds, "PROFILE.safetensors"])
     raise UnicpError(

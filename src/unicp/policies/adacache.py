@@ -169,6 +169,7 @@ class AdaCachePolicy(Policy):
         self.skipped = 0
         self.last_motion = 1.0
         self.smallest: float | None = None
+        self.longest = 1
 
     def needs(self) -> Needs:
         config = self.config
@@ -204,6 +205,7 @@ class AdaCachePolicy(Policy):
             if c == c:
                 self.smallest = c if self.smallest is None else min(self.smallest, c)
             self.rate = self._lookup(c, step.count)
+        self.longest = max(self.longest, self.rate)
         self.next_compute = step.index + self.rate
 
     def _motion_regularization(self, step: Step, motion: float | None) -> float:
@@ -240,7 +242,7 @@ class AdaCachePolicy(Policy):
         return entries[-1][1] if c != float("inf") else 1
 
     def why_idle(self) -> str:
-        if self.smallest is None:
+        if self.smallest is None or self.longest > 1:
             return "the run was too short to reuse anything between its forced first and last steps; give more steps"
         return (
             f"the smallest change per step it measured, {self.smallest:.3g}, lies above every threshold whose rate "
