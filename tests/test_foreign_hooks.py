@@ -122,7 +122,7 @@ def test_one_foreign_hook(name: str, kind: str, place: str, ours_off_first: bool
             assert after[key] is None or after[key].__func__ is type(module).forward
 
 
-@pytest.mark.parametrize("order", itertools.permutations(["ours", "inner", "outer"]), ids="-".join)
+@pytest.mark.parametrize("order", list(itertools.permutations(["ours", "inner", "outer"])), ids="-".join)
 @pytest.mark.parametrize("name", NAMES)
 def test_between_two_foreign_hooks(name: str, order: tuple[str, ...]) -> None:
     """Ours in the middle of two that replace the forward, taken off in every order.
