@@ -67,25 +67,31 @@ class Session:
             why = self._executors[0].why_idle()
             warnings.warn(f"unicp {self.config.method} never acted in this run: {why}", UnicpWarning, stacklevel=2)
 
-    def _end(self) -> None:
+    def _end_if_complete(self) -> None:
+        """Close the video whose last step was seen. One that is in progress is left alone: it may go on."""
         for executor in self._executors:
-            executor.end()
+            executor.settle()
+        if self._generation is not None and self._generation.complete:
+            for executor in self._executors:
+                executor.end()
 
     def report(self) -> SessionReport:
-        """What was done for the last video.
+        """What was done for the last video; for the one in progress, or broken off, so far.
 
         Raises:
-            UnicpError: no video was generated yet.
+            UnicpError: no video was begun yet.
         """
-        self._end()
+        self._end_if_complete()
+        if self._generation is not None:
+            return self._generation.report()
         if not self._reports:
             raise UnicpError("there is no report yet: generate a video first")
         return self._reports[-1]
 
     @property
     def reports(self) -> list[SessionReport]:
-        """One report for each video generated so far."""
-        self._end()
+        """One report for each video so far; not for the one in progress."""
+        self._end_if_complete()
         return list(self._reports)
 
     @property

@@ -179,8 +179,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     if not isinstance(values, Mapping) or "method" not in values:
         raise UnicpError(f"a config is a mapping with a 'method', got {values!r:.80}")
     kinds = config_types()
-    if values["method"] not in kinds:
-        raise unknown("method", values["method"], kinds)
+    check_choice("method", values["method"], tuple(kinds))
     kind = kinds[values["method"]]
     rest = {key: _tuples(value) for key, value in values.items() if key != "method"}
     _check_keys(kind, rest)
@@ -195,6 +194,11 @@ def _tuples(value: Any) -> Any:
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise unknown(name, value, choices)
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise UnicpError(f"{name} must be True or False, got {value!r:.80}")
 
 
 def check_tuple(name: str, value: Any) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import UnicpError
-from . import Config, Needs, Plan, Policy, Step, check_choice, check_number, check_tuple, register
+from . import Config, Needs, Plan, Policy, Step, check_choice, check_flag, check_number, check_tuple, register
 
 
 class Codebook(NamedTuple):
@@ -122,6 +122,8 @@ class AdaCacheConfig(Config):
         check_choice("metric_kind", self.metric_kind, METRIC_KINDS)
         check_choice("guidance", self.guidance, ("shared", "separate"))
         check_choice("fill", self.fill, ("residual", "forecast"))
+        for name in ("rescale", "moreg"):
+            check_flag(name, getattr(self, name))
         for name in ("moreg_scale", "moreg_power"):
             check_number(name, getattr(self, name), low=1e-9)
         check_number("moreg_gradient", self.moreg_gradient, low=0)
