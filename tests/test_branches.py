@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -173,7 +174,7 @@ def test_the_worst_sample_of_a_batch_decides(family: str, prompts: tuple[int, ..
     records = session.report().steps
     mine = [(r, p) for r, p in zip(records, residuals, strict=True) if r.branch == first and r.action == "compute"]
     assert len(mine) > 4
-    for (_, old), (record, new) in zip(mine, mine[1:], strict=False):
+    for (_, old), (record, new) in itertools.pairwise(mine):
         change = (new - old).abs().sum(1) / old.abs().sum(1)
         assert record.metric == pytest.approx(float(change.max()), rel=1e-4)
         assert float(change.max()) > float(change.mean()) * 1.001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -141,7 +142,7 @@ def test_no_gap_exceeds_the_largest_rate(codebook: Any, count: int, changes: lis
     steps = computed(play(unicp.AdaCacheConfig(codebook=codebook), count, changes))
     assert steps[0] == 0
     assert steps[-1] == count - 1
-    assert all(1 <= b - a <= max(rate for _, rate in codebook) for a, b in zip(steps, steps[1:], strict=False))
+    assert all(1 <= b - a <= max(rate for _, rate in codebook) for a, b in itertools.pairwise(steps))
 
 
 @quick

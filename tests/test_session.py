@@ -218,9 +218,7 @@ class Blocks(torch.nn.Module):
 
 def _spec(**fields: Any) -> ModelSpec:
     lists = BlockList(path="blocks", streams=("input",), residuals={"mlp": None})
-    return ModelSpec(
-        **{"family": "toy", "classes": (), "block_lists": (lists,), "frames": lambda *_: 1, **fields}
-    )
+    return ModelSpec(**{"family": "toy", "classes": (), "block_lists": (lists,), "frames": lambda *_: 1, **fields})
 
 
 @pytest.mark.parametrize(
@@ -304,9 +302,11 @@ def test_a_stream_that_blocks_do_not_take_leaves_nothing() -> None:
     model = Blocks()
     before = traces(model)
     with pytest.raises(unicp.UnicpError, match="'hidden_states'"):
-        unicp.accelerate(model, unicp.ScheduleConfig(interval=2, unit="stack"), spec=_spec(
-            block_lists=(BlockList(path="blocks", residuals={"mlp": None}),)
-        ))
+        unicp.accelerate(
+            model,
+            unicp.ScheduleConfig(interval=2, unit="stack"),
+            spec=_spec(block_lists=(BlockList(path="blocks", residuals={"mlp": None}),)),
+        )
     assert traces(model) == before
 
 

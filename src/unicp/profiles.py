@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -32,18 +33,21 @@ class Profile:
 
     def save(self, path: str | Path) -> None:
         """Write one file, whole or not at all."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = Path(path)
         text = json.dumps({"format": FORMAT, "config": self.config.to_dict(), "metadata": dict(self.metadata)})
         part = path.with_name(path.name + ".part")
         try:
-            save_file(dict(self.tensors), part, metadata={KEY: text})
+            # Copies: the format takes neither tensors that share memory nor transposed ones.
+            save_file({k: t.detach().contiguous().clone() for k, t in self.tensors.items()}, part, metadata={KEY: text})
             part.replace(path)
-        except OSError as error:
-            raise UnicpError(f"cannot write the profile {path}: {error.strerror or error}") from error
+        except (OSError, SafetensorError) as error:
+            raise UnicpError(f"cannot write the profile {path}: {getattr(error, 'strerror', None) or error}") from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -67,15 +71,18 @@ class Profile:
             raise UnicpError(f"{path} is a safetensors file, but no unicp profile; make one with: unicp calibrate")
         try:
             values = json.loads(text)
-            version, config, metadata = values["format"], values["config"], values["metadata"]
-        except (ValueError, KeyError, TypeError) as error:
+            version = values["format"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UnicpError(f"the metadata of the profile {path} is damaged: {error!r:.120}") from error
-        if version != FORMAT:
+        if type(version) is not int or version != FORMAT:
             raise UnicpError(
                 f"the profile {path} has format {version!r:.20}, this unicp reads format {FORMAT}; update unicp or "
                 "make the profile again"
             )
+        config, metadata = values.get("config"), values.get("metadata")
+        if not isinstance(config, dict) or not isinstance(metadata, dict):
+            raise UnicpError(f"the metadata of the profile {path} is damaged: config and metadata must be mappings")
         try:
             return cls(config=config_from_dict(config), tensors=tensors, metadata=metadata)
-        except (UnicpError, TypeError) as error:
+        except (UnicpError, TypeError, OverflowError) as error:
             raise UnicpError(f"the config in the profile {path} does not hold: {error}") from error

@@ -77,7 +77,7 @@ class Clock:
                 moved = index != self.step.index
                 fresh = index < self.step.index
             else:
-                moved = noise != self._noise
+                moved = noise != self._noise or (name in self._branches and self._comes_again(noise))
                 fresh = noise is not None and self._noise is not None and noise > self._noise
             branch = name or self._nth(1 if moved else len(self._branches) + 1)
             fresh = fresh or (not moved and branch in self._branches)
@@ -126,13 +126,28 @@ class Clock:
         # With one timestep a token, conditioning frames have 0: the largest is the step's. One transfer.
         return float(timestep.max()) if hasattr(timestep, "max") else float(timestep)
 
+    def _levels_ahead(self) -> list[tuple[int, float]]:
+        """The scheduler's timesteps after the current step, with their indices."""
+        if self._timesteps is None:
+            return []
+        if self._noise_levels is None:
+            self._noise_levels = [float(t) for t in self._timesteps.tolist()]
+        start = self.step.index + 1 if self.step is not None else 0
+        return list(enumerate(self._noise_levels))[start:]
+
+    @staticmethod
+    def _same(level: float, noise: float) -> bool:
+        return abs(level - noise) <= 1e-3 * max(1.0, abs(noise))
+
+    def _comes_again(self, noise: float | None) -> bool:
+        """Whether the next step has the same timestep: second-order schedulers visit each twice."""
+        ahead = self._levels_ahead()
+        return bool(ahead) and noise is not None and self._same(ahead[0][1], noise)
+
     def _index_of(self, noise: float | None) -> int:
-        if self._timesteps is not None and noise is not None:
-            if self._noise_levels is None:
-                self._noise_levels = [float(t) for t in self._timesteps.tolist()]
-            start = self.step.index + 1 if self.step is not None else 0
-            for index in range(start, len(self._noise_levels)):
-                if abs(self._noise_levels[index] - noise) <= 1e-3 * max(1.0, abs(noise)):
+        if noise is not None:
+            for index, level in self._levels_ahead():
+                if self._same(level, noise):
                     return index
         return 0 if self.step is None else self.step.index + 1
 

@@ -150,13 +150,13 @@ def _check_codebook(codebook: Any) -> tuple[tuple[float, int], ...]:
             f"codebook must be a name or entries like ((0.05, 4), (0.15, 2), (1.0, 1)), got {codebook!r:.80}"
         ) from None
     if not entries:
-        raise UnicpError("codebook has no entries; ((1.0, 1),) computes every step")
+        raise UnicpError("codebook must have entries, got (); ((1.0, 1),) computes every step")
     for threshold, rate in entries:
         check_number("a threshold of the codebook", threshold, low=0)
         check_number("a rate of the codebook", rate, low=1, whole=True)
     thresholds = [threshold for threshold, _ in entries]
     if any(a >= b for a, b in pairwise(thresholds)):
-        raise UnicpError(f"thresholds of the codebook must rise, got {', '.join(f'{t:g}' for t in thresholds)}")
+        raise UnicpError(f"thresholds of the codebook must rise, got {', '.join(map(str, thresholds)):.80}")
     return entries
 
 

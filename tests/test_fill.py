@@ -1,0 +1,78 @@
+"""Fills: exact on the series they are made for, and plain reuse where nothing else is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from unicp.fill import ORDERS, extrapolate, weights
+
+SIGMAS = [0.93, 0.71, 0.64, 0.38, 0.05]  # unevenly spaced
+
+nodes = st.lists(st.integers(0, 1000), min_size=1, max_size=3, unique=True).map(lambda n: [v / 1000 for v in n])
+
+
+@pytest.mark.parametrize("target", [0.6, 0.33, 0.0, 1.0])
+@pytest.mark.parametrize(("order", "name"), [(0, "reuse"), (1, "linear"), (2, "quadratic")])
+def test_exact_on_polynomials_of_its_degree(order: int, name: str, target: float) -> None:
+    assert ORDERS[name] == order
+    coefficients = torch.tensor([[0.3, -1.0], [2.0, 0.5], [-4.0, 3.0]], dtype=torch.float64)
+
+    def value(sigma: float, degree: int) -> torch.Tensor:
+        return sum(coefficients[d] * sigma**d for d in range(degree + 1))  # type: ignore[return-value]
+
+    known = SIGMAS[:2] + [SIGMAS[3]]
+    points = known[: order + 1]
+    found = extrapolate([value(s, order) for s in points], weights(points, target))
+    torch.testing.assert_close(found, value(target, order), rtol=1e-9, atol=1e-9)
+    if order < 2:  # and not on the next degree: the target is off its curve
+        found = extrapolate([value(s, order + 1) for s in points], weights(points, target))
+        assert (found - value(target, order + 1)).abs().max() > 1e-3
+
+
+@settings(max_examples=100, deadline=None)
+@given(sigmas=nodes, target=st.floats(0, 1), damping=st.floats(0, 1))
+def test_weights_sum_to_one(sigmas: list[float], target: float, damping: float) -> None:
+    assume(min((abs(a - b) for a in sigmas for b in sigmas if a != b), default=1) > 0.01)
+    found = weights(sigmas, target, damping)
+    assert len(found) == len(sigmas)
+    assert sum(found) == pytest.approx(1, abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sigmas=nodes, target=st.floats(0, 1))
+def test_damping_zero_is_reuse(sigmas: list[float], target: float) -> None:
+    assert weights(sigmas, target, 0.0) == [1.0] + [0.0] * (len(sigmas) - 1)
+
+
+def test_damping_is_between() -> None:
+    full, half = weights([0.5, 0.7], 0.3), weights([0.5, 0.7], 0.3, 0.5)
+    assert full == [2.0, -1.0]
+    assert half == [1.5, -0.5]
+
+
+def test_at_a_known_point_it_is_that_value() -> None:
+    assert weights([0.5, 0.7, 0.9], 0.7) == [0.0, 1.0, 0.0]
+
+
+def test_plain_reuse_is_the_value_itself() -> None:
+    value = torch.randn(3)
+    assert extrapolate([value], [1.0]) is value
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_sums_are_wide_and_come_back_narrow(dtype: torch.dtype) -> None:
+    values = [torch.full((4,), v).to(dtype) for v in (1000.0, 999.0, 998.0)]
+    kept = [v.clone() for v in values]
+    found = extrapolate(values, [3.0, -3.0, 1.0])
+    assert found.dtype == dtype
+    expected = sum(f * v.double() for f, v in zip((3, -3, 1), values, strict=True)).to(dtype)  # type: ignore[union-attr]
+    assert torch.equal(found, expected)
+    assert all(torch.equal(a, b) for a, b in zip(values, kept, strict=True)), "the inputs are not touched"
+
+
+def test_every_value_has_its_weight() -> None:
+    with pytest.raises(ValueError):
+        extrapolate([torch.ones(2), torch.ones(2)], [1.0])

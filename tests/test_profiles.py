@@ -1,0 +1,206 @@
+"""Profiles: whole or not at all, on the way out and on the way in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import unicp
+from unicp import Profile
+from unicp.profiles import FORMAT, KEY
+
+CONFIG = unicp.AdaCacheConfig(codebook=((0.1, 3), (1.0, 1)), moreg=True, moreg_strides=(1, 2))
+
+
+def _profile(**fields: Any) -> Profile:
+    tensors = {"errors": torch.arange(6.0).reshape(2, 3), "motion": torch.ones(2, dtype=torch.float16)}
+    return Profile(**{"config": CONFIG, "tensors": tensors, "metadata": {"model": "demo", "steps": 50}, **fields})
+
+
+def _write(path: Path, metadata: dict[str, str] | None, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    save_file({"x": torch.ones(2)} if tensors is None else tensors, path, metadata=metadata)
+    return path
+
+
+def _text(**changes: Any) -> str:
+    return json.dumps({"format": FORMAT, "config": CONFIG.to_dict(), "metadata": {}, **changes})
+
+
+def _refused(path: Path | str, *said: str) -> None:
+    with pytest.raises(unicp.UnicpError) as error:
+        Profile.load(path)
+    message = str(error.value)
+    assert all(part in message for part in (*said, Path(path).name[:50])), message
+    assert "\n" not in message
+    assert len(message) < 600 + len(str(path))
+
+
+@pytest.mark.parametrize("config", [CONFIG, unicp.ScheduleConfig(compute=(0, 1, 5)), unicp.AdaCacheConfig()])
+def test_round_trip(tmp_path: Path, config: Any) -> None:
+    profile = _profile(config=config)
+    profile.save(tmp_path / "a.safetensors")
+    again = Profile.load(tmp_path / "a.safetensors")
+    assert again.config == config
+    assert again.metadata == profile.metadata
+    assert again.tensors.keys() == profile.tensors.keys()
+    for name, tensor in profile.tensors.items():
+        assert again.tensors[name].dtype == tensor.dtype
+        assert torch.equal(again.tensors[name], tensor)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_it_carries_its_format(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    _profile().save(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as opened:
+        assert json.loads(opened.metadata()[KEY])["format"] == FORMAT == 1
+
+
+def test_saving_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    _profile().save(path)
+    _profile(config=unicp.ScheduleConfig(interval=2)).save(str(path))
+    assert Profile.load(str(path)).config == unicp.ScheduleConfig(interval=2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "a.safetensors"
+    _profile().save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    _refused(path, "not a readable profile")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0" * 8, b"\xff" * 64, b"hello, world", (10**6).to_bytes(8, "little") + b"{}", b"\x02" + b"\0" * 7 + b"{}"],
+)
+def test_any_other_file(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(data)
+    _refused(path, "profile")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"other": "{}"}])
+def test_a_safetensors_file_of_others(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    _refused(_write(tmp_path / "a.safetensors", metadata), "no unicp profile", "unicp calibrate")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        '"text"',
+        "null",
+        "{}",
+        json.dumps({"format": 1}),
+        json.dumps({"format": 1, "config": {}}),
+        "[" * 100_000,
+        _text(config=None),
+        _text(config=[]),
+        _text(config={"method": "adacash"}),
+        _text(config={"method": ["adacache"]}),
+        _text(config={"method": "adacache", "codebok": 1}),
+        _text(config={"method": "adacache", "codebook": [[0.2, 1], [0.1, 1]]}),
+        _text(config={"method": "adacache", "codebook": [[10**1000, 1], [0.1, 1]]}),
+        _text(config={"method": "adacache", "warmup_steps": "2"}),
+        _text(config={"method": "schedule", "compute": [0], "interval": 2}),
+        _text(metadata=[1]),
+        _text(metadata=None),
+    ],
+)
+def test_damaged_metadata(tmp_path: Path, text: str) -> None:
+    _refused(_write(tmp_path / "a.safetensors", {KEY: text}))
+
+
+@pytest.mark.parametrize("version", [2, 99, 0, -1, "1", 1.5, None, [1], True])
+def test_another_format(tmp_path: Path, version: Any) -> None:
+    _refused(_write(tmp_path / "a.safetensors", {KEY: _text(format=version)}), repr(version), str(FORMAT))
+
+
+def test_there_is_no_such_file(tmp_path: Path) -> None:
+    _refused(tmp_path / "a.safetensors", "no profile")
+    _refused(tmp_path, "no profile")  # a folder
+    _refused(tmp_path / ("x" * 5000 + ".safetensors"), "no profile")
+    _refused("a\0b.safetensors", "no profile")
+
+
+@pytest.mark.parametrize("name", ["../../etc/x", "/etc/x", "a\nb", "", "x" * 3000, "weights\u202e", "a" * 10 + "\0"])
+def test_hostile_tensor_names_are_only_names(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "sub" / "a.safetensors"
+    path.parent.mkdir()
+    _profile(tensors={name: torch.ones(1)}).save(path)
+    assert list(Profile.load(path).tensors) == [name]
+    assert [p.name for p in tmp_path.rglob("*")] == ["sub", "a.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["with space.safetensors", "ünï.safetensors", "no-suffix", "-x.safetensors", "a\nb"])
+def test_odd_file_names(tmp_path: Path, name: str) -> None:
+    _profile().save(tmp_path / name)
+    assert Profile.load(tmp_path / name).config == CONFIG
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+# --- what cannot be written -------------------------------------------------------------------------------------------
+
+
+def test_no_folder_to_write_into(tmp_path: Path) -> None:
+    with pytest.raises(unicp.UnicpError, match=r"cannot write the profile .*missing"):
+        _profile().save(tmp_path / "missing" / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(unicp.UnicpError, match="cannot write the profile"):
+        _profile().save(tmp_path / "a.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(unicp.UnicpError, match="cannot write the profile"):
+        _profile().save(tmp_path / ("x" * 300))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fields", [{"metadata": {"x": object()}}, {"tensors": {"x": 3}}])
+def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path, fields: dict[str, Any]) -> None:
+    path = tmp_path / "a.safetensors"
+    _profile().save(path)
+    with pytest.raises((unicp.UnicpError, TypeError, ValueError, AttributeError)):
+        _profile(**fields).save(path)
+    assert Profile.load(path).config == CONFIG
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_break_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    _profile().save(path)
+
+    def half(tensors: Any, target: Any, metadata: Any) -> None:
+        Path(target).write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        _profile(config=unicp.ScheduleConfig(interval=2)).save(path)
+    assert Profile.load(path).config == CONFIG
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_tensors_that_share_or_are_not_contiguous(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    profile = _profile(tensors={"a": base.T, "b": base[:2], "c": base})
+    profile.save(tmp_path / "a.safetensors")
+    again = Profile.load(tmp_path / "a.safetensors")
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in profile.tensors.items())
