@@ -28,8 +28,8 @@ def block() -> str:
     provenance = ada["provenance"]
     machine, versions = provenance["machine"], provenance["versions"]
     lines = [
-        f"The demo model, {ada['steps']} steps, guidance {ada['guidance']:g}, on {len(ada['prompts'])} captions it never "
-        "saw; against the unaccelerated",
+        f"The demo model, {ada['steps']} steps, guidance {ada['guidance']:g}, {len(ada['prompts'])} captions it "
+        "never saw; against the unaccelerated",
         "video of the same prompt and seed. Speed-up: wall-clock of the denoising loop, interleaved runs, median "
         f"of {len(ada['seconds']['none'])} pairs.",
         "",
