@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import unicp
-from tests.contract import CODEBOOK, FEW_PAIRS, case, quietly
+from tests.contract import CODEBOOK, FEW, FEW_PAIRS, case, quietly
 from tests.tiny import FAMILIES, Family, denoisers
 
 few = pytest.mark.parametrize(("family", "name"), FEW_PAIRS, ids=[f"{f}-{n}" for f, n in FEW_PAIRS])
@@ -146,6 +146,28 @@ def test_swapped_branches_would_be_noticed() -> None:
 
     wrong = chosen.generate(pipe, callback=callback)
     assert (right - wrong).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_branch_that_comes_late_is_computed_first(name: str) -> None:
+    """Guidance switched on at step 3, which the other branch skips."""
+    chosen = FAMILIES["wan"]
+    pipe = chosen.build()
+    session = unicp.accelerate(pipe, case(name).config)
+
+    def callback(_: Any, i: int, *__: Any) -> dict[str, Any]:
+        pipe._guidance_scale = 4.0 if i >= 2 else 1.0
+        return {}
+
+    latents = chosen.generate(pipe, guidance=False, callback=callback)
+    assert latents.isfinite().all()
+    actions = {(r.index, r.branch): r.action for r in session.report().steps}
+    assert actions[2, "cond"] != "compute"
+    assert actions[4, "cond"] == ("compute" if name.startswith("adacache") else actions[2, "cond"])
+    first = min(index for index, branch in actions if branch == "uncond")
+    assert first == 3
+    assert actions[3, "uncond"] == "compute"
+    assert len(session.reports) == 1
 
 
 @pytest.mark.parametrize("family", ["wan", "ltx", "latte"])

@@ -59,6 +59,31 @@ def test_a_run_that_broke_off_is_no_reason_to_warn() -> None:
         with pytest.raises(RuntimeError):
             FAMILIES["wan"].generate(pipe, callback=callback)
         assert not session.report().complete
+        session.restore()  # the end of it, at last
+    assert len(session.reports) == 1
+
+
+@families
+def test_a_report_in_the_middle_of_a_run_leaves_it_alone(family: str) -> None:
+    chosen = FAMILIES[family]
+    pipe = chosen.build()
+    session = unicp.accelerate(pipe, RESIDUAL)
+    seen: list[tuple[int, int, int]] = []
+
+    def callback(_: Any, i: int, *__: Any) -> dict[str, Any]:
+        report = session.report()
+        assert report.complete == (i == 9)
+        assert list(report.steps) == list(session.report().steps)
+        seen.append((len(report.steps), len(session.records), len(session.reports)))
+        return {}
+
+    latents = chosen.generate(pipe, callback=callback)
+    calls = len(chosen.branches)
+    # With the last step, the video is over: it has become a report.
+    assert seen == [(calls * i, calls * i, 0) for i in range(1, 10)] + [(calls * 10, 0, 1)]
+    expected = fresh(family, "adacache-residual")
+    assert torch.equal(latents, expected[0])
+    assert actions(session.report()) == expected[1]
 
 
 def test_a_warning_made_an_error_leaves_the_model_right() -> None:

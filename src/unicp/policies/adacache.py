@@ -244,6 +244,8 @@ class AdaCachePolicy(Policy):
         return entries[-1][1] if c != float("inf") else 1
 
     def why_idle(self) -> str:
+        if not isinstance(self.config.codebook, str) and all(rate == 1 for _, rate in self.config.codebook):
+            return "every rate of its codebook is 1; give some thresholds a rate of 2 or more"
         if self.smallest is None or self.longest > 1:
             return "the run was too short to reuse anything between its forced first and last steps; give more steps"
         return (
