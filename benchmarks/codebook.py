@@ -1,6 +1,6 @@
 """Derive an AdaCache codebook for the demo model (ours; the paper publishes codebooks for Open-Sora only).
 
-    python -m benchmarks.codebook [--prompts 8] [--budget 0.46]
+    python -m benchmarks.codebook [--prompts 4] [--budget 0.46]
 
 The unaccelerated model is run on captions from its training split, measuring the change per step as AdaCache does.
 Candidate codebooks have the rates 4, 3, 2, 1 with thresholds at quantiles of those changes. Of those that compute at
@@ -21,14 +21,14 @@ from benchmarks import common
 from unicp import AdaCacheConfig, metrics
 
 QUANTILES = (
-    (0.10, 0.30, 0.60), (0.20, 0.40, 0.70), (0.15, 0.50, 0.80), (0.30, 0.50, 0.75), (0.00, 0.40, 0.70),
-    (0.00, 0.20, 0.80), (0.00, 0.00, 0.70), (0.00, 0.50, 0.85), (0.10, 0.50, 0.70),
+    (0.15, 0.50, 0.80), (0.00, 0.40, 0.70), (0.30, 0.60, 0.90), (0.20, 0.60, 0.95), (0.40, 0.70, 0.95),
+    (0.50, 0.80, 0.95),
 )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--budget", type=float, default=0.46, help="largest mean share of computed steps")
     args = parser.parse_args()
     pipe = common.pipeline()
