@@ -39,7 +39,6 @@ format: $(READY) ## format the code and fix what the linter can fix
 train-demo: $(READY) ## train the demo model and write it into src/unicp/demo/model (hours; resumes)
 	$(BIN)/python -m training.vae
 	$(BIN)/python -m training.latents
-	$(BIN)/python -m training.decoder
 	$(BIN)/python -m training.transformer
 	$(BIN)/python -m training.export
 

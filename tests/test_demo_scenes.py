@@ -15,7 +15,7 @@ from unicp.demo.scenes import COLOURS, Scene, Thing
 from unicp.errors import UnicpError
 
 CRITERIA = ("colour", "count", "direction", "speed")
-FRAMES = 17
+FRAMES = 13
 OPPOSITE = {
     "still": "left", "left": "right", "right": "left", "up": "down", "down": "up",
     "bouncing": "up", "spinning": "growing", "growing": "shrinking", "shrinking": "spinning",

@@ -142,7 +142,7 @@ def test_the_averages_are_exported_and_not_the_latest_weights() -> None:
 
 
 def test_export_refuses_what_it_must_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    with pytest.raises(SystemExit, match=r"vae-final.pt is missing"):
+    with pytest.raises(SystemExit, match=r"vae.pt is missing"):
         export.trained(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SystemExit, match="left alone"):

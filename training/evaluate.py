@@ -1,4 +1,4 @@
-"""Step 6: does the demo model draw what captions say? Held-out captions, judged from pixels by unicp.demo.check.
+"""Step 5: does the demo model draw what captions say? Held-out captions, judged from pixels by unicp.demo.check.
 
     python -m training.evaluate --count 128                # writes training/evaluation.json
     python -m training.evaluate --count 128 --reference    # drawn videos through the VAE: the most one can hope for

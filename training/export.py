@@ -1,4 +1,4 @@
-"""Step 5: the trained parts as an ordinary diffusers folder, loaded back and compared.
+"""Step 4: the trained parts as an ordinary diffusers folder, loaded back and compared.
 
     python -m training.export                              # training/runs -> src/unicp/demo/model
     python -m training.export --random --to some/folder    # the same layout with untrained weights, for tests
@@ -126,14 +126,14 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def trained(runs: Path) -> Parts:
-    vae_state, state = _load(runs / "vae-final.pt"), _load(runs / "transformer.pt")
+    vae_state, state = _load(runs / "vae.pt"), _load(runs / "transformer.pt")
     vae = models.vae(state["latents_mean"], state["latents_std"]).eval()
     vae.load_state_dict(vae_state["model"])
     tokenizer = models.tokenizer()
     denoiser = Denoiser(len(tokenizer))
     load_averages(denoiser, state)
     text_encoder, transformer = _denoiser_parts(denoiser)
-    history = f"The decoder was tuned for {vae_state['step']:,} steps, the transformer for {state['step']:,}."
+    history = f"The VAE was trained for {vae_state['step']:,} steps, the transformer for {state['step']:,}."
     return Parts(tokenizer, text_encoder, transformer, vae, history)
 
 

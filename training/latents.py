@@ -18,7 +18,7 @@ CHUNK = 500
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=8000, help=f"videos; a multiple of {CHUNK}")
+    parser.add_argument("--count", type=int, default=12000, help=f"videos; a multiple of {CHUNK}")
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--device")
     args = parser.parse_args()

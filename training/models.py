@@ -18,7 +18,7 @@ from unicp.demo import scenes
 
 RUNS = Path(__file__).parent / "runs"
 
-FRAMES, HEIGHT, WIDTH = 17, 96, 96
+FRAMES, HEIGHT, WIDTH = 13, 96, 96
 LATENT_CHANNELS = 8
 TEXT_DIM = 128
 FLOW_SHIFT = 3.0
@@ -68,7 +68,7 @@ def text_encoder(vocab_size: int) -> UMT5EncoderModel:
 
 def vae(latents_mean: list[float] | None = None, latents_std: list[float] | None = None) -> AutoencoderKLWan:
     return AutoencoderKLWan(
-        base_dim=24,
+        base_dim=40,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2],
         num_res_blocks=1,
@@ -76,17 +76,17 @@ def vae(latents_mean: list[float] | None = None, latents_std: list[float] | None
         temperal_downsample=[True],
         latents_mean=latents_mean or [0.0] * LATENT_CHANNELS,
         latents_std=latents_std or [1.0] * LATENT_CHANNELS,
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
+        in_channels=48,
+        out_channels=48,
+        patch_size=4,
         scale_factor_temporal=2,
-        scale_factor_spatial=4,
+        scale_factor_spatial=8,
     )
 
 
 def transformer() -> WanTransformer3DModel:
     return WanTransformer3DModel(
-        patch_size=(1, 4, 4),
+        patch_size=(1, 2, 2),
         num_attention_heads=3,
         attention_head_dim=64,
         in_channels=LATENT_CHANNELS,
@@ -94,7 +94,7 @@ def transformer() -> WanTransformer3DModel:
         text_dim=TEXT_DIM,
         freq_dim=256,
         ffn_dim=768,
-        num_layers=10,
+        num_layers=8,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
         rope_max_seq_len=64,

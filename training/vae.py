@@ -1,4 +1,4 @@
-"""Step 1 of training the demo model: the video autoencoder, on clips of 5 frames (whole ones: step 3).
+"""Step 1 of training the demo model: the video autoencoder, on crops of the picture over the whole clip.
 
 python -m training.vae            # resumes from training/runs/vae.pt
 """
@@ -17,13 +17,17 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from training import models
 
 
-def crops(videos: np.ndarray, count: int, rng: np.random.Generator, frames: int = 5, size: int = 48) -> torch.Tensor:
-    """Random space-time crops as (B, 3, F, H, W) in [-1, 1]."""
+def crops(videos: np.ndarray, count: int, rng: np.random.Generator, size: int = 48) -> torch.Tensor:
+    """Random crops of the picture, over all frames, as (B, 3, F, H, W) in [-1, 1].
+
+    All frames, because the causal convolutions of late frames look back on more than a short clip holds: trained on
+    short clips, the latents drift along a long one.
+    """
     picked = []
     for _ in range(count):
         video = videos[rng.integers(len(videos))]
-        f, y, x = (int(rng.integers(limit + 1)) for limit in np.array(video.shape[:3]) - (frames, size, size))
-        picked.append(video[f : f + frames, y : y + size, x : x + size])
+        y, x = (int(rng.integers(limit + 1)) for limit in np.array(video.shape[1:3]) - size)
+        picked.append(video[:, y : y + size, x : x + size])
     batch = torch.from_numpy(np.stack(picked)).float() / 127.5 - 1
     return batch.permute(0, 4, 1, 2, 3)
 
@@ -61,8 +65,8 @@ class ConvMuon:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3500)
-    parser.add_argument("--batch", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--videos", type=int, default=600)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--kl", type=float, default=1e-4, help="weight of the KL term, per latent element")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .scenes import prompts as prompts
 
-HEIGHT, WIDTH, FRAMES, STEPS = 96, 96, 17, 50
+HEIGHT, WIDTH, FRAMES, STEPS = 96, 96, 13, 50
 """Size, length and number of denoising steps the model was trained for and is shown with."""
 GUIDANCE = 4.0
 FPS = 8

@@ -42,7 +42,7 @@ DIRECTIONS: dict[str, tuple[float, float]] = {
 
 TRAVEL = {"slow": 0.26, "fast": 0.60}
 """Distance of a linear motion over the clip, as a fraction of the picture's side."""
-BOUNCES = {"slow": 1.0, "fast": 3.0}
+BOUNCES = {"slow": 1.0, "fast": 2.0}
 TURNS = {"slow": 0.15, "fast": 0.75}
 GROWTH = {"slow": (0.85, 1.2), "fast": (0.55, 1.6)}
 """Size at the start and the end of a growing object, relative to its radius."""
@@ -263,7 +263,7 @@ def _draw_thing(thing: Thing, frames: Any, u: Any, x: Any, y: Any, pixel: float)
     return frames * (1 - alpha) + colour * alpha
 
 
-def render(scene: Scene, *, frames: int = 17, height: int = 96, width: int = 96) -> Any:
+def render(scene: Scene, *, frames: int = 13, height: int = 96, width: int = 96) -> Any:
     """Paint a scene.
 
     Returns a float32 array (F, H, W, 3) in [0, 1].
