@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +34,8 @@ class Case:
 
     config: Config
     always: dict[str, Any]
-    fills: str  # "stack" or "output"
+    fills: str  # "stack", "output" or "units"
+    profiled: bool = False  # the config wants a profile of the family's pipeline
 
     @property
     def always_compute(self) -> Config:
@@ -48,6 +51,15 @@ def _schedule(fills: str = "output", **fields: Any) -> Case:
     return Case(config=unicp.ScheduleConfig(interval=3, **fields), always={"interval": 1}, fills=fills)
 
 
+def _unicp(profiled: bool = True, **fields: Any) -> Case:
+    config = unicp.UniCPConfig(**fields)
+    always = {"delta": 0, "delta_cross": 0, "delta_mlp": 0, "delta_prune": 0, "stack": None}
+    return Case(config=config, always=always, fills="units", profiled=profiled)
+
+
+# Between two steps nothing of a random model changes less than this, so that nothing can be cached and all is sliced.
+NO_WINDOWS = {"delta": 1e-6, "delta_prune": 0.9, "max_window": 3}
+
 CASES: dict[str, dict[str, Case]] = {
     "adacache": {
         "residual": _adacache(),
@@ -61,6 +73,17 @@ CASES: dict[str, dict[str, Case]] = {
         "linear": _schedule(fill="linear"),
         "quadratic": _schedule(fill="quadratic", damping=1.0),
         "stack": _schedule(unit="stack", fills="stack"),
+    },
+    "unicp": {
+        "online": _unicp(profiled=False, delta=0.5, delta_mlp=0.5, max_window=3),
+        "windows": _unicp(delta=0.5, delta_mlp=0.5, pcas=False, max_window=3, statistic="max"),
+        "switch": _unicp(**NO_WINDOWS),
+        "blend": _unicp(dws="blend", **NO_WINDOWS),
+        "delta": _unicp(dws="delta", **NO_WINDOWS),
+        "off": _unicp(dws="off", delta=0.5, delta_prune=0.9, max_window=2),
+        "refreshed": _unicp(refresh_from_sliced=True, delta=0.5, delta_prune=0.9, max_window=2),
+        "in-adacache": _unicp(stack=unicp.AdaCacheConfig(codebook=CODEBOOK), delta=0.5, max_window=2),
+        "in-schedule": _unicp(stack=unicp.ScheduleConfig(interval=2, fill="linear"), delta=0.5, edcw="online"),
     },
 }
 """Cases by method and name: every option that changes what the engine does is in one of them."""
@@ -79,6 +102,24 @@ def case(name: str) -> Case:
 
 
 @functools.cache
+def profile_of(family: str) -> str:
+    """Path of a profile of the family's pipeline."""
+    chosen = FAMILIES[family]
+    pipe = chosen.build()
+    config = unicp.UniCPConfig(delta=0.5, delta_prune=0.9)
+    profile = chosen.run(pipe, lambda run, **call: unicp.calibrate(run, None, config=config, progress=False, **call))
+    path = Path(tempfile.mkdtemp()) / f"{family}.safetensors"
+    profile.save(path)
+    return str(path)
+
+
+def config_on(family: str, name: str) -> Config:
+    """The config of a case, with a profile of this family where it wants one."""
+    chosen = case(name)
+    return chosen.config.replace(profile=profile_of(family)) if chosen.profiled else chosen.config
+
+
+@functools.cache
 def plain(family: str, **request: Any) -> torch.Tensor:
     """What the pipeline makes without unicp."""
     return FAMILIES[family].generate(FAMILIES[family].build(), **request)
@@ -88,7 +129,7 @@ def plain(family: str, **request: Any) -> torch.Tensor:
 def fresh(family: str, name: str, **request: Any) -> tuple[torch.Tensor, tuple[tuple[Any, ...], ...]]:
     """What a new pipeline makes in its first run under a case: latents and actions."""
     pipe = FAMILIES[family].build()
-    session = unicp.accelerate(pipe, case(name).config)
+    session = unicp.accelerate(pipe, config_on(family, name))
     latents = quietly(lambda: FAMILIES[family].generate(pipe, **request))
     return latents, actions(session.report())
 
@@ -101,11 +142,15 @@ def quietly(run: Callable[[], Any]) -> Any:
 
 def actions(report: SessionReport) -> tuple[tuple[Any, ...], ...]:
     """Everything a report says that must be the same again."""
-    return tuple((r.denoiser, r.index, r.branch, r.action, r.sigma, r.metric, r.motion) for r in report.steps)
+    return tuple(
+        (r.denoiser, r.index, r.branch, r.action, r.sigma, r.metric, r.motion, tuple(r.units.items()))
+        for r in report.steps
+    )
 
 
 def computed(report: SessionReport, denoiser: str | None = None) -> list[StepRecord]:
-    return [r for r in report.steps if r.action == "compute" and denoiser in (None, r.denoiser)]
+    """Records of the calls in which the denoiser ran, wholly or in part."""
+    return [r for r in report.steps if r.action in ("compute", "partial") and denoiser in (None, r.denoiser)]
 
 
 def traces(module: torch.nn.Module) -> dict[str, Any]:
@@ -151,7 +196,7 @@ class Runs:
     first: torch.Tensor
     second: torch.Tensor
     reports: list[SessionReport]
-    blocks: dict[str, list[int]]  # calls of each block's self-attention in the first run, by denoiser
+    blocks: dict[str, dict[str, int]]  # by denoiser and name: how often each self-attention ran in the first run
     entrance: dict[str, int]  # calls of the first submodule in the first run, by denoiser
     restored: torch.Tensor
     before: dict[str, Any]
@@ -166,22 +211,23 @@ def runs(family_name: str, case_name: str) -> Runs:
     family, chosen = FAMILIES[family_name], case(case_name)
     pipe = family.build()
     before = {name: traces(getattr(pipe, name)) for name in family.denoisers}
-    blocks: dict[str, list[int]] = {}
+    blocks: dict[str, dict[str, int]] = {}
     entrance: dict[str, int] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        session = unicp.accelerate(pipe, chosen.config)
-        watched = [
-            (name, part)
-            for name, denoiser in zip(family.denoisers, denoisers(family, pipe), strict=True)
-            for part in [denoiser.get_submodule(family.entrance), *(b.attn1 for b in family.blocks(denoiser))]
-        ]
-        with counting([part for _, part in watched]) as counts:
+        session = unicp.accelerate(pipe, config_on(family_name, case_name))
+        watched = []
+        for name, denoiser in zip(family.denoisers, denoisers(family, pipe), strict=True):
+            paths = {module: path for path, module in denoiser.named_modules()}
+            watched.append((name, "", denoiser.get_submodule(family.entrance)))
+            # Its first projection: the module itself is called even where a hook stands in for its forward.
+            watched += [(name, paths[b.attn1], b.attn1.to_q) for b in family.blocks(denoiser)]
+        with counting([part for *_, part in watched]) as counts:
             first = family.generate(pipe)
-        for (name, _), number in zip(watched, counts, strict=True):
-            blocks.setdefault(name, []).append(number)
+        for (name, path, _), number in zip(watched, counts, strict=True):
+            blocks.setdefault(name, {})[path] = number
         for name, numbers in blocks.items():
-            entrance[name] = numbers.pop(0)
+            entrance[name] = numbers.pop("")
         second = family.generate(pipe)
         reports = session.reports
     session.restore()

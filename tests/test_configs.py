@@ -59,6 +59,22 @@ BAD: dict[type[Config], dict[str, list[Any]]] = {
         "damping": [-0.1, 1.1, NAN, None],
         "unit": ["block", None],
     },
+    unicp.UniCPConfig: {
+        "profile": [3, ("a",), True],
+        "delta": [-0.1, NAN, "0.1", None, True],
+        "delta_cross": [-0.1, NAN, "0.1", True],
+        "delta_mlp": [-0.1, NAN, "0.1", None, True],
+        "delta_prune": [-0.1, NAN, "0.1", None, True],
+        "max_window": [0, -1, 1.5, NAN, "2", None, True],
+        "warmup_steps": [0, -1, 1.5, "2", None, True],
+        "cooldown_steps": [-1, 1.5, "2", None, True],
+        "edcw": ["offline", None, True],
+        "pcas": ["yes", 1, None],
+        "dws": ["mix", None, True],
+        "refresh_from_sliced": ["yes", 1, None],
+        "statistic": ["median", None],
+        "stack": ["adacache", 3],
+    },
 }
 
 

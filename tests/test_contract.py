@@ -12,6 +12,12 @@ from tests.tiny import FAMILIES
 from unicp.policies import config_from_dict, config_types
 from unicp.specs import known_specs
 
+
+def windows(name: str) -> bool:
+    """Whether anything is kept under this case: its thresholds admit it."""
+    return bool(getattr(case(name).config, "delta", 1) > 1e-3)
+
+
 pairs = pytest.mark.parametrize(("family", "name"), PAIRS, ids=[f"{f}-{n}" for f, n in PAIRS])
 
 
@@ -67,9 +73,19 @@ def test_what_is_skipped_did_not_run(family: str, name: str) -> None:
     assert not done.acting_warnings
     for denoiser in done.family.denoisers:
         mine = [r for r in report.steps if r.denoiser == denoiser]
-        acted = len(computed(report, denoiser))
+        ran = computed(report, denoiser)
+        acted = len(ran)
+        if done.case.fills == "units":
+            twice = "delta" in name  # where it is computed in full it runs sliced as well
+            for unit, calls in done.blocks[denoiser].items():
+                here = [r.units.get(unit, "compute") for r in ran]
+                assert calls == here.count("compute") * (1 + twice) + sum(
+                    a in ("slice", "blend", "delta") for a in here
+                )
+            assert sum(done.blocks[denoiser].values()) < len(mine) * len(done.blocks[denoiser]) or not windows(name)
+            continue
         assert 0 < acted < len(mine)
-        assert set(done.blocks[denoiser]) == {acted}
+        assert set(done.blocks[denoiser].values()) == {acted}
         assert done.entrance[denoiser] == (acted if done.case.fills == "output" else len(mine))
 
 
@@ -86,6 +102,9 @@ def test_the_report_tells_what_was_done(family: str, name: str) -> None:
     share = len(computed(report)) / len(report.steps)
     if done.case.fills == "output":
         assert report.computed_fraction == pytest.approx(share)
+    elif done.case.fills == "units":
+        assert report.computed_fraction < 1 or not windows(name)
+        assert all(r.units for r in report.steps if r.action == "partial")
     else:
         assert share < report.computed_fraction < 1
     assert report.count == 10
@@ -98,14 +117,14 @@ def test_the_report_tells_what_was_done(family: str, name: str) -> None:
 @pairs
 def test_branches_decide_together_unless_asked_otherwise(family: str, name: str) -> None:
     done = runs(family, name)
-    guidance = getattr(done.case.config, "guidance", None)
+    guidance = getattr(getattr(done.case.config, "stack", None) or done.case.config, "guidance", None)
     measuring = {"separate": len(done.family.branches), "shared": 1, None: 0}[guidance]
     first_steps = {next(r.index for r in done.reports[0].steps if r.denoiser == d) for d in done.family.denoisers}
     for index in range(10):
         records = [r for r in done.reports[0].steps if r.index == index]
         if guidance != "separate":
-            assert len({r.action for r in records}) == 1
-        expected = measuring if records[0].action == "compute" and index not in first_steps else 0
+            assert len({(r.action, tuple(r.units.items())) for r in records}) == 1
+        expected = measuring if records[0].action in ("compute", "partial") and index not in first_steps else 0
         assert [r.metric is not None for r in records] == [i < expected for i in range(len(records))]
 
 

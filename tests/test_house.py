@@ -30,7 +30,7 @@ FLOORS = [
     "profiles",
     "engine",
     "session",
-    "calibrate",
+    "calibration",
     "tune",
     "demo",
     "bench",

@@ -75,24 +75,50 @@ class Family:
         callback: Callable[..., Any] | None = None,
     ) -> torch.Tensor:
         """The latents of one run. A prompt is a number; negative prompts follow from it."""
+        latents: torch.Tensor = self.run(
+            pipe,
+            lambda run, **call: run(**call).frames,
+            steps=steps,
+            prompts=prompts,
+            size=size,
+            frames=frames,
+            guidance=guidance,
+            callback_on_step_end=callback,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return latents
+
+    def run(
+        self,
+        pipe: Any,
+        verb: Callable[..., Any],
+        *,
+        steps: int = STEPS,
+        prompts: tuple[int, ...] = (1,),
+        size: int | None = None,
+        frames: int | None = None,
+        guidance: bool = True,
+        **more: Any,
+    ) -> Any:
+        """What ``verb`` makes of the pipeline and the arguments of such a run."""
 
         def embeddings(first: int) -> torch.Tensor:
             noise = [torch.randn(8, self.text, generator=torch.Generator().manual_seed(first + p)) for p in prompts]
             return torch.stack(noise)
 
         size = size or self.size
-        return pipe(
+        return verb(
+            pipe,
             prompt_embeds=embeddings(0),
             negative_prompt_embeds=embeddings(100),
             height=size,
             width=size,
             num_inference_steps=steps,
             guidance_scale=4.0 if guidance else 1.0,
-            generator=torch.Generator().manual_seed(seed),
             output_type="latent",
-            callback_on_step_end=callback,
             **self.call(frames or self.frames, len(prompts)),
-        ).frames
+            **more,
+        )
 
 
 def denoisers(family: Family, pipe: Any) -> list[Any]:

@@ -18,6 +18,8 @@ _HOMES = {
     "StepRecord": "report",
     "AdaCacheConfig": "policies.adacache",
     "ScheduleConfig": "policies.schedule",
+    "UniCPConfig": "policies.unicp",
+    "calibrate": "calibration",
     "Profile": "profiles",
     "ModelSpec": "specs",
     "BlockList": "specs",
@@ -30,10 +32,12 @@ __all__ = [*_HOMES, "__version__", "demo"]
 
 if TYPE_CHECKING:
     from . import demo as demo
+    from .calibration import calibrate as calibrate
     from .errors import UnicpError as UnicpError
     from .errors import UnicpWarning as UnicpWarning
     from .policies.adacache import AdaCacheConfig as AdaCacheConfig
     from .policies.schedule import ScheduleConfig as ScheduleConfig
+    from .policies.unicp import UniCPConfig as UniCPConfig
     from .profiles import Profile as Profile
     from .report import SessionReport as SessionReport
     from .report import StepRecord as StepRecord

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from .errors import UnicpError
 from .policies import Config, config_from_dict
+from .policies.unicp import UnitErrors
 
 FORMAT = 1
 KEY = "unicp"
@@ -31,7 +33,21 @@ class Profile:
     tensors: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, path: str | Path) -> None:
+    def of(self, denoiser: str) -> DenoiserProfile:
+        """What it holds of one denoiser, by the name its pipeline gives it.
+
+        Raises:
+            UnicpError: it was made without that denoiser, or holds no calibration.
+        """
+        known = self.metadata.get("denoisers")
+        if not isinstance(known, dict) or not isinstance(known.get(denoiser), dict):
+            raise UnicpError(f"the profile holds no calibration of {denoiser!r}; make one with: unicp calibrate")
+        prefix = f"{denoiser}/"
+        tensors = {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
+        steps = self.metadata.get("steps") or len(known[denoiser]["sigmas"])
+        return DenoiserProfile(name=denoiser, steps=steps, tensors=tensors, metadata=known[denoiser])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file, whole or not at all."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
@@ -50,7 +66,7 @@ class Profile:
                 part.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | Path) -> Profile:
+    def load(cls, path: str | os.PathLike[str]) -> Profile:
         """Read a profile.
 
         Raises:
@@ -86,3 +102,80 @@ class Profile:
             return cls(config=config_from_dict(config), tensors=tensors, metadata=metadata)
         except (UnicpError, TypeError, OverflowError) as error:
             raise UnicpError(f"the config in the profile {path} does not hold: {error}") from error
+
+
+def fingerprint(denoiser: Any) -> str:
+    """What tells one model from another, without reading its weights: class, sizes of all parameters, config.
+
+    Names that adapters and hooks add do not count, nor does the precision.
+    """
+    sizes = sorted(
+        (n.replace(".base_layer", ""), tuple(p.shape)) for n, p in denoiser.named_parameters() if "lora_" not in n
+    )
+    config = {k: v for k, v in dict(getattr(denoiser, "config", {})).items() if not k.startswith("_")}
+    text = json.dumps([type(denoiser).__name__, sizes, config], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserProfile:
+    """The part of a profile that belongs to one denoiser.
+
+    Attributes:
+        name: what its pipeline calls it.
+        steps: number of denoising steps of the calibration's runs.
+        tensors: measurements: of a unit ``u``, ``u/cache_mean`` and ``u/cache_max`` (N, K): change of its output from
+            step t to t + k; ``u/moment_qk`` and ``u/moment_v`` (H, d, d); ``u/slicing`` (R, 3): change of its output at
+            each rank when queries, keys and values, only queries and keys, or only values are sliced. Further
+            ``stack/cache_mean`` and ``stack/cache_max`` (N, K) of the residual of all blocks, ``metric`` (N,) and
+            ``motion`` (N,): AdaCache's change per step and MoReg's motion score.
+        metadata: ``class``, ``fingerprint``, ``sigmas``, ``units`` (kind by name), ``ranks``.
+    """
+
+    name: str
+    steps: int
+    tensors: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+
+    @property
+    def sigmas(self) -> list[float]:
+        return [float(s) for s in self.metadata["sigmas"]]
+
+    @property
+    def units(self) -> dict[str, str]:
+        return dict(self.metadata["units"])
+
+    def check(self, denoiser: Any, units: Mapping[str, str]) -> None:
+        """Refuse a denoiser that the calibration was not made on.
+
+        Raises:
+            UnicpError: class, sizes or units are others.
+        """
+        made, given = self.metadata["class"], type(denoiser).__name__
+        if made != given:
+            raise UnicpError(f"the profile was made on a {made}, this is a {given}; calibrate again on this model")
+        if self.metadata["fingerprint"] != fingerprint(denoiser):
+            raise UnicpError(
+                f"the profile was made on another {made} (fingerprint {self.metadata['fingerprint']}, this one has "
+                f"{fingerprint(denoiser)}); calibrate again on this model"
+            )
+        missing = [unit for unit in units if unit not in self.units]
+        if missing:
+            raise UnicpError(f"the profile says nothing of {missing[0]!r} and {len(missing) - 1} more; calibrate again")
+
+    def errors(self, statistic: str, sliced: Mapping[str, float]) -> UnitErrors:
+        """The plain numbers a policy decides by: ``statistic`` is ``"mean"`` or ``"max"``."""
+        cache = {unit: self.tensors[f"{unit}/cache_{statistic}"].tolist() for unit in self.units}
+        return UnitErrors(sigmas=self.sigmas, steps=self.steps, cache=cache, sliced=dict(sliced))
+
+    def moments(self, unit: str) -> tuple[Any, Any] | None:
+        """Second moments (queries and keys, values) of a unit, or ``None`` where none were measured."""
+        if f"{unit}/moment_qk" not in self.tensors:
+            return None
+        return self.tensors[f"{unit}/moment_qk"], self.tensors[f"{unit}/moment_v"]
+
+    def slicing(self, unit: str) -> dict[int, tuple[float, float, float]]:
+        """Slicing errors by rank: everything sliced, only queries and keys, only values."""
+        rows = self.tensors[f"{unit}/slicing"].tolist()
+        ranks = self.metadata["ranks"][unit]
+        return {int(rank): (float(row[0]), float(row[1]), float(row[2])) for rank, row in zip(ranks, rows, strict=True)}

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+UNITS_DONE = {
+    "compute": "computed",
+    "reuse": "reused",
+    "slice": "sliced",
+    "blend": "sliced and blended",
+    "delta": "sliced and added",
+}
+"""How a report says what was done with a module."""
 
 
 @dataclass(kw_only=True)
@@ -51,6 +62,7 @@ class SessionReport:
         complete: whether the last denoising step was seen (or nobody says how many there are).
         seconds: from the beginning of the first denoiser call to the end of the last, on the host's clock. On a GPU
             the last kernels may still be running.
+        notes: what a method could not do, and why.
     """
 
     method: str
@@ -60,6 +72,7 @@ class SessionReport:
     sliced_bytes: int
     seconds: float
     complete: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def estimated_speedup(self) -> float:
@@ -84,6 +97,24 @@ class SessionReport:
             lines[record.branch] = lines.get(record.branch, "") + signs[record.action]
         return lines
 
+    def unit_timeline(self, branch: str | None = None) -> dict[str, str]:
+        """What each module did: one line a module, one character a call of a guidance branch (the first by default).
+
+        ``#`` computed in full, ``s`` sliced, ``b`` and ``d`` blended or moved by the sliced change, ``.`` kept output,
+        blank where the whole call was filled.
+        """
+        branch = branch or next((record.branch for record in self.steps), None)
+        calls = [record for record in self.steps if record.branch == branch]
+        names = list(dict.fromkeys(name for record in calls for name in record.units))
+        signs = {"compute": "#", "slice": "s", "blend": "b", "delta": "d", "reuse": "."}
+        return {
+            name: "".join(
+                signs[record.units.get(name, "compute")] if record.action in ("compute", "partial") else " "
+                for record in calls
+            )
+            for name in names
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "steps"}
@@ -105,6 +136,12 @@ class SessionReport:
             pieces = [line[i : i + 60] for i in range(0, len(line), 60)]
             lines += [f"  {branch if i == 0 else '':<{width}}  {piece}" for i, piece in enumerate(pieces)]
         lines.append("  # computed   + partial   ~ forecast   . reused")
+        done = Counter(action for record in self.steps for action in record.units.values())
+        if done:
+            said = ", ".join(f"{count} {UNITS_DONE[action]}" for action, count in done.most_common())
+            lines.append(f"  modules in partial calls: {said}")
+        for note in self.notes:
+            lines += textwrap.wrap(note, 78, initial_indent="  ", subsequent_indent="  ")
         return "\n".join(lines)
 
 
@@ -121,6 +158,12 @@ def readable_bytes(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
+def _storage(tensors: Iterable[Any]) -> int:
+    """Bytes behind these tensors; shared ones count once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
 class Generation:
     """Collects what happens while one video is generated."""
 
@@ -134,6 +177,8 @@ class Generation:
         self._ended = 0.0
         self._held: dict[str, int] = {}
         self._most = 0
+        self._sliced: dict[str, int] = {}
+        self.notes: list[str] = []
 
     def add(self, record: StepRecord, fraction: float, began: float) -> None:
         self.records.append(record)
@@ -143,9 +188,12 @@ class Generation:
 
     def hold(self, denoiser: str, tensors: Iterable[Any]) -> None:
         """Note what a denoiser keeps now; the most that all keep together counts."""
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-        self._held[denoiser] = sum(storages.values())
+        self._held[denoiser] = _storage(tensors)
         self._most = max(self._most, sum(self._held.values()))
+
+    def sliced(self, denoiser: str, tensors: Iterable[Any]) -> None:
+        """Note the memory of a denoiser's sliced weights."""
+        self._sliced[denoiser] = _storage(tensors)
 
     @property
     def acted(self) -> bool:
@@ -157,7 +205,8 @@ class Generation:
             steps=tuple(dataclasses.replace(record) for record in self.records),
             computed_fraction=self._fractions / len(self.records) if self.records else 0.0,
             cache_bytes=self._most,
-            sliced_bytes=0,
+            sliced_bytes=sum(self._sliced.values()),
             seconds=self._ended - self._began if self._began is not None else 0.0,
             complete=self.complete,
+            notes=tuple(self.notes),
         )

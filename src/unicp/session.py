@@ -13,6 +13,7 @@ from .engine import hooks
 from .engine.executor import HOOK, Executor
 from .errors import UnicpError, UnicpWarning, unknown
 from .policies import Config, config_types, make_policy
+from .policies.unicp import UniCPConfig
 from .profiles import Profile
 from .report import Generation, SessionReport, StepRecord
 from .specs import ModelSpec, find_spec, known_specs
@@ -50,6 +51,8 @@ class Session:
             self._close()
         if self._generation is None:
             self._generation = Generation(self.config.method)
+            notes = [note for each in self._executors if each.inside is not None for note in each.inside.notes]
+            self._generation.notes = list(dict.fromkeys(notes))
         for other in others:
             other.rest()
         self._generation.denoisers.add(executor.name)
@@ -144,7 +147,10 @@ def _resolve(config: Any) -> Config:
     if isinstance(config, str | os.PathLike):
         path = Path(config)
         if path.suffix == ".safetensors" or os.path.exists(path):
-            return Profile.load(path).config
+            loaded = Profile.load(path).config
+            if isinstance(loaded, UniCPConfig) and loaded.profile is None:
+                loaded = loaded.replace(profile=str(path))  # what it was calibrated for is in the same file
+            return loaded
         raise unknown("method", str(config), [*kinds, "PROFILE.safetensors"])
     raise UnicpError(
         f"config must be a config object, the name of a method ({', '.join(kinds)}) or the path of a profile, "
@@ -176,7 +182,7 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
     resolved = _resolve(config)
     needs = make_policy(resolved).needs()
     for denoiser in denoisers.values():
-        if (needs.metric or needs.keep == "stack") and spec is None and find_spec(denoiser) is None:
+        if needs.inside and spec is None and find_spec(denoiser) is None:
             raise UnicpError(
                 f"{resolved.method} looks into the blocks of the denoiser, and the structure of "
                 f"{type(denoiser).__name__} is not known; known: {', '.join(sorted(known_specs()))}. Describe it with "

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from .. import fill
 from ..errors import UnicpError
 from ..policies import Config, Plan, Policy, Step, make_policy
@@ -15,6 +17,7 @@ from ..report import Generation, StepRecord
 from ..specs import BlockList, ModelSpec
 from . import hooks
 from .clock import Clock, Tick
+from .inside import Inside
 from .layout import relayout
 from .measure import Probe
 
@@ -83,7 +86,7 @@ class Executor:
         self._policies: dict[str, Policy] = {}
         self._plans: dict[str, Plan] = {}
         self._caches: dict[str, BranchCache] = {}
-        self._pending: list[tuple[Policy, Step, StepRecord, Any]] = []
+        self._pending: list[tuple[Policy, Step, StepRecord, Any, dict[str, tuple[int, Any]]]] = []
         self._call: Call | None = None
         self._idle = ""
         self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
@@ -92,17 +95,22 @@ class Executor:
         self._block_hooks: list[hooks.ReplacingHook] = []
         self._layouts: list[BlockList] = []
         self._probe: Probe | None = None
+        self.inside: Inside | None = None
         try:
-            self._install()
+            self._install(pipe)
         except BaseException:
             self.remove()
             raise
 
     # -- installing and removing -----------------------------------------------------------------------------------
 
-    def _install(self) -> None:
+    def _install(self, pipe: Any) -> None:
         if self.spec is not None and self.needs.metric is not None:
             self._probe = Probe(self.denoiser, self.spec, self.needs)
+        if self.spec is not None and self.needs.units:
+            measured = self._probe.blocks if self._probe is not None else ()
+            self.inside = Inside(self.config, self.needs, self.denoiser, self.name, self.spec, measured, pipe)
+            self.inside.units.install()
         hooks.install(self.denoiser, self.hook, HOOK)
         if self.spec is not None and self.needs.keep == "stack":
             for position, (_, block, described) in enumerate(self.spec.blocks(self.denoiser)):
@@ -121,6 +129,8 @@ class Executor:
         hooks.uninstall(self.denoiser, self.hook, HOOK)
         if self._probe is not None:
             self._probe.remove()
+        if self.inside is not None:
+            self.inside.units.remove()
         self._blocks, self._block_hooks, self._layouts = [], [], []
 
     # -- one call --------------------------------------------------------------------------------------------------
@@ -146,6 +156,8 @@ class Executor:
             self._caches.pop(tick.branch, None)
             if self._probe is not None:
                 self._probe.forget(key)
+            if self.inside is not None:
+                self.inside.units.forget(tick.branch)
         return output
 
     def _begin(self) -> None:
@@ -161,11 +173,14 @@ class Executor:
             self._plans.clear()
         deciding = key not in self._plans
         if deciding:
-            policy = self._policies.setdefault(key, make_policy(self.config))
-            self._plans[key] = policy.plan(tick.step)
+            if key not in self._policies:
+                self._policies[key] = make_policy(self.config)
+                if self.inside is not None:
+                    self.inside.introduce(self._policies[key])
+            self._plans[key] = self._policies[key].plan(tick.step)
         plan = self._plans[key]
         cache = self._caches.get(tick.branch)
-        if plan.action != "compute" and (cache is None or not (cache.residuals or cache.outputs)):
+        if not plan.runs and (cache is None or not (cache.residuals or cache.outputs)):
             plan = Plan(action="compute")  # a branch that was never computed has nothing to be filled from
         return plan, deciding
 
@@ -185,39 +200,48 @@ class Executor:
         record = StepRecord(
             index=tick.step.index, sigma=tick.step.sigma, branch=tick.branch, action=plan.action, denoiser=self.name
         )
-        if plan.action != "compute" and self.needs.keep == "output":
+        if not plan.runs and self.needs.keep == "output":
             output, record.action = self._filled_output(tick, plan, cache)
         else:
             hidden = named.get(self.spec.hidden) if self.spec else None
             batch = hidden.shape[0] if hidden is not None else 1
             frames = self.spec.frames(self.denoiser, named) if self.spec else 1
             self._call = Call(tick, plan, cache, batch, frames)
-            measuring = deciding and plan.action == "compute" and self._probe is not None
+            measuring = deciding and plan.runs
             if self._probe is not None:
                 self._probe.armed = measuring
+            if self.inside is not None and plan.runs:
+                self.inside.begin(tick, plan, batch, measuring)
             output = forward(*args, **kwargs)
             self._call = None
-            if plan.action == "compute":
-                if self.needs.keep == "output":
-                    self._keep_output(tick, cache, output)
-                policy = self._policies[key]
-                if self._probe is not None and measuring:
-                    self._pending.append((policy, tick.step, record, self._probe.compare(key, batch, frames)))
-                elif deciding:
-                    policy.observe(tick.step, None, None)
+            changes = self.inside.finish(record) if self.inside is not None and plan.runs else {}
+            if plan.runs and self.needs.keep == "output":
+                self._keep_output(tick, cache, output)
+            if measuring:
+                scalars = self._probe.compare(key, batch, frames) if self._probe is not None else None
+                self._pending.append((self._policies[key], tick.step, record, scalars, changes))
         assert self.generation is not None
-        self.generation.add(record, self._fraction(record.action), began)
+        self.generation.add(record, self._fraction(record), began)
         self.generation.complete |= tick.step.count is None or tick.step.is_last(1)
-        if plan.action == "compute":
+        if plan.runs:
             self.generation.hold(self.name, self.tensors())
+            if self.inside is not None:
+                self.generation.sliced(self.name, self.inside.units.slice_tensors())
         return output
 
     def settle(self) -> None:
         """Hand the last step's measurements to its policies and records: the one transfer from the device."""
         pending, self._pending = self._pending, []
-        for policy, step, record, measured in pending:
-            record.metric, record.motion = (None if value != value else value for value in measured.tolist())
+        for policy, step, record, scalars, changes in pending:
+            named = {name: change for name, (_, change) in changes.items() if change is not None}
+            together = ([] if scalars is None else [scalars]) + [change.reshape(1) for change in named.values()]
+            values = [None if value != value else value for value in torch.cat(together).tolist()] if together else []
+            if scalars is not None:
+                record.metric, record.motion = values[:2]
+                values = values[2:]
             policy.observe(step, record.metric, record.motion)
+            measured = dict(zip(named, values, strict=True))
+            policy.observe_units(step, {name: (age, measured.get(name)) for name, (age, _) in changes.items()})
 
     # -- filling ---------------------------------------------------------------------------------------------------
 
@@ -261,7 +285,7 @@ class Executor:
             if position == 0:
                 call.entry = dict(zip(streams, values, strict=True))
             last = position == len(self._blocks) - 1
-            if call.plan.action == "compute":
+            if call.plan.runs:
                 output = forward(*args, **kwargs)
                 if last:
                     self._keep_residual(call, described, output)
@@ -296,10 +320,13 @@ class Executor:
 
     # -- accounting and resetting ----------------------------------------------------------------------------------
 
-    def _fraction(self, action: str) -> float:
+    def _fraction(self, record: StepRecord) -> float:
         """Share of the denoiser's parameters that a call runs through."""
-        if action == "compute":
+        if record.action == "compute":
             return 1.0
+        if record.action == "partial":
+            assert self.inside is not None
+            return self.inside.fraction(record.units)
         return self._outside if self.needs.keep == "stack" else 0.0
 
     @property
@@ -313,7 +340,8 @@ class Executor:
     def tensors(self) -> list[Any]:
         """Every tensor that is held between calls."""
         held = [tensor for cache in self._caches.values() for tensor in cache.tensors()]
-        return held + (self._probe.tensors() if self._probe is not None else [])
+        held += self._probe.tensors() if self._probe is not None else []
+        return held + (self.inside.units.tensors() if self.inside is not None else [])
 
     def _clear(self) -> None:
         for policy in self._policies.values():
@@ -325,6 +353,8 @@ class Executor:
         self._call = None
         if self._probe is not None:
             self._probe.reset()
+        if self.inside is not None:
+            self.inside.units.clear()
 
     def rest(self) -> None:
         """Free what was kept, as another denoiser has taken over; should this one be called again, it computes."""
@@ -332,6 +362,8 @@ class Executor:
         self._caches.clear()
         if self._probe is not None:
             self._probe.reset()
+        if self.inside is not None:
+            self.inside.units.clear()
         if self.generation is not None:
             self.generation.hold(self.name, [])
 

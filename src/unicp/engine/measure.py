@@ -27,10 +27,13 @@ class Probe:
         self._residuals: dict[int, Any] = {}
         self._kept: dict[str, list[Any]] = {}
         self._handles: list[Any] = []
-        blocks = [(module, described) for _, module, described in spec.blocks(denoiser) if described.measured]
+        whole = spec.blocks(denoiser)
+        measured = [position for position, (_, _, described) in enumerate(whole) if described.measured]
+        blocks = [whole[position][1:] for position in measured]
         last = len(blocks) - 1
         chosen = {"start": [0], "mid": [len(blocks) // 2], "end": [last], "all": list(range(len(blocks)))}
         self.layout = blocks[0][1].layout
+        self.blocks = tuple(measured[position] for position in chosen[needs.location])
         try:
             for position in chosen[needs.location]:
                 self._watch(position, *blocks[position], needs.metric or "block", spec)

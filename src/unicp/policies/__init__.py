@@ -21,6 +21,9 @@ from ..errors import UnicpError, unknown
 ACTIONS = ("compute", "reuse", "forecast", "partial")
 """What can happen to a denoiser call: all of it ran; a cached value was added; its output was extrapolated; some
 units of it ran."""
+UNIT_ACTIONS = ("compute", "reuse", "slice", "blend", "delta")
+"""What can happen to a unit in a partial call: it ran in full; its kept output was used; it ran sliced; the sliced and
+the kept output were mixed; the kept output was moved by the change of the sliced one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +55,19 @@ class Plan:
     Attributes:
         action: one of :data:`ACTIONS`.
         damping: for ``"forecast"``: 1 extrapolates fully, 0 repeats the last value.
-        units: action of each unit by module name, where ``action`` is ``"partial"``.
+        units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
+        weights: for units that blend: weight of the sliced output, 0 to 1.
     """
 
     action: str
     damping: float = 1.0
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the denoiser itself is called."""
+        return self.action in ("compute", "partial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +75,17 @@ class Needs:
     """What a policy wants from the engine. All of it is fixed for the life of a policy.
 
     Attributes:
-        keep: value that is kept at a computed step to fill later ones: ``"stack"`` (the block stack's residual) or
-            ``"output"`` (the denoiser's whole output).
+        keep: value that is kept at a computed step to fill later ones: ``"stack"`` (the block stack's residual),
+            ``"output"`` (the denoiser's whole output) or ``"nothing"``.
         order: degree of the extrapolation of a kept output; 0 is plain reuse.
         metric: sub-layer whose residual is compared between computed steps (a key of ``BlockList.residuals``), or
             ``None`` if the policy looks at nothing.
         location: in which blocks: ``"start"``, ``"mid"``, ``"end"`` or ``"all"``.
         strides: frame distances of the motion score; empty if it is not wanted.
         separate: decide for every guidance branch on its own.
+        units: kinds of units that act on their own: ``"attention"`` (among video tokens), ``"cross_attention"``,
+            ``"mlp"``.
+        unit_changes: compare the full output of every unit with the one before.
     """
 
     keep: str
@@ -81,6 +94,17 @@ class Needs:
     location: str = "mid"
     strides: tuple[int, ...] = ()
     separate: bool = False
+    units: tuple[str, ...] = ()
+    unit_changes: bool = False
+
+    def replace(self, **changes: Any) -> Needs:
+        """A copy with other values."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the structure of the denoiser has to be known."""
+        return bool(self.metric or self.keep == "stack" or self.units)
 
 
 class Policy(abc.ABC):
@@ -102,6 +126,12 @@ class Policy(abc.ABC):
             change: relative change of the metric since the last computed step (``None`` at the first).
             motion: motion score, ``None`` if not asked for.
         """
+
+    def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:  # noqa: B027
+        """Meet the denoiser, before the first decision; only policies that act on units care."""
+
+    def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:  # noqa: B027
+        """Take note of what the units that were computed in full measured."""
 
     @abc.abstractmethod
     def why_idle(self) -> str:

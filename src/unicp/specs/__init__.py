@@ -12,9 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import UnicpError
+from ..errors import UnicpError, unknown
 
 LAYOUTS = ("tokens", "spatial", "temporal")
+
+ATTENTION_KINDS = ("self_attention", "spatial_attention", "temporal_attention", "joint_attention")
+"""Attention among video tokens: all of them, those of a frame, those of a place; or with the text's tokens."""
+UNIT_KINDS = (*ATTENTION_KINDS, "cross_attention", "mlp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,10 @@ class BlockList:
             ``norm3``, and the MLP's from there to the block's output.
         measured: whether the metric of a policy may be taken here. In models with separate spatial and temporal
             attention it is taken in the temporal blocks (AdaCache's reference does so).
+        units: submodules of a block whose output may be kept for later steps while the rest of the block runs, with
+            their kind (one of :data:`UNIT_KINDS`), in the order in which they run: ``{"attn1": "self_attention"}``.
+        plain_values: the attention processors use values as ``to_v`` returns them and infer the head size from them,
+            so that a basis of the values may be folded into the weights around them.
     """
 
     path: str
@@ -39,6 +47,27 @@ class BlockList:
     streams: tuple[str, ...] = ("hidden_states",)
     residuals: Mapping[str, str | None] = field(default_factory=lambda: {"self_attention": None})
     measured: bool = True
+    units: Mapping[str, str] = field(default_factory=dict)
+    plain_values: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """An attention module or an MLP inside a block.
+
+    Attributes:
+        name: its module path in the denoiser.
+        kind: one of :data:`UNIT_KINDS`.
+        module: the module itself.
+        block: position of its block in the stack.
+        described: the list that its block belongs to.
+    """
+
+    name: str
+    kind: str
+    module: Any
+    block: int
+    described: BlockList
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +110,14 @@ class ModelSpec:
             return [block for group in zip(*lists, strict=True) for block in group]
         return [block for group in lists for block in group]
 
+    def units(self, denoiser: Any) -> list[Unit]:
+        """Every unit of every block, in order of execution."""
+        return [
+            Unit(name=f"{name}.{path}", kind=kind, module=block.get_submodule(path), block=i, described=described)
+            for i, (name, block, described) in enumerate(self.blocks(denoiser))
+            for path, kind in described.units.items()
+        ]
+
 
 _SPECS: dict[str, ModelSpec] = {}
 
@@ -90,6 +127,9 @@ def register_spec(spec: ModelSpec) -> ModelSpec:
     for described in spec.block_lists:
         if described.layout not in LAYOUTS:
             raise UnicpError(f"layout of {described.path!r} must be one of {', '.join(LAYOUTS)}")
+        for kind in described.units.values():
+            if kind not in UNIT_KINDS:
+                raise unknown(f"kind of unit in {described.path!r}", kind, UNIT_KINDS)
     for name in spec.classes:
         _SPECS[name] = spec
     return spec

@@ -22,6 +22,7 @@ SPEC = register_spec(
                 path="transformer_blocks",
                 streams=("hidden_states", "encoder_hidden_states"),
                 residuals={"self_attention": None, "mlp": "norm2"},
+                units={"attn1": "joint_attention", "ff": "mlp"},
             ),
         ),
         frames=_frames,

@@ -17,11 +17,17 @@ SPEC = register_spec(
         family="latte",
         classes=("LatteTransformer3DModel",),
         block_lists=(
-            BlockList(path="transformer_blocks", layout="spatial", measured=False),
+            BlockList(
+                path="transformer_blocks",
+                layout="spatial",
+                measured=False,
+                units={"attn1": "spatial_attention", "attn2": "cross_attention", "ff": "mlp"},
+            ),
             BlockList(
                 path="temporal_transformer_blocks",
                 layout="temporal",
                 residuals={"self_attention": None, "mlp": "norm2"},
+                units={"attn1": "temporal_attention", "ff": "mlp"},
             ),
         ),
         interleaved=True,

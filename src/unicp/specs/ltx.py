@@ -21,6 +21,8 @@ SPEC = register_spec(
                 path="transformer_blocks",
                 # attn2 takes the un-normalised hidden states, norm2 belongs to the MLP.
                 residuals={"self_attention": None, "cross_attention": "attn2", "mlp": "norm2"},
+                units={"attn1": "self_attention", "attn2": "cross_attention", "ff": "mlp"},
+                plain_values=True,
             ),
         ),
         frames=_frames,

@@ -20,6 +20,8 @@ SPEC = register_spec(
             BlockList(
                 path="blocks",
                 residuals={"self_attention": None, "cross_attention": "norm2", "mlp": "norm3"},
+                units={"attn1": "self_attention", "attn2": "cross_attention", "ffn": "mlp"},
+                plain_values=True,
             ),
         ),
         frames=_frames,

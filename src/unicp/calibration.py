@@ -1,0 +1,324 @@
+"""``unicp.calibrate``: unaccelerated runs of a pipeline, measured, as a profile."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .engine import hooks
+from .engine.executor import HOOK
+from .engine.recorder import STACK, ErrorRecorder, MomentRecorder, Recorder, SlicingRecorder, Sums
+from .errors import UnicpError
+from .policies import Step, check_number
+from .policies.unicp import UniCPConfig, UniCPPolicy, UnitErrors
+from .profiles import Profile, fingerprint
+from .session import _denoisers
+from .slicing import rank_grid
+from .specs import ATTENTION_KINDS, ModelSpec, find_spec, known_specs
+
+PHASES = ("errors", "bases", "slicing")
+"""What one run of the pipeline measures: changes from step to step; second moments; what slicing would cost."""
+SLICING_STEPS = 6
+"""Most steps of a run at which slicing errors are measured, of each unit."""
+
+
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[str] | None,
+    *,
+    config: UniCPConfig | None = None,
+    slicing_prompts: int = 2,
+    tokens: int = 2048,
+    host: bool = False,
+    seed: int = 0,
+    spec: ModelSpec | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | Callable[[str, int, int], None] = True,
+    **call: Any,
+) -> Profile:
+    """Measure an unaccelerated pipeline, for UniCP and for figures.
+
+    The pipeline runs once for every prompt, and, if slicing is to be measured, twice more for the first
+    ``slicing_prompts`` of them. Measured are, for each attention module and MLP, how much its output changes over 1 to
+    ``config.max_window`` steps (``E[m, t, k]``, sum of absolute differences over sum of absolute values); the same for
+    the residual of all blocks; AdaCache's metric and motion score; second moments of queries, keys and values of each
+    head at the steps that the windows leave uncached, and what slicing to each rank does to the output there.
+
+    Args:
+        pipe: a diffusers pipeline, not accelerated.
+        prompts: one run each, with noise of its own; ``None`` if ``call`` carries ``prompt_embeds``.
+        config: its ``max_window`` is measured, its thresholds say which steps count as uncached, ``pcas=False`` leaves
+            slicing out; the profile carries it.
+        slicing_prompts: how many prompts are run again for slicing.
+        tokens: most rows of an output that are compared, evenly spaced. Kept outputs take ``max_window * tokens *
+            channels`` values for each unit and guidance branch.
+        host: keep them in the host's memory.
+        seed: noise of prompt i is drawn on the CPU from ``seed + i``.
+        spec: the structure of a model that is not built in.
+        checkpoint: a file that holds what is done so far; a calibration that broke off goes on from there, and the
+            file is removed at the end.
+        progress: show a progress bar, or a function that is given what is done, the step and the number of steps.
+        **call: arguments of the pipeline's call (``num_frames``, ``guidance_scale``, ...).
+
+    Returns:
+        The profile; ``save`` writes it.
+
+    Raises:
+        UnicpError: the pipeline is accelerated or its structure is not known, there are no prompts, or the checkpoint
+            belongs to another calibration.
+    """
+    config = config or UniCPConfig()
+    denoisers, given = _denoisers(pipe)
+    if given is None:
+        raise UnicpError("calibrate runs a pipeline: pass the pipeline, not its transformer")
+    if prompts is not None and (isinstance(prompts, str) or not prompts):
+        raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
+    if prompts is None and call.get("prompt_embeds") is None:
+        raise UnicpError("give prompts, or prompts=None and prompt_embeds=...")
+    check_number("slicing_prompts", slicing_prompts, low=1, whole=True)
+    check_number("tokens", tokens, low=1, whole=True)
+    specs: dict[str, ModelSpec] = {}
+    for name, denoiser in denoisers.items():
+        if hooks.find(denoiser, HOOK) is not None:
+            raise UnicpError("the pipeline is accelerated; calibrate measures it as it is: unicp.restore(pipe) first")
+        found = spec or find_spec(denoiser)
+        if found is None or not any(described.units for described in found.block_lists):
+            raise UnicpError(
+                f"the attention modules of {type(denoiser).__name__} are not known; known: "
+                f"{', '.join(sorted(known_specs()))}. Describe it with a ModelSpec whose block lists have units"
+            )
+        specs[name] = found
+    texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
+    job = _Job(pipe, denoisers, specs, config, texts, call, seed, tokens, host)
+    slicing = config.pcas and config.delta_prune > 0
+    runs = [("errors", i) for i in range(len(texts))]
+    if slicing:
+        runs += [(phase, i) for phase in PHASES[1:] for i in range(min(slicing_prompts, len(texts)))]
+    state = _State.load(checkpoint, job.identity(runs)) if checkpoint is not None else _State({}, [], {})
+    with _bar(progress) as show:
+        for number, (phase, index) in enumerate(runs):
+            if [phase, index] not in state.done:
+                what = f"run {number + 1} of {len(runs)}"
+                job.run(phase, index, state, lambda step, count, what=what: show(what, step, count))  # type: ignore[misc]
+                state.done.append([phase, index])
+                if checkpoint is not None:
+                    state.save(checkpoint, job.identity(runs))
+    profile = job.profile(state)
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    return profile
+
+
+class _State:
+    """What is measured so far, and which runs are done."""
+
+    def __init__(self, tensors: Mapping[str, Any], done: list[list[Any]], facts: dict[str, Any]) -> None:
+        self.sums = Sums(tensors)
+        self.done = done
+        self.facts = facts  # by denoiser: sigmas; and the number of steps
+
+    def save(self, path: str | os.PathLike[str], identity: str) -> None:
+        metadata = {"identity": identity, "done": self.done, "facts": self.facts}
+        Profile(config=UniCPConfig(), tensors=self.sums.tensors, metadata=metadata).save(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], identity: str) -> _State:
+        if not os.path.exists(path):
+            return cls({}, [], {})
+        saved = Profile.load(path)
+        if saved.metadata.get("identity") != identity:
+            raise UnicpError(
+                f"{path} holds an unfinished calibration of another model, prompts or arguments; finish that one, or "
+                "remove the file"
+            )
+        return cls(saved.tensors, list(saved.metadata["done"]), dict(saved.metadata["facts"]))
+
+
+class _Job:
+    """One calibration: the runs and what becomes of them."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        denoisers: dict[str, Any],
+        specs: dict[str, ModelSpec],
+        config: UniCPConfig,
+        prompts: list[str | None],
+        call: Mapping[str, Any],
+        seed: int,
+        tokens: int,
+        host: bool,
+    ) -> None:
+        self.pipe, self.denoisers, self.specs, self.config = pipe, denoisers, specs, config
+        self.prompts, self.call, self.seed, self.tokens, self.host = prompts, call, seed, tokens, host
+
+    def identity(self, runs: list[tuple[str, int]]) -> str:
+        """A hash of everything that decides what is measured."""
+        values = [
+            {name: fingerprint(denoiser) for name, denoiser in self.denoisers.items()},
+            [self.config.to_dict(), self.prompts, self.seed, self.tokens, runs, type(self.pipe.scheduler).__name__],
+            {name: repr(value) for name, value in sorted(self.call.items())},
+        ]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def run(self, phase: str, index: int, state: _State, show: Callable[[int, int], None]) -> None:
+        """One run of the pipeline. What it measures is added to the state only when it is complete."""
+        sums = Sums({name: tensor.clone() for name, tensor in state.sums.tensors.items()})
+        recorders: dict[str, Recorder] = {}
+        limit = int(self.call.get("num_inference_steps") or _default_steps(self.pipe))
+        uncached = {} if phase == "errors" else self._uncached(state, few=phase == "slicing")
+
+        def on_step(tick: Any) -> None:
+            show(tick.step.index + 1, tick.step.count or limit)
+
+        for name, denoiser in self.denoisers.items():
+            common = (denoiser, name, self.specs[name], self.pipe, sums, on_step)
+            if phase == "errors":
+                window = self.config.max_window
+                recorders[name] = ErrorRecorder(*common, window=window, tokens=self.tokens, host=self.host, limit=limit)
+            else:
+                kind = MomentRecorder if phase == "bases" else SlicingRecorder
+                recorders[name] = kind(*common, uncached=uncached[name])
+        arguments: dict[str, Any] = {"output_type": "latent", **self.call}
+        arguments.setdefault("generator", torch.Generator().manual_seed(self.seed + index))
+        if self.prompts[index] is not None:
+            arguments["prompt"] = self.prompts[index]
+        quiet = getattr(self.pipe, "_progress_bar_config", None)
+        with ExitStack() as stack:
+            stack.callback(setattr, self.pipe, "_progress_bar_config", quiet)
+            self.pipe.set_progress_bar_config(**{**(quiet or {}), "disable": True})
+            for recorder in recorders.values():
+                stack.enter_context(recorder)
+            self.pipe(**arguments)
+        for name, recorder in recorders.items():
+            if recorder.sigmas:
+                before = state.facts.setdefault("sigmas", {}).setdefault(name, recorder.sigmas)
+                if before != recorder.sigmas:
+                    raise UnicpError("the runs of this calibration had different sigmas; give fixed arguments")
+            if recorder.steps is not None:
+                state.facts["steps"] = recorder.steps
+        state.sums = sums
+
+    def _uncached(self, state: _State, few: bool) -> dict[str, dict[str, set[int]]]:
+        """By denoiser and unit, the positions at which the windows of the mean errors leave it uncached."""
+        found: dict[str, dict[str, set[int]]] = {}
+        for name, denoiser in self.denoisers.items():
+            units = {u.name: u.kind for u in self.specs[name].units(denoiser) if u.kind in ATTENTION_KINDS}
+            sigmas = state.facts.get("sigmas", {}).get(name, [])
+            cache = {u: state.sums.mean(f"{name}/{u}/cache")[: len(sigmas)].tolist() for u in units}
+            errors = UnitErrors(sigmas=sigmas, cache=cache, steps=state.facts.get("steps") or len(sigmas))
+            config = self.config.replace(pcas=False, stack=None, edcw="profiled", profile=None)
+            found[name] = {u: set() for u in units}
+            for position, plan in enumerate(planned(config, errors, units)):
+                for unit, action in plan.items():
+                    if action == "compute":
+                        found[name][unit].add(position)
+            if few:
+                found[name] = {u: _spread(sorted(steps), SLICING_STEPS) for u, steps in found[name].items()}
+        return found
+
+    def profile(self, state: _State) -> Profile:
+        """Means, maxima and bases from the sums."""
+        tensors: dict[str, Any] = {}
+        about: dict[str, Any] = {}
+        for name, denoiser in self.denoisers.items():
+            sigmas = state.facts.get("sigmas", {}).get(name, [])
+            units = {u.name: u.kind for u in self.specs[name].units(denoiser)}
+            ranks: dict[str, list[int]] = {}
+            rows = slice(0, len(sigmas))
+            for unit in (*units, STACK):
+                for kind, array in (("mean", state.sums.mean), ("max", state.sums.most)):
+                    if state.sums.has(f"{name}/{unit}/cache"):
+                        tensors[f"{name}/{unit}/cache_{kind}"] = array(f"{name}/{unit}/cache")[rows]
+                if state.sums.has(f"{name}/{unit}/slicing"):
+                    tensors[f"{name}/{unit}/slicing"] = state.sums.mean(f"{name}/{unit}/slicing")
+                    for moment in ("moment_qk", "moment_v"):
+                        tensors[f"{name}/{unit}/{moment}"] = state.sums.tensors[f"{name}/{unit}/{moment}"].float()
+                    ranks[unit] = list(rank_grid(tensors[f"{name}/{unit}/moment_qk"].shape[-1]))
+            for series in ("metric", "motion"):
+                if state.sums.has(f"{name}/{series}"):
+                    tensors[f"{name}/{series}"] = state.sums.mean(f"{name}/{series}")[rows]
+            about[name] = {
+                "class": type(denoiser).__name__,
+                "fingerprint": fingerprint(denoiser),
+                "sigmas": sigmas,
+                "units": units,
+                "ranks": ranks,
+            }
+        import diffusers
+
+        from . import __version__
+
+        metadata = {
+            "versions": {"unicp": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+            "pipeline": type(self.pipe).__name__,
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "steps": state.facts.get("steps"),
+            "prompts": len(self.prompts),
+            "prompts_hash": hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16],
+            "seed": self.seed,
+            "call": {name: v for name, v in self.call.items() if isinstance(v, (int, float, str, bool))},
+            "denoisers": about,
+        }
+        return Profile(config=self.config.replace(profile=None), tensors=tensors, metadata=metadata)
+
+
+def planned(config: UniCPConfig, errors: UnitErrors, units: Mapping[str, str]) -> list[dict[str, str]]:
+    """What UniCP would do at each step of the calibrated run: for each step the action of every unit.
+
+    >>> errors = UnitErrors(sigmas=[1.0, 0.8, 0.6, 0.4], cache={"a": [[0.05]] * 4}, steps=4)
+    >>> config = UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=1, max_window=1)
+    >>> [plan["a"] for plan in planned(config, errors, {"a": "self_attention"})]
+    ['compute', 'reuse', 'compute', 'compute']
+    """
+    policy = UniCPPolicy(config)
+    policy.attach(units, (), errors)
+    first = errors.steps - len(errors.sigmas)  # the second of two denoisers begins later
+    plans = []
+    for position, sigma in enumerate(errors.sigmas):
+        step = Step(index=first + position, count=errors.steps, position=position, sigma=sigma)
+        plan = policy.plan(step)
+        plans.append({unit: plan.units.get(unit, "compute") for unit in units})
+    return plans
+
+
+def _spread(steps: list[int], most: int) -> set[int]:
+    """At most so many of these, evenly spaced."""
+    if len(steps) <= most:
+        return set(steps)
+    return {steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)}
+
+
+def _default_steps(pipe: Any) -> int:
+    parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+    default = parameter.default if parameter is not None else None
+    return default if isinstance(default, int) else 50
+
+
+@contextmanager
+def _bar(progress: bool | Callable[[str, int, int], None]) -> Any:
+    """Something that shows progress: what is done, the step, the number of steps."""
+    if callable(progress):
+        yield progress
+        return
+    if not progress:
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task("calibrating")
+        yield lambda what, step, count: bar.update(
+            task, description=f"calibrating, {what}", completed=step, total=count
+        )

@@ -1,0 +1,126 @@
+"""Acting inside a computed step: a denoiser's units, what a profile says of them, and their share of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import UnicpError
+from ..policies import Config, Needs, Plan, Policy
+from ..profiles import DenoiserProfile, Profile
+from ..report import StepRecord
+from ..slicing import SlicedAttention, basis, choose_ranks
+from ..specs import ATTENTION_KINDS, ModelSpec, Unit
+from .clock import Tick
+from .units import UnitCall, Units
+
+
+def group(kind: str) -> str:
+    """The kind of a unit as ``Needs.units`` names it."""
+    return "attention" if kind in ATTENTION_KINDS else kind
+
+
+class Inside:
+    """The units of one denoiser under one config.
+
+    Args:
+        config: has the fields of ``UniCPConfig``.
+        needs: what its policy needs.
+        denoiser, name: the transformer, and what its pipeline calls it.
+        spec: its structure.
+        measured: positions of the blocks in which the policy of whole steps measures.
+        pipe: the pipeline, for its scheduler.
+
+    Raises:
+        UnicpError: the profile was made on another model or with another scheduler.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        needs: Needs,
+        denoiser: Any,
+        name: str,
+        spec: ModelSpec,
+        measured: Sequence[int],
+        pipe: Any = None,
+    ) -> None:
+        self.notes: list[str] = []
+        units = [unit for unit in spec.units(denoiser) if group(unit.kind) in needs.units]
+        self._kinds = {unit.name: unit.kind for unit in units}
+        # What the stack's policy measures has to be computed: a kept output would seem not to change.
+        kinds = {"self_attention": ATTENTION_KINDS, "block": tuple(self._kinds.values())}
+        watched = kinds.get(needs.metric or "", (needs.metric,))
+        self._protected = [unit.name for unit in units if unit.block in measured and unit.kind in watched]
+        self._errors: Any = None
+        slicers: dict[str, SlicedAttention] = {}
+        if config.profile is not None:
+            loaded = Profile.load(config.profile)
+            profile = loaded.of(name)
+            profile.check(denoiser, self._kinds)
+            scheduler = type(getattr(pipe, "scheduler", None)).__name__
+            if pipe is not None and loaded.metadata.get("scheduler") != scheduler:
+                # Other sigmas of the same scheduler are translated; another one may mean other things by them.
+                raise UnicpError(
+                    f"the profile {config.profile} was made with a {loaded.metadata.get('scheduler')}, this pipeline "
+                    f"has a {scheduler}; calibrate again with it"
+                )
+            slicers, sliced = self._slicers(config, profile, units) if config.pcas else ({}, {})
+            self._errors = profile.errors(config.statistic, sliced)
+        elif config.pcas and config.delta_prune > 0:
+            self.notes.append("sliced attention (PCAS) needs a profile: unicp calibrate makes one; nothing was sliced")
+        self.units = Units(
+            units, slicers, keep_slices=config.dws == "delta", refresh=config.refreshes, measure=needs.unit_changes
+        )
+        whole = sum(p.numel() for p in denoiser.parameters())
+        self._shares = {unit.name: sum(p.numel() for p in unit.module.parameters()) / whole for unit in units}
+
+    def _slicers(
+        self, config: Config, profile: DenoiserProfile, units: Sequence[Unit]
+    ) -> tuple[dict[str, SlicedAttention], dict[str, float]]:
+        slicers, sliced, unknown = {}, {}, set()
+        for unit in units:
+            moments = profile.moments(unit.name)
+            if moments is None:
+                continue
+            moment_qk, moment_v = moments
+            table = profile.slicing(unit.name)
+            ranks = choose_ranks(table, moment_qk.shape[-1], config.delta_prune)  # type: ignore[attr-defined]
+            if ranks is None:
+                continue
+            fold = unit.described.plain_values
+            slicer = SlicedAttention(unit.module, basis(moment_qk, ranks.qk), basis(moment_v, ranks.v), fold)
+            if not slicer.works:
+                unknown.add(type(unit.module.processor).__name__)
+                continue
+            slicers[unit.name], sliced[unit.name] = slicer, table[ranks.qk][0]
+        if unknown:
+            self.notes.append(f"left unsliced, as their attention processor is not known: {', '.join(sorted(unknown))}")
+        return slicers, sliced
+
+    def introduce(self, policy: Policy) -> None:
+        """Tell a new policy what there is to decide on."""
+        policy.attach(self._kinds, self._protected, self._errors)
+
+    def begin(self, tick: Tick, plan: Plan, batch: int, measuring: bool) -> None:
+        self.units.call = UnitCall(
+            branch=tick.branch,
+            index=tick.step.index,
+            batch=batch,
+            actions=plan.units,
+            weights=plan.weights,
+            measuring=measuring,
+        )
+
+    def finish(self, record: StepRecord) -> dict[str, tuple[int, Any]]:
+        """End the call: note what each unit did, and return what was measured."""
+        call, self.units.call = self.units.call, None
+        assert call is not None
+        acted = any(action != "compute" for action in call.done.values())
+        record.action = "partial" if acted else "compute"
+        record.units = dict(call.done) if acted else {}
+        return call.changes
+
+    def fraction(self, done: Mapping[str, str]) -> float:
+        """Share of the denoiser's parameters that run: sliced units count whole."""
+        return 1.0 - sum(self._shares[name] for name, action in done.items() if action == "reuse")

@@ -1,0 +1,303 @@
+"""Measures an unaccelerated run for a profile: how outputs change from step to step, and what slicing would cost.
+
+Nothing is skipped here. Sums are kept in double precision; the mean is taken when the profile is written.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..policies import Needs
+from ..slicing import SlicedAttention, basis, instrumented, rank_grid, second_moments
+from ..specs import ATTENTION_KINDS, ModelSpec
+from . import hooks
+from .clock import Clock, Tick
+from .layout import relayout
+from .measure import Probe
+from .units import output_change, parts
+
+RECORDER_HOOK = "unicp_recorder"
+STACK = "stack"
+
+
+class Sums:
+    """Named running sums, maxima and counts: what a calibration has gathered so far.
+
+    Everything is a tensor under a name, so that it can be saved as it is and added to later.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any] | None = None) -> None:
+        self.tensors: dict[str, Any] = dict(tensors or {})
+
+    def add(self, name: str, place: tuple[int, ...], shape: tuple[int, ...], value: float) -> None:
+        """Count one value at a place of the array ``name``: its sum, its maximum and how many there are."""
+        for suffix in ("sum", "max", "count"):
+            self.tensors.setdefault(f"{name}.{suffix}", torch.zeros(shape, dtype=torch.float64))
+        self.tensors[f"{name}.sum"][place] += value
+        self.tensors[f"{name}.max"][place] = max(self.tensors[f"{name}.max"][place].item(), value)
+        self.tensors[f"{name}.count"][place] += 1
+
+    def accumulate(self, name: str, value: Any) -> None:
+        value = value.double().cpu()
+        self.tensors[name] = self.tensors[name] + value if name in self.tensors else value
+
+    def mean(self, name: str) -> Any:
+        """Mean of an array; infinite where nothing was counted."""
+        count = self.tensors[f"{name}.count"]
+        return torch.where(count > 0, self.tensors[f"{name}.sum"] / count, torch.inf).float()
+
+    def most(self, name: str) -> Any:
+        """Maximum of an array; infinite where nothing was counted."""
+        count = self.tensors[f"{name}.count"]
+        return torch.where(count > 0, self.tensors[f"{name}.max"], torch.inf).float()
+
+    def has(self, name: str) -> bool:
+        return f"{name}.count" in self.tensors
+
+
+class Recorder:
+    """Base of what is measured: hooks on one denoiser, and where in the run each call is.
+
+    Args:
+        denoiser, name: the transformer, and what its pipeline calls it.
+        spec: its structure.
+        pipe: the pipeline, for its scheduler.
+        sums: where measurements go.
+        on_step: called after every denoiser call.
+    """
+
+    def __init__(
+        self, denoiser: Any, name: str, spec: ModelSpec, pipe: Any, sums: Sums, on_step: Callable[[Tick], None]
+    ) -> None:
+        self.denoiser, self.name, self.spec, self.sums = denoiser, name, spec, sums
+        self.sigmas: list[float] = []
+        self.tick: Tick | None = None
+        self.steps: int | None = None
+        self.batch = 1
+        self._on_step = on_step
+        self._clock = Clock(pipe, spec.timestep, spec.hidden)
+        self._names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+        self._handles: list[Any] = []
+        self._hook = hooks.DenoiserHook(self._call, lambda: None, self)
+
+    def __enter__(self) -> Recorder:
+        hooks.install(self.denoiser, self._hook, RECORDER_HOOK)
+        try:
+            self.watch()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        hooks.uninstall(self.denoiser, self._hook, RECORDER_HOOK)
+        self.unwatch()
+
+    def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        self.tick = tick = self._clock.tick(self._hook.contexts.current, call)
+        self.steps = tick.step.count
+        if tick.new_generation:
+            self.sigmas = []
+            self.begin()
+        if tick.new_step:
+            self.sigmas.append(tick.step.sigma)
+        hidden = call.get(self.spec.hidden)
+        self.batch = hidden.shape[0] if hidden is not None else 1
+        self.frames = self.spec.frames(self.denoiser, call)
+        self.before(tick)
+        output = forward(*args, **kwargs)
+        self.after(tick)
+        self._on_step(tick)
+        return output
+
+    @property
+    def position(self) -> int:
+        """Row of the current call in the arrays: this denoiser's own count of steps."""
+        assert self.tick is not None
+        return self.tick.step.position
+
+    def key(self, name: str) -> str:
+        return f"{self.name}/{name}"
+
+    # What a recorder does:
+    def watch(self) -> None: ...
+    def unwatch(self) -> None: ...
+    def begin(self) -> None: ...
+    def before(self, tick: Tick) -> None: ...
+    def after(self, tick: Tick) -> None: ...
+
+
+class ErrorRecorder(Recorder):
+    """``E[m, t, k]``: change of every unit's output, and of the stack's residual, over 1 to ``window`` steps.
+
+    At most ``tokens`` rows of an output, evenly spaced, are kept and compared: exact up to that many, an estimate
+    beyond. Memory for each unit and branch: ``window * tokens * channels`` values in the model's precision.
+    """
+
+    def __init__(self, *common: Any, window: int, tokens: int, host: bool, limit: int) -> None:
+        super().__init__(*common)
+        self._window, self._tokens, self._host, self._limit = window, tokens, host, limit
+        self._history: dict[tuple[str, str], deque[tuple[int, Any]]] = {}
+        self._probe = Probe(self.denoiser, self.spec, Needs(keep="nothing", metric="self_attention", strides=(1,)))
+        self._pending: list[tuple[str, tuple[int, ...], tuple[int, ...], Any]] = []
+        self._entry: Any = None
+
+    def watch(self) -> None:
+        for unit in self.spec.units(self.denoiser):
+            self._handles.append(unit.module.register_forward_hook(self._noting(unit.name)))
+        blocks = self.spec.blocks(self.denoiser)
+        (_, first, entered), (_, last, left) = blocks[0], blocks[-1]
+
+        def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._entry = kwargs[entered.streams[0]] if entered.streams[0] in kwargs else args[0]
+
+        def leave(_: Any, __: Any, output: Any) -> None:
+            entry = relayout(self._entry, entered.layout, left.layout, self.batch, self.frames)
+            self._note(STACK, (parts(output)[0] - entry,))
+
+        self._handles.append(first.register_forward_pre_hook(enter, with_kwargs=True))
+        self._handles.append(last.register_forward_hook(leave))
+
+    def unwatch(self) -> None:
+        self._probe.remove()
+        self._history.clear()
+
+    def begin(self) -> None:
+        self._history.clear()
+        self._probe.reset()
+
+    def before(self, tick: Tick) -> None:
+        self._probe.armed = tick.new_step
+
+    def after(self, tick: Tick) -> None:
+        if tick.new_step:
+            scalars = self._probe.compare("", self.batch, self.frames)
+            for row, name in enumerate(("metric", "motion")):
+                self._pending.append((self.key(name), (self.position,), (self._limit,), scalars[row]))
+        if not self._pending:
+            return
+        values = torch.stack([scalar.float().reshape(()) for *_, scalar in self._pending]).tolist()  # one transfer
+        for (name, place, shape, _), value in zip(self._pending, values, strict=True):
+            if value == value and value != float("inf"):
+                self.sums.add(name, place, shape, value)
+        self._pending.clear()
+
+    def _noting(self, name: str) -> Callable[..., None]:
+        def note(_: Any, __: Any, output: Any) -> None:
+            self._note(name, parts(output))
+
+        return note
+
+    def _note(self, name: str, output: Sequence[Any]) -> None:
+        assert self.tick is not None
+        chosen = tuple(self._sample(t) for t in output)
+        history = self._history.setdefault((name, self.tick.branch), deque(maxlen=self._window))
+        now = self.position
+        for then, old in history:
+            same = tuple(t.to(new.device) for t, new in zip(old, chosen, strict=True))
+            if [t.shape for t in same] == [t.shape for t in chosen]:
+                change = output_change(chosen, same, self.batch)
+                place = (then, now - then - 1)
+                self._pending.append((self.key(f"{name}/cache"), place, (self._limit, self._window), change))
+        history.append((now, tuple(t.cpu() for t in chosen) if self._host else chosen))
+
+    def _sample(self, tensor: Any) -> Any:
+        rows = tensor.detach().reshape(self.batch, -1, tensor.shape[-1])  # (B, rows, C)
+        if rows.shape[1] <= self._tokens:
+            return rows.clone()
+        picked = torch.linspace(0, rows.shape[1] - 1, self._tokens, device=rows.device).long()
+        return rows[:, picked]
+
+
+class MomentRecorder(Recorder):
+    """Second moments of queries, keys and values as they enter the dot product, at the steps that are not cached.
+
+    Args:
+        uncached: by unit, the positions (rows) at which it is not cached.
+    """
+
+    def __init__(self, *common: Any, uncached: Mapping[str, set[int]]) -> None:
+        super().__init__(*common)
+        self._uncached = uncached
+        self._owned: list[tuple[Any, Any]] = []
+
+    def watch(self) -> None:
+        for unit in self.spec.units(self.denoiser):
+            if unit.kind not in ATTENTION_KINDS or not hasattr(unit.module, "processor"):
+                continue
+            twin = instrumented(unit.module.processor, self._recording(unit.name))
+            if twin is not None:
+                self._owned.append((unit.module, unit.module.processor))
+                unit.module.processor = twin
+
+    def unwatch(self) -> None:
+        for module, processor in self._owned:
+            module.processor = processor
+        self._owned.clear()
+
+    def _recording(self, name: str) -> Callable[..., Any]:
+        def attend(call: Any, heads_first: bool, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.position in self._uncached.get(name, ()):
+                both = second_moments(query, heads_first) + second_moments(key, heads_first)
+                self.sums.accumulate(self.key(f"{name}/moment_qk"), both)
+                self.sums.accumulate(self.key(f"{name}/moment_v"), second_moments(value, heads_first))
+            return call(query, key, value, *args, **kwargs)
+
+        return attend
+
+
+class SlicingRecorder(Recorder):
+    """What slicing does to an attention module's output, at every rank, at some of the steps that are not cached.
+
+    Args:
+        uncached: by unit, the positions at which it is measured.
+    """
+
+    def __init__(self, *common: Any, uncached: Mapping[str, set[int]]) -> None:
+        super().__init__(*common)
+        self._uncached = uncached
+        self._hooks: list[tuple[Any, hooks.ReplacingHook]] = []
+        self.ranks: dict[str, tuple[int, ...]] = {}
+
+    def watch(self) -> None:
+        for unit in self.spec.units(self.denoiser):
+            moment_qk = self.sums.tensors.get(self.key(f"{unit.name}/moment_qk"))
+            if moment_qk is None:
+                continue
+            moment_v = self.sums.tensors[self.key(f"{unit.name}/moment_v")]
+            size = moment_qk.shape[-1]
+            p_qk, p_v = basis(moment_qk, size), basis(moment_v, size)
+            self.ranks[unit.name] = ranks = rank_grid(size)
+            twins = [
+                SlicedAttention(unit.module, p_qk[..., :r] if q else None, p_v[..., :r] if v else None)
+                for r in ranks
+                for q, v in ((True, True), (True, False), (False, True))
+            ]
+            hook = hooks.ReplacingHook(self._acting(unit.name, twins, len(ranks)))
+            hooks.install(unit.module, hook, RECORDER_HOOK)
+            self._hooks.append((unit.module, hook))
+
+    def unwatch(self) -> None:
+        for module, hook in self._hooks:
+            hooks.uninstall(module, hook, RECORDER_HOOK)
+        self._hooks.clear()
+
+    def _acting(self, name: str, twins: list[SlicedAttention], count: int) -> Callable[..., Any]:
+        def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            output = forward(*args, **kwargs)
+            if self.tick is not None and self.position in self._uncached.get(name, ()):
+                changes = [output_change(twin(forward, args, kwargs), output, self.batch) for twin in twins]
+                for place, change in enumerate(torch.stack(changes).tolist()):
+                    self.sums.add(self.key(f"{name}/slicing"), divmod(place, 3), (count, 3), change)
+            return output
+
+        return act

@@ -1,0 +1,178 @@
+"""Attention modules and MLPs that act on their own: kept, sliced, blended, and how much their outputs change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..slicing import SlicedAttention
+from ..specs import Unit
+from . import hooks
+
+UNIT_HOOK = "unicp_unit"
+Forward = Callable[[], Any]
+
+
+def parts(output: Any) -> tuple[Any, ...]:
+    """The tensors of a unit's output: joint attention returns one for the video and one for the text."""
+    return output if isinstance(output, tuple) else (output,)
+
+
+def _whole(output: Any, values: list[Any]) -> Any:
+    return tuple(values) if isinstance(output, tuple) else values[0]
+
+
+def output_change(new: Any, old: Any, batch: int) -> Any:
+    """``sum|a - b| / sum|b|`` over all tensors of an output, of each sample, then the worst: a float32 scalar tensor.
+
+    Layouts that fold frames or places into the batch have several rows a sample; they count together.
+    """
+    difference: Any = 0.0
+    size: Any = 0.0
+    for a, b in zip(parts(new), parts(old), strict=True):
+        a, b = a.reshape(batch, -1).float(), b.reshape(batch, -1).float()
+        difference = difference + (a - b).abs().sum(1)
+        size = size + b.abs().sum(1)
+    return torch.where(difference == 0, torch.where(size.isnan(), size, 0.0), difference / size).max()
+
+
+@dataclass
+class Kept:
+    """What is kept of one unit in one guidance branch: the output of the last full computation."""
+
+    output: Any
+    index: int  # denoising step of that computation
+    sliced: Any = None  # the sliced output of the same call, where differences of sliced outputs are added
+
+
+@dataclass
+class UnitCall:
+    """What the units of one denoiser call are to do."""
+
+    branch: str
+    index: int
+    batch: int
+    actions: Mapping[str, str]
+    weights: Mapping[str, float]
+    measuring: bool
+    done: dict[str, str] = field(default_factory=dict)
+    changes: dict[str, tuple[int, Any]] = field(default_factory=dict)  # steps since, relative change since or None
+
+
+class Units:
+    """Hooks on the units of one denoiser. They act while ``call`` is set, and pass through otherwise.
+
+    Args:
+        units: the units to hook.
+        slicers: the sliced twins of those that have one, by name.
+        keep_slices: keep the sliced output of an anchor too (``dws="delta"``).
+        refresh: a sliced output becomes the kept output as well.
+        measure: compare every full output with the one before.
+    """
+
+    def __init__(
+        self,
+        units: list[Unit],
+        slicers: Mapping[str, SlicedAttention],
+        *,
+        keep_slices: bool = False,
+        refresh: bool = False,
+        measure: bool = False,
+    ) -> None:
+        self.units = units
+        self.slicers = slicers
+        self.call: UnitCall | None = None
+        self._keep_slices = keep_slices
+        self._refresh = refresh
+        self._measure = measure
+        self._kept: dict[str, dict[str, Kept]] = {}
+        self._hooks: list[tuple[Unit, hooks.ReplacingHook]] = []
+
+    def install(self) -> None:
+        for unit in self.units:
+            hook = hooks.ReplacingHook(self._act_of(unit.name))
+            self._hooks.append((unit, hook))
+            hooks.install(unit.module, hook, UNIT_HOOK)
+
+    def remove(self) -> None:
+        for unit, hook in self._hooks:
+            hooks.uninstall(unit.module, hook, UNIT_HOOK)
+        self._hooks.clear()
+        self.clear()
+
+    def _act_of(self, name: str) -> Callable[..., Any]:
+        def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call = self.call
+            if call is None:
+                return forward(*args, **kwargs)
+            slicer = self.slicers.get(name)
+            sliced = (lambda: slicer(forward, args, kwargs)) if slicer is not None and slicer.works else None
+            output, call.done[name] = self._output(call, name, lambda: forward(*args, **kwargs), sliced)
+            return output
+
+        return act
+
+    def _output(self, call: UnitCall, name: str, full: Forward, sliced: Forward | None) -> tuple[Any, str]:
+        action = call.actions.get(name, "compute")
+        branch = self._kept.setdefault(call.branch, {})
+        kept = branch.get(name)
+        if action == "reuse" and kept is not None:
+            return kept.output, action
+        if sliced is None or action in ("compute", "reuse"):
+            return self._compute(call, name, full, sliced, branch), "compute"
+        new = sliced()
+        if action == "blend" and kept is not None:
+            weight = call.weights[name]
+            mixed = [torch.lerp(old, fresh, weight) for old, fresh in zip(parts(kept.output), parts(new), strict=True)]
+            output = _whole(new, mixed)
+        elif action == "delta" and kept is not None and kept.sliced is not None:
+            moved = zip(parts(kept.output), parts(new), parts(kept.sliced), strict=True)
+            output = _whole(new, [old + (now - then) for old, now, then in moved])
+        else:
+            action, output = "slice", new
+        if self._refresh:
+            branch[name] = Kept(_detached(output), call.index, _detached(new) if self._keep_slices else None)
+        return output, action
+
+    def _compute(
+        self, call: UnitCall, name: str, full: Forward, sliced: Forward | None, branch: dict[str, Kept]
+    ) -> Any:
+        output = full()
+        kept = branch.get(name)
+        # A change of shape inside a generation (per-token masks, another text length) is no anchor to compare with.
+        if self._measure and call.measuring:
+            same = kept is not None and _alike(kept.output, output)
+            call.changes[name] = (
+                (call.index - kept.index, output_change(output, kept.output, call.batch))
+                if kept is not None and same
+                else (0, None)
+            )
+        reference = sliced() if self._keep_slices and sliced is not None else None
+        branch[name] = Kept(_detached(output), call.index, _detached(reference) if reference is not None else None)
+        return output
+
+    def forget(self, branch: str) -> None:
+        self._kept.pop(branch, None)
+
+    def clear(self) -> None:
+        self.call = None
+        self._kept.clear()
+
+    def tensors(self) -> list[Any]:
+        """Everything that is kept between calls, without the slicers' own."""
+        kept = [k for branch in self._kept.values() for k in branch.values()]
+        return [t for k in kept for o in (k.output, k.sliced) if o is not None for t in parts(o)]
+
+    def slice_tensors(self) -> list[Any]:
+        return [tensor for slicer in self.slicers.values() for tensor in slicer.tensors()]
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return [t.shape for t in parts(a)] == [t.shape for t in parts(b)]
+
+
+def _detached(output: Any) -> Any:
+    return _whole(output, [t.detach() for t in parts(output)])

@@ -1,0 +1,327 @@
+"""UniCP: dynamic cache windows and sliced attention for each module (arXiv 2502.04393; the details reconstructed).
+
+The paper has no public implementation. It says that the change of attention outputs between neighbouring steps is
+U-shaped over a run, that an Error Aware Dynamic Cache Window (EDCW) adapts to it for each block and step, that PCA
+based slicing (PCAS) serves the steps that cannot be cached, and that a Dynamic Weight Shift (DWS) switches between the
+two. Every formula below is our reconstruction from that.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..errors import UnicpError
+from . import (
+    Config,
+    Needs,
+    Plan,
+    Policy,
+    Step,
+    check_choice,
+    check_flag,
+    check_number,
+    config_from_dict,
+    make_policy,
+    register,
+)
+
+SHIFTS = ("switch", "blend", "delta", "off")
+WINDOWS = ("profiled", "online", "off")
+STATISTICS = ("mean", "max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniCPConfig(Config):
+    """UniCP: every attention module (and MLP, if wanted) is cached, sliced or computed at each step.
+
+    Attributes:
+        profile: path of a profile that ``unicp.calibrate`` made. Without one there is online EDCW only: slicing needs
+            the bases a profile holds.
+        delta: largest relative change (sum of absolute differences over sum of absolute values) of an attention
+            output that caching may cause; 0 caches no attention.
+        delta_cross: the same for cross-attention, which changes far less from step to step; ``None`` takes ``delta``.
+        delta_mlp: the same for MLPs; 0, the default, caches none.
+        delta_prune: largest relative change of an attention output that slicing may cause; 0 slices nothing.
+        max_window: most steps in a row that one kept output serves.
+        warmup_steps, cooldown_steps: first and last steps that compute everything in full.
+        edcw: ``"profiled"`` takes windows from the profile (from an anchor, the longest for which the calibrated error
+            stays within delta), without any measurement at run time; ``"online"`` grows each window by one while the
+            measured change per step times the window stays within delta, and starts again from one after a spike;
+            ``"off"`` caches nothing. Without a profile ``"profiled"`` means ``"online"``.
+        pcas: use sliced attention where the profile allows it.
+        dws: ``"switch"`` takes the cheapest admissible of cached, sliced and full, and computes in full where a window
+            can begin; ``"blend"`` and ``"delta"`` take, where ``"switch"`` would slice, the mean of the sliced and
+            the kept output weighted by the inverse squares of their errors, or the kept output plus the change of the
+            sliced one since; ``"off"`` slices whatever is not cached, windows begin at sliced outputs.
+        refresh_from_sliced: a sliced output may begin a window too.
+        statistic: error over the calibration prompts and branches that decides: ``"mean"`` or ``"max"``.
+        stack: config of a method that decides on whole steps (``AdaCacheConfig``, ``ScheduleConfig``); UniCP then acts
+            inside the steps which that one computes.
+
+    Raises:
+        UnicpError: a value is out of range.
+
+    >>> UniCPConfig(delta=0, delta_prune=0).delta
+    0
+    """
+
+    method: ClassVar[str] = "unicp"
+
+    profile: str | None = None
+    delta: float = 0.1
+    delta_cross: float | None = None
+    delta_mlp: float = 0.0
+    delta_prune: float = 0.1
+    max_window: int = 6
+    warmup_steps: int = 2
+    cooldown_steps: int = 1
+    edcw: str = "profiled"
+    pcas: bool = True
+    dws: str = "switch"
+    refresh_from_sliced: bool = False
+    statistic: str = "mean"
+    stack: Config | None = None
+
+    def __post_init__(self) -> None:
+        if self.profile is not None:
+            try:
+                object.__setattr__(self, "profile", os.fspath(self.profile))
+            except TypeError:
+                raise UnicpError(f"profile must be the path of a profile, got {self.profile!r:.80}") from None
+        for name in ("delta", "delta_cross", "delta_mlp", "delta_prune"):
+            if name != "delta_cross" or self.delta_cross is not None:
+                check_number(name, getattr(self, name), low=0)
+        check_number("max_window", self.max_window, low=1, whole=True)
+        check_number("warmup_steps", self.warmup_steps, low=1, whole=True)
+        check_number("cooldown_steps", self.cooldown_steps, low=0, whole=True)
+        check_choice("edcw", self.edcw, WINDOWS)
+        check_choice("dws", self.dws, SHIFTS)
+        check_choice("statistic", self.statistic, STATISTICS)
+        for name in ("pcas", "refresh_from_sliced"):
+            check_flag(name, getattr(self, name))
+        stack: Any = self.stack
+        if isinstance(stack, Mapping):  # as JSON has it
+            stack = config_from_dict(stack)
+            object.__setattr__(self, "stack", stack)
+        if stack is not None and (not isinstance(stack, Config) or isinstance(stack, UniCPConfig)):
+            raise UnicpError(f"stack must be an AdaCacheConfig or a ScheduleConfig, got {stack!r:.80}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "stack": None if self.stack is None else self.stack.to_dict()}
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether a sliced output may begin a window."""
+        return self.refresh_from_sliced or self.dws == "off"
+
+    def threshold(self, kind: str) -> float:
+        """Largest admissible caching error of a kind of unit."""
+        if kind == "mlp":
+            return self.delta_mlp
+        return self.delta if kind != "cross_attention" or self.delta_cross is None else self.delta_cross
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitErrors:
+    """What a profile says of the errors on one denoiser: plain numbers.
+
+    Attributes:
+        sigmas: noise levels of the denoiser's steps in the calibration, falling.
+        steps: number of denoising steps of that run; more than ``sigmas`` where two denoisers shared it.
+        cache: by unit, ``rows[t][k - 1]``: relative change of the output from step t to step t + k.
+        sliced: by unit, the relative change of the output that its slicing causes. Units without one are not sliced.
+    """
+
+    sigmas: Sequence[float]
+    steps: int
+    cache: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    sliced: Mapping[str, float] = field(default_factory=dict)
+
+    def place(self, step: Step) -> float:
+        """Where a step lies among the calibration's, as a fractional index: by sigma, as step counts may differ."""
+        sigmas, sigma = self.sigmas, step.sigma
+        if step.count == len(sigmas) and math.isclose(sigmas[step.index], sigma, rel_tol=1e-3, abs_tol=1e-4):
+            return float(step.index)
+        after = bisect.bisect_left([-s for s in sigmas], -sigma)
+        if after == 0:
+            return 0.0
+        if after == len(sigmas):
+            return float(len(sigmas) - 1)
+        high, low = sigmas[after - 1], sigmas[after]
+        return round(after - 1 + (high - sigma) / (high - low), 6)
+
+    def caching(self, unit: str, anchor: float, now: float) -> float:
+        """Calibrated error of using at ``now`` what was computed at ``anchor`` (fractional indices)."""
+        rows = self.cache[unit]
+        row = rows[min(max(round(anchor), 0), len(rows) - 1)]
+        gap = now - anchor
+        below = math.floor(gap)
+        if gap <= 0:
+            return 0.0
+        if math.ceil(gap) > len(row):
+            return math.inf
+        low = row[below - 1] if below else 0.0
+        if gap == below:
+            return low
+        return low + (row[below] - low) * (gap - below)
+
+
+class UnitState:
+    """The window of one unit."""
+
+    def __init__(self) -> None:
+        self.anchor: int | None = None  # step of the last output that is kept
+        self.place = 0.0  # where that lies in the profile
+        self.open = False  # profiled: the window that began there has not met an error above the limit
+        self.due = 0  # online: the next step to recompute
+        self.window = 1
+
+
+@register(UniCPConfig)
+class UniCPPolicy(Policy):
+    """The windows of :class:`UniCPConfig` for one generation."""
+
+    def __init__(self, config: UniCPConfig) -> None:
+        self.config = config
+        self.inner = make_policy(config.stack) if config.stack is not None else None
+        self.kinds: dict[str, str] = {}
+        self.errors: UnitErrors | None = None
+        self.protected: frozenset[str] = frozenset()
+        self.state: dict[str, UnitState] = {}
+        self.smallest = math.inf
+
+    def needs(self) -> Needs:
+        kinds = ("attention", "cross_attention", "mlp")
+        wanted = tuple(kind for kind in kinds if self.config.threshold(kind) > 0 or self._slices(kind))
+        inner = self.inner.needs() if self.inner is not None else Needs(keep="nothing")
+        online = self.config.edcw == "online" or (self.config.edcw == "profiled" and self.config.profile is None)
+        return inner.replace(units=wanted, unit_changes=online and bool(wanted))
+
+    def _slices(self, kind: str) -> bool:
+        return kind == "attention" and self.config.pcas and self.config.delta_prune > 0
+
+    def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:
+        """Meet the denoiser.
+
+        Args:
+            units: kind of every unit by name.
+            protected: units in the block that the stack's policy measures. They are always computed: a kept output
+                would seem not to change.
+            errors: :class:`UnitErrors` of a profile, or ``None``.
+        """
+        self.kinds = dict(units)
+        self.protected = frozenset(protected)
+        self.errors = errors
+        self.state = {name: UnitState() for name in units}
+
+    @property
+    def online(self) -> bool:
+        """Whether windows come from what is measured in this very run."""
+        return self.config.edcw == "online" or (self.config.edcw == "profiled" and self.errors is None)
+
+    def plan(self, step: Step) -> Plan:
+        config = self.config
+        if self.inner is not None:
+            decided = self.inner.plan(step)
+            if decided.action != "compute":
+                return decided
+        forced = step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
+        actions, weights = {}, {}
+        for name, state in self.state.items():
+            full = forced or name in self.protected
+            action, weight = ("compute", 0.0) if full else self._unit(step, name, state)
+            if action == "compute" or (config.refreshes and action != "reuse"):
+                state.anchor, state.open = step.index, True
+                state.place = self.errors.place(step) if self.errors is not None else 0.0
+            actions[name] = action
+            if action == "blend":
+                weights[name] = weight
+        if all(action == "compute" for action in actions.values()):
+            return Plan(action="compute")
+        return Plan(action="partial", units=actions, weights=weights)
+
+    def _unit(self, step: Step, name: str, state: UnitState) -> tuple[str, float]:
+        config, errors = self.config, self.errors
+        if state.anchor is None:
+            return "compute", 0.0
+        limit = config.threshold(self.kinds[name])
+        age = step.index - state.anchor
+        caching = config.edcw != "off" and limit > 0
+        error = math.inf
+        if self.online:
+            if caching and step.index < state.due and age <= config.max_window:
+                return "reuse", 0.0
+        elif errors is not None and name in errors.cache:
+            now = errors.place(step)
+            error = errors.caching(name, state.place, now)
+            self.smallest = min(self.smallest, error / limit) if limit > 0 else self.smallest
+            state.open &= caching and error <= limit and age <= config.max_window
+            if state.open:
+                return "reuse", 0.0
+        return self._uncached(step, name, error, age, limit if caching else 0.0)
+
+    def _uncached(self, step: Step, name: str, error: float, age: int, limit: float) -> tuple[str, float]:
+        """Sliced or in full, at a step that what is kept cannot serve."""
+        config, errors = self.config, self.errors
+        sliced = errors.sliced.get(name) if errors is not None and config.pcas else None
+        if sliced is None or errors is None or not sliced <= config.delta_prune:
+            return "compute", 0.0
+        if config.dws == "off":
+            return "slice", 0.0
+        if not config.refreshes and not self.online:
+            now = errors.place(step)
+            following = now + errors.steps / (step.count or errors.steps)
+            if limit > 0 and errors.caching(name, now, following) <= limit:
+                return "compute", 0.0  # a window begins here, and what it keeps must be whole
+        if config.dws == "switch" or age > config.max_window or not math.isfinite(error):
+            # An old anchor helps no mean and no difference; a new one does.
+            return ("slice" if config.dws == "switch" else "compute"), 0.0
+        if config.dws == "delta":
+            return "delta", 0.0
+        total = error**2 + sliced**2
+        return "blend", (error**2 / total if total else 1.0)
+
+    def observe(self, step: Step, change: float | None, motion: float | None) -> None:
+        if self.inner is not None:
+            self.inner.observe(step, change, motion)
+
+    def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:
+        """Online EDCW: set each window anew.
+
+        Args:
+            changes: by unit that was computed in full: steps since it was before, and the relative change since
+                (``None`` at the first computation).
+        """
+        if not self.online:
+            return
+        config = self.config
+        for name, (age, change) in changes.items():
+            state, limit = self.state[name], config.threshold(self.kinds[name])
+            window = 1
+            per_step = math.inf if change is None else change / max(age, 1)
+            if limit > 0:
+                self.smallest = min(self.smallest, per_step / limit)
+            if change is not None and change <= limit:  # a spike, or no number, starts again from one
+                window = min(state.window + 1, config.max_window)
+                while window > 1 and per_step * window > limit:
+                    window -= 1
+            state.window = window
+            state.due = step.index + window
+
+    def why_idle(self) -> str:
+        config = self.config
+        if self.inner is not None and config.delta == 0:
+            return self.inner.why_idle()
+        if config.delta == 0 and config.delta_mlp == 0:
+            return "delta is 0, which computes everything in full; give delta=0.1"
+        if self.smallest < math.inf:
+            return (
+                f"the smallest change it saw is {self.smallest:.2g} times what delta admits; raise delta, or "
+                "delta_prune for slicing"
+            )
+        return "the run was too short to keep anything between its forced first and last steps; give more steps"

@@ -1,0 +1,295 @@
+"""PCAS, PCA based slicing: attention in the leading principal directions of each head (UniCP, arXiv 2502.04393).
+
+The paper says that PCA slices query and key at the steps that cannot be cached; everything beyond that sentence is our
+reconstruction. Per head, from second moments that calibration measured on queries, keys and values as they enter the
+dot product: ``P_qk`` (d, r), the leading eigenvectors of ``E[q q^T] + E[k k^T]``, and ``P_v`` (d, r) of ``E[v v^T]``.
+
+    q' = q P_qk    k' = k P_qk    v' = v P_v    o = softmax(q' k'^T / sqrt(d)) v' P_v^T
+
+The scale stays that of the full head size d. Attention runs on the same kernels as before, at head size r.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+AttentionHandler = Callable[..., Any]
+"""``handler(attend, heads_first, query, key, value, *args, **kwargs)``: stands in for an attention call.
+
+``attend`` is the call it replaces; query, key and value are (B, H, T, d) if ``heads_first``, else (B, T, H, d).
+"""
+
+DISPATCH = "dispatch_attention_fn"
+SDPA = "scaled_dot_product_attention"
+
+
+class _Functional:
+    """``torch.nn.functional`` with one function exchanged."""
+
+    def __init__(self, attention: Callable[..., Any]) -> None:
+        self.scaled_dot_product_attention = attention
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(F, name)
+
+
+def instrumented(processor: Any, handler: AttentionHandler, view: Callable[[Any], Any] | None = None) -> Any:
+    """A copy of an attention processor whose call of the attention kernel goes through ``handler``.
+
+    The processor's own code runs, with its own projections, norms and rotary embedding: only the name by which it
+    calls the kernel (diffusers' ``dispatch_attention_fn`` or torch's ``scaled_dot_product_attention``) means
+    something else in the copy. No class and no module is changed.
+
+    Args:
+        processor: an attention processor of diffusers, or one written like them.
+        handler: see :data:`AttentionHandler`.
+        view: what the processor sees instead of the attention module.
+
+    Returns:
+        The copy, or ``None`` where the processor calls neither function by a global name.
+    """
+    original = type(processor).__call__ if callable(processor) else None
+    code = getattr(original, "__code__", None)
+    if original is None or code is None:
+        return None
+    replaced: dict[str, Any] = {}
+    for name in code.co_names:
+        known = original.__globals__.get(name)
+        if name == DISPATCH and callable(known):
+            replaced[name] = functools.partial(handler, known, False)
+        elif known is F and SDPA in code.co_names:
+            replaced[name] = _Functional(functools.partial(handler, F.scaled_dot_product_attention, True))
+        elif name == SDPA and known is F.scaled_dot_product_attention:
+            replaced[name] = functools.partial(handler, known, True)
+    if not replaced:
+        return None
+    function = types.FunctionType(
+        code, {**original.__globals__, **replaced}, original.__name__, original.__defaults__, original.__closure__
+    )
+    function.__kwdefaults__ = original.__kwdefaults__
+
+    # diffusers looks at the signature of a processor's call to decide what to give it: `wraps` passes it on.
+    @functools.wraps(original)
+    def call(self: Any, attn: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, view(attn) if view else attn, *args, **kwargs)
+
+    twin = copy.copy(processor)
+    twin.__class__ = type(type(processor).__name__, (type(processor),), {"__call__": call})
+    return twin
+
+
+def second_moments(tensor: Any, heads_first: bool) -> Any:
+    """``sum x x^T`` over batch and tokens, for each head: (H, d, d) in float32."""
+    x = tensor.float() if heads_first else tensor.float().transpose(1, 2)  # (B, H, T, d)
+    return torch.einsum("bhti,bhtj->hij", x, x)
+
+
+def basis(moment: Any, rank: int) -> Any:
+    """The ``rank`` leading eigenvectors of each head's moment (H, d, d): (H, d, rank), in float32.
+
+    >>> basis(torch.diag(torch.tensor([1.0, 4.0]))[None], 1).abs()[0, :, 0].tolist()
+    [0.0, 1.0]
+    """
+    vectors = torch.linalg.eigh(moment.double())[1]  # ascending
+    return vectors.flip(-1)[..., :rank].float().contiguous()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Head sizes of a sliced attention: of queries and keys, and of values."""
+
+    qk: int
+    v: int
+
+
+def rank_grid(head_size: int) -> tuple[int, ...]:
+    """Ranks worth trying: multiples of 16 up to the head size, of 8 for head sizes of 64 or less, of 4 for 16 or less.
+
+    >>> rank_grid(64)
+    (8, 16, 24, 32, 40, 48, 56, 64)
+    """
+    step = 16 if head_size > 64 else 8 if head_size > 16 else 4
+    return tuple(range(step, head_size, step)) + (head_size,)
+
+
+MOST = 0.75
+"""A module that needs more than this part of its head size is left unsliced."""
+
+
+def choose_ranks(errors: Mapping[int, tuple[float, float, float]], head_size: int, limit: float) -> Ranks | None:
+    """The smallest head size whose measured slicing error is within the limit.
+
+    Queries, keys and values are padded to one head size, as the fused kernels want it, so that unequal ranks would
+    save nothing: one rank serves both.
+
+    Args:
+        errors: by rank, the relative change of the module's output when queries, keys and values, only queries and
+            keys, or only values are sliced.
+        head_size: full head size d.
+        limit: largest admissible error; 0 slices nothing.
+
+    >>> choose_ranks({16: (0.3, 0.1, 0.28), 32: (0.04, 0.01, 0.04), 64: (0.0, 0.0, 0.0)}, 64, 0.05)
+    Ranks(qk=32, v=32)
+    """
+    if limit <= 0:
+        return None
+    for rank in sorted(errors):
+        if rank <= MOST * head_size and errors[rank][0] <= limit:
+            return Ranks(qk=rank, v=rank)
+    return None
+
+
+class _Projected:
+    """An attention module as its processor sees it, with values and output projection folded into the basis."""
+
+    def __init__(self, attn: Any, folded: Folded) -> None:
+        self._attn = attn
+        self.to_v = folded.to_v
+        self.to_out = [folded.to_out, *list(attn.to_out)[1:]]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attn, name)
+
+
+class Folded:
+    """``W_v P_v`` and ``P_v^T W_o``, and the weights they were made from."""
+
+    def __init__(self, attn: Any, p_v: Any) -> None:
+        self.made_from = self.state(attn)
+        value, out = attn.to_v, attn.to_out[0]
+        heads, size, rank = p_v.shape
+        p = p_v.to(value.weight.device, torch.float32)
+        weight = value.weight.detach().float().view(heads, size, -1)
+        w_v = torch.einsum("hdr,hdc->hrc", p, weight).reshape(heads * rank, -1)
+        b_v = None
+        if value.bias is not None:
+            b_v = torch.einsum("hdr,hd->hr", p, value.bias.detach().float().view(heads, size)).reshape(-1)
+        w_o = torch.einsum("chd,hdr->chr", out.weight.detach().float().view(-1, heads, size), p).flatten(1)
+        dtype = value.weight.dtype
+        self.value_weight, self.out_weight = w_v.to(dtype), w_o.to(dtype)
+        self.value_bias = b_v.to(dtype) if b_v is not None else None
+        self._out = out
+
+    @staticmethod
+    def state(attn: Any) -> tuple[Any, ...] | None:
+        """Identity and version of the weights that a fold depends on; ``None`` where nothing may be folded."""
+        out = attn.to_out[0] if isinstance(getattr(attn, "to_out", None), list | torch.nn.ModuleList) else None
+        value = getattr(attn, "to_v", None)
+        # Exactly these: a LoRA layer, or a quantised one, is more than its weight; so is one with an offloading hook.
+        if type(value) is not torch.nn.Linear or type(out) is not torch.nn.Linear:
+            return None
+        if getattr(attn, "fused_projections", False) or any(hasattr(m, "_diffusers_hook") for m in (value, out)):
+            return None
+        if any(hasattr(m, "_hf_hook") or not m.weight.is_floating_point() for m in (value, out)):
+            return None
+        weights = [value.weight, out.weight] + [b for b in (value.bias, out.bias) if b is not None]
+        if any(w.is_meta or w.is_inference() for w in weights):
+            return None
+        return tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights)
+
+    def to_v(self, hidden: Any) -> Any:
+        return F.linear(hidden, self.value_weight, self.value_bias)
+
+    def to_out(self, hidden: Any) -> Any:
+        return F.linear(hidden, self.out_weight, self._out.bias)
+
+    @property
+    def tensors(self) -> list[Any]:
+        return [w for w in (self.value_weight, self.value_bias, self.out_weight) if w is not None]
+
+
+class SlicedAttention:
+    """The sliced twin of one attention module.
+
+    Args:
+        attn: the module; its processor is read at every call, so that one set later is sliced as well.
+        p_qk, p_v: bases (H, d, r) of queries and keys, and of values; ``None`` leaves them as they are.
+        fold: the spec says that the processors use plain values (``BlockList.plain_values``).
+    """
+
+    def __init__(self, attn: Any, p_qk: Any, p_v: Any, fold: bool = False) -> None:
+        self.attn = attn
+        self.p_qk, self.p_v = p_qk, p_v
+        self._may_fold = fold and p_v is not None
+        self._folded: Folded | None = None
+        self._twin: tuple[Any, Any] = (None, None)
+        self._cast: dict[tuple[Any, ...], Any] = {}
+
+    @property
+    def works(self) -> bool:
+        """Whether the module's processor is one that can be sliced."""
+        return self._processor() is not None
+
+    def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module's forward with sliced attention."""
+        self._refold()
+        own = self.attn.processor
+        twin = self._processor()
+        if twin is None:
+            return forward(*args, **kwargs)
+        self.attn.processor = twin
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.attn.processor = own
+
+    def _processor(self) -> Any:
+        own = self.attn.processor
+        if self._twin[0] is not own:
+            self._twin = (own, instrumented(own, self._attend, self._view))
+        return self._twin[1]
+
+    def _refold(self) -> None:
+        """Fold again if weights changed since: a LoRA was fused, a state dict loaded, the model moved."""
+        if not self._may_fold:
+            return
+        state = Folded.state(self.attn)
+        if state is None:
+            self._folded = None
+        elif self._folded is None or self._folded.made_from != state:
+            self._folded = Folded(self.attn, self.p_v)
+
+    def _view(self, attn: Any) -> Any:
+        return attn if self._folded is None else _Projected(attn, self._folded)
+
+    def _like(self, name: str, p: Any, tensor: Any) -> Any:
+        key = (name, tensor.dtype, tensor.device)
+        if key not in self._cast:
+            self._cast[key] = p.to(tensor.device, tensor.dtype)
+        return self._cast[key]
+
+    def _attend(
+        self, attend: Any, heads_first: bool, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if kwargs.get("scale") is None:
+            kwargs["scale"] = 1.0 / math.sqrt(query.shape[-1])
+        into = "bhti,hij->bhtj" if heads_first else "bthi,hij->bthj"
+        back = "bhtj,hij->bhti" if heads_first else "bthj,hij->bthi"
+        if self.p_qk is not None:
+            p = self._like("qk", self.p_qk, query)
+            query, key = torch.einsum(into, query, p), torch.einsum(into, key, p)
+        sliced_here = self.p_v is not None and self._folded is None
+        if sliced_here:
+            value = torch.einsum(into, value, self._like("v", self.p_v, value))
+        width = value.shape[-1]
+        size = max(query.shape[-1], width)
+        # Fused kernels take one head size; zeros change neither the products nor, cut off again, the output.
+        query, key, value = (
+            F.pad(t, (0, size - t.shape[-1])) if t.shape[-1] < size else t for t in (query, key, value)
+        )
+        out = attend(query, key, value, *args, **kwargs)[..., :width]
+        return torch.einsum(back, out, self._like("v", self.p_v, out)) if sliced_here else out
+
+    def tensors(self) -> list[Any]:
+        """Everything it holds beside the module: bases and folded weights."""
+        held = [*self._cast.values(), *(p for p in (self.p_qk, self.p_v) if p is not None)]
+        return held + (self._folded.tensors if self._folded is not None else [])
