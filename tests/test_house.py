@@ -31,6 +31,7 @@ FLOORS = [
     "engine",
     "session",
     "calibration",
+    "inspection",
     "tune",
     "demo",
     "bench",

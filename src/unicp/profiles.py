@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import UnicpError
 from .policies import Config, config_from_dict
-from .policies.unicp import UnitErrors
+from .policies.unicp import UniCPConfig, UnitErrors
 
 FORMAT = 1
 KEY = "unicp"
@@ -102,6 +102,14 @@ class Profile:
             return cls(config=config_from_dict(config), tensors=tensors, metadata=metadata)
         except (UnicpError, TypeError, OverflowError) as error:
             raise UnicpError(f"the config in the profile {path} does not hold: {error}") from error
+
+
+def config_of(path: str | os.PathLike[str]) -> Config:
+    """The config of a profile, ready for use: one that needs what was measured finds it in the same file."""
+    config = Profile.load(path).config
+    if isinstance(config, UniCPConfig) and config.profile is None:
+        return config.replace(profile=os.fspath(path))
+    return config
 
 
 def fingerprint(denoiser: Any) -> str:

@@ -97,6 +97,10 @@ class SessionReport:
             lines[record.branch] = lines.get(record.branch, "") + signs[record.action]
         return lines
 
+    def unit_counts(self) -> dict[str, int]:
+        """How often modules did what, over the calls in which some of them did not run in full."""
+        return dict(Counter(action for record in self.steps for action in record.units.values()).most_common())
+
     def unit_timeline(self, branch: str | None = None) -> dict[str, str]:
         """What each module did: one line a module, one character a call of a guidance branch (the first by default).
 
@@ -136,9 +140,9 @@ class SessionReport:
             pieces = [line[i : i + 60] for i in range(0, len(line), 60)]
             lines += [f"  {branch if i == 0 else '':<{width}}  {piece}" for i, piece in enumerate(pieces)]
         lines.append("  # computed   + partial   ~ forecast   . reused")
-        done = Counter(action for record in self.steps for action in record.units.values())
+        done = self.unit_counts()
         if done:
-            said = ", ".join(f"{count} {UNITS_DONE[action]}" for action, count in done.most_common())
+            said = ", ".join(f"{count} {UNITS_DONE[action]}" for action, count in done.items())
             lines.append(f"  modules in partial calls: {said}")
         for note in self.notes:
             lines += textwrap.wrap(note, 78, initial_indent="  ", subsequent_indent="  ")

@@ -13,8 +13,7 @@ from .engine import hooks
 from .engine.executor import HOOK, Executor
 from .errors import UnicpError, UnicpWarning, unknown
 from .policies import Config, config_types, make_policy
-from .policies.unicp import UniCPConfig
-from .profiles import Profile
+from .profiles import config_of
 from .report import Generation, SessionReport, StepRecord
 from .specs import ModelSpec, find_spec, known_specs
 
@@ -147,10 +146,7 @@ def _resolve(config: Any) -> Config:
     if isinstance(config, str | os.PathLike):
         path = Path(config)
         if path.suffix == ".safetensors" or os.path.exists(path):
-            loaded = Profile.load(path).config
-            if isinstance(loaded, UniCPConfig) and loaded.profile is None:
-                loaded = loaded.replace(profile=str(path))  # what it was calibrated for is in the same file
-            return loaded
+            return config_of(path)
         raise unknown("method", str(config), [*kinds, "PROFILE.safetensors"])
     raise UnicpError(
         f"config must be a config object, the name of a method ({', '.join(kinds)}) or the path of a profile, "

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UnicpError, unknown
 from ..policies import Config, config_from_dict, config_types
-from ..profiles import Profile
+from ..profiles import config_of
 
 NONE = "none"
 """The method that is no method: the pipeline as it is."""
@@ -96,7 +96,7 @@ def read_method(method: str, settings: Sequence[str]) -> Config | None:
     if method in kinds:
         base: dict[str, Any] = {"method": method}
     elif method.endswith(".safetensors") or Path(method).exists():
-        base = Profile.load(method).config.to_dict()
+        base = config_of(method).to_dict()
     else:
         raise unknown("method", method, [*method_names(), "PROFILE.safetensors"])
     if "method" in values:

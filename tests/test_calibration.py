@@ -1,0 +1,271 @@
+"""Calibration: what it measures against a literal measurement, that it loses nothing, and whom its profiles serve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+import unicp
+from tests.contract import config_on, plain, profile_of, quietly
+from tests.reference.unicp_literal import sliced_attention
+from tests.tiny import FAMILIES, denoisers
+from unicp import Profile, UniCPConfig, cli, inspection
+from unicp.errors import UnicpError
+from unicp.slicing import basis, instrumented
+
+WAN = FAMILIES["wan"]
+CONFIG = UniCPConfig(delta=0.05, delta_prune=0.9, max_window=3)
+
+
+def calibrated(family: str = "wan", pipe: Any = None, **more: Any) -> Profile:
+    chosen = FAMILIES[family]
+    more = {"config": CONFIG, "progress": False, **more}
+    profile: Profile = chosen.run(
+        pipe or chosen.build(), lambda run, **call: unicp.calibrate(run, None, **call), **more
+    )
+    return profile
+
+
+def outputs_of(pipe: Any, run: Callable[[], Any]) -> dict[str, list[torch.Tensor]]:
+    """Every output of every attention module and MLP of Wan, in the order of the calls (branches alternate)."""
+    found: dict[str, list[torch.Tensor]] = {}
+    handles = []
+    for i, block in enumerate(pipe.transformer.blocks):
+        for name in ("attn1", "attn2", "ffn"):
+            outputs = found.setdefault(f"blocks.{i}.{name}", [])
+            handles.append(
+                getattr(block, name).register_forward_hook(lambda _, __, out, outputs=outputs: outputs.append(out))
+            )
+    run()
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_the_errors_are_those_of_a_literal_measurement() -> None:
+    pipe = WAN.build()
+    profile = calibrated(pipe=pipe)
+    outputs = outputs_of(pipe, lambda: WAN.generate(pipe))
+    assert len(outputs) == 9
+    for unit, calls in outputs.items():
+        mean, most = (profile.tensors[f"transformer/{unit}/cache_{kind}"] for kind in ("mean", "max"))
+        assert mean.shape == (10, 3)
+        for t in range(10):
+            for k in (1, 2, 3):
+                if t + k >= 10:
+                    assert mean[t, k - 1] == most[t, k - 1] == float("inf")
+                    continue
+                changes = []
+                for branch in (0, 1):
+                    old, new = calls[2 * t + branch], calls[2 * (t + k) + branch]
+                    changes.append(float((new - old).abs().sum() / old.abs().sum()))
+                assert mean[t, k - 1] == pytest.approx(sum(changes) / 2, rel=1e-5)
+                assert most[t, k - 1] == pytest.approx(max(changes), rel=1e-5)
+
+
+def test_slicing_errors_are_those_of_the_literal_attention() -> None:
+    pipe = WAN.build()
+    profile = calibrated(pipe=pipe, config=CONFIG.replace(delta=1e-9, warmup_steps=1, cooldown_steps=0))
+    part = profile.of("transformer")
+    # At delta zero every step is uncached; six of the ten, evenly spaced, are measured.
+    steps = [0, 2, 4, 5, 7, 9]
+    module = pipe.transformer.blocks[1].attn1
+    p_qk, p_v = (basis(moment, 4) for moment in part.moments("blocks.1.attn1") or ())
+    found: list[float] = []
+
+    def attend(call: Any, heads_first: bool, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        full = call(query, key, value, *args, **kwargs)
+        heads = (t.transpose(1, 2) for t in (query, key, value))
+        sliced = sliced_attention(*heads, p_qk, p_v).float().transpose(1, 2)
+        a, b = (module.to_out[0](out.flatten(2)) for out in (sliced, full))
+        found.append(float((a - b).abs().sum() / b.abs().sum()))
+        return full
+
+    own = module.processor
+    module.processor = instrumented(own, attend)
+    WAN.generate(pipe)
+    module.processor = own
+    literal = [found[2 * step + branch] for step in steps for branch in (0, 1)]
+    assert part.slicing("blocks.1.attn1")[4][0] == pytest.approx(sum(literal) / len(literal), rel=1e-3)
+    assert part.slicing("blocks.1.attn1")[12][0] < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_calibration_leaves_the_pipeline_as_it_was(family: str) -> None:
+    chosen = FAMILIES[family]
+    pipe = chosen.build()
+    before = [{n: p.clone() for n, p in d.state_dict().items()} for d in denoisers(chosen, pipe)]
+    profile = calibrated(family, pipe)
+    assert torch.equal(chosen.generate(pipe), plain(family))
+    for denoiser, weights in zip(denoisers(chosen, pipe), before, strict=True):
+        assert all(torch.equal(p, weights[n]) for n, p in denoiser.state_dict().items())
+    for name in chosen.denoisers:
+        part = profile.of(name)
+        assert part.units
+        assert any(part.moments(unit) is not None for unit in part.units)
+        assert len(part.sigmas) >= 4
+        assert bool(profile.tensors[f"{name}/stack/cache_mean"][0, 0].isfinite())
+        assert bool(profile.tensors[f"{name}/metric"][1:].isfinite().all())
+        assert bool((profile.tensors[f"{name}/motion"] > 0).all())
+
+
+def test_a_sample_of_tokens_estimates_the_errors() -> None:
+    exact, estimate = calibrated(), calibrated(tokens=9)
+    name = "transformer/blocks.0.attn1/cache_mean"
+    a, b = exact.tensors[name][:-1, 0], estimate.tensors[name][:-1, 0]
+    assert not torch.equal(a, b)
+    assert bool(((a - b).abs() / a < 0.5).all())
+
+
+def test_an_interrupted_calibration_goes_on(tmp_path: Path) -> None:
+    whole = calibrated()
+    checkpoint = tmp_path / "part.safetensors"
+
+    def interrupt(what: str, step: int, count: int) -> None:
+        if what.startswith("run 3") and step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(checkpoint=checkpoint, progress=interrupt)
+    assert checkpoint.exists()
+    seen: list[str] = []
+    rest = calibrated(checkpoint=checkpoint, progress=lambda what, *_: seen.append(what))
+    assert set(seen) == {"run 3 of 3"}
+    assert not checkpoint.exists()
+    assert whole.tensors.keys() == rest.tensors.keys()
+    assert all(torch.equal(whole.tensors[name], rest.tensors[name]) for name in whole.tensors)
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(checkpoint=checkpoint, progress=interrupt)
+    with pytest.raises(UnicpError, match="unfinished calibration of another model, prompts or arguments"):
+        calibrated(checkpoint=checkpoint, config=CONFIG.replace(max_window=4))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [([], "prompts must be a list"), ("a ball", "prompts must be a list of prompts, got 'a ball'")],
+)
+def test_wrong_prompts_are_refused(prompts: Any, message: str) -> None:
+    with pytest.raises(UnicpError, match=message):
+        unicp.calibrate(WAN.build(), prompts)
+
+
+def test_only_a_plain_pipeline_is_calibrated() -> None:
+    pipe = WAN.build()
+    with pytest.raises(UnicpError, match="give prompts, or prompts=None and prompt_embeds"):
+        unicp.calibrate(pipe, None)
+    with pytest.raises(UnicpError, match="pass the pipeline, not its transformer"):
+        unicp.calibrate(pipe.transformer, ["a"])
+    unicp.accelerate(pipe, CONFIG)
+    with pytest.raises(UnicpError, match=r"the pipeline is accelerated.*unicp.restore"):
+        unicp.calibrate(pipe, ["a"])
+
+
+# --- whom a profile serves --------------------------------------------------------------------------------------------
+
+
+def test_another_model_is_refused() -> None:
+    config = config_on("wan", "unicp-windows")
+    with pytest.raises(UnicpError, match="made on a WanTransformer3DModel, this is a LTXVideoTransformer3DModel"):
+        unicp.accelerate(FAMILIES["ltx"].build(), config)
+    from tests.tiny import wan_transformer
+
+    with pytest.raises(UnicpError, match=r"another WanTransformer3DModel \(fingerprint"):
+        unicp.accelerate(wan_transformer(layers=2), config)
+    assert unicp.accelerate(wan_transformer(seed=5), config)  # other weights of the same model may well be a fine-tune
+
+
+def test_another_scheduler_is_refused() -> None:
+    pipe = WAN.build()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(UnicpError, match="made with a UniPCMultistepScheduler, this pipeline has a FlowMatchEuler"):
+        unicp.accelerate(pipe, config_on("wan", "unicp-windows"))
+
+
+@pytest.mark.parametrize("steps", [6, 10, 23])
+def test_other_step_counts_are_served(steps: int) -> None:
+    pipe = WAN.build()
+    config = config_on("wan", "unicp-windows").replace(delta=0.03, delta_mlp=0.0)
+    session = unicp.accelerate(pipe, config)
+    quietly(lambda: WAN.generate(pipe, steps=steps))
+    report = quietly(session.report)
+    reused = report.unit_counts().get("reuse", 0)
+    assert 0 < reused < steps * 2 * 6
+
+
+def test_a_profile_by_its_path_finds_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "wan.safetensors"
+    calibrated(config=CONFIG.replace(delta=0.5)).save(path)
+    session = unicp.accelerate(WAN.build(), path)
+    assert session.config.profile == str(path)
+    assert session.config.delta == 0.5
+    assert not Profile.load(path).config.profile  # a file that is moved still holds together
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_calibrate_then_generate_then_inspect(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    small = ["--model", str(wan_folder), "--size", "48x32", "--frames", "5", "--steps", "8"]
+    settings = ["--set", "delta=0.4", "--set", "delta_prune=0.9"]
+    assert cli.main(["calibrate", "a red ball", "a blue star", *small, *settings, "-o", "tiny.safetensors"]) == 0
+    said = capsys.readouterr().out
+    assert "wrote tiny.safetensors" in said and "unicp inspect tiny.safetensors" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.safetensors"]
+
+    for method in (["tiny.safetensors"], ["unicp", "--set", "profile=tiny.safetensors", "--set", "delta=0.4"]):
+        assert cli.main(["generate", "a red ball", *small, "--method", *method, "-o", "out.mp4"]) == 0
+        said = capsys.readouterr().out
+        assert "modules in partial calls" in said
+        record = json.loads(Path("out.json").read_text())
+        assert record["config"]["profile"] == "tiny.safetensors"
+        assert any(step["units"] for step in record["report"]["steps"])
+
+    assert cli.main(["inspect", "tiny.safetensors"]) == 0
+    said = capsys.readouterr().out
+    assert "self_attention" in said and "slicing error by rank" in said and "plan at delta 0.4" in said
+    assert max(len(line) for line in said.splitlines()) <= 80
+    for what in ("curves", "errors", "slicing"):
+        assert Path(f"tiny-{what}.png").stat().st_size > 5000
+    assert cli.main(["inspect", "out.mp4"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("a red ball\nunicp: 8 of 8")
+    assert "blocks.0.attn1" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibrate", "-o", "x.pt"], "-o x.pt must end in .safetensors"),
+        (["calibrate", "-o", "nowhere/x.safetensors"], "there is no folder nowhere"),
+        (["calibrate", "-o", "x.safetensors", "--model", "here"], "give a few prompts"),
+        (["calibrate", "a", "-o", "x.safetensors", "--set", "dleta=1"], "Did you mean 'delta'?"),
+        (["inspect", "x.safetensors"], "there is no profile x.safetensors"),
+        (["inspect", "x.mp4"], "there is no x.json"),
+        (["inspect", "schedule.safetensors"], "holds a plan for schedule"),
+    ],
+)
+def test_bad_input_is_refused(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    about = {"denoisers": {"transformer": {}}}
+    Profile(config=unicp.ScheduleConfig(interval=2), metadata=about).save("schedule.safetensors")
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_text_is_empty_of_nothing_it_should_say() -> None:
+    said = inspection.text(Profile.load(profile_of("latte")))
+    for kind in ("spatial_attention", "temporal_attention", "cross_attention", "mlp"):
+        assert kind in said
+    assert max(len(line) for line in said.splitlines()) <= 80
