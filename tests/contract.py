@@ -82,6 +82,7 @@ CASES: dict[str, dict[str, Case]] = {
         "delta": _unicp(dws="delta", **NO_WINDOWS),
         "off": _unicp(dws="off", delta=0.5, delta_prune=0.9, max_window=2),
         "refreshed": _unicp(refresh_from_sliced=True, delta=0.5, delta_prune=0.9, max_window=2),
+        "maps": _unicp(profiled=False, delta=0.3, map_level=True, max_window=2),
         "in-adacache": _unicp(stack=unicp.AdaCacheConfig(codebook=CODEBOOK), delta=0.5, max_window=2),
         "in-schedule": _unicp(stack=unicp.ScheduleConfig(interval=2, fill="linear"), delta=0.5, edcw="online"),
     },

@@ -72,6 +72,8 @@ BAD: dict[type[Config], dict[str, list[Any]]] = {
         "pcas": ["yes", 1, None],
         "dws": ["mix", None, True],
         "refresh_from_sliced": ["yes", 1, None],
+        "map_level": ["yes", 1, None],
+        "map_bytes": [-1, 1.5, "2", None, True],
         "statistic": ["median", None],
         "stack": ["adacache", 3],
     },

@@ -25,6 +25,7 @@ FLOORS = [
     "specs",
     "fill",
     "slicing",
+    "maps",
     "policies",
     "report",
     "profiles",

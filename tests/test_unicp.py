@@ -19,6 +19,7 @@ from tests.reference.unicp_literal import SelfCaching, profiled_plan, sliced_att
 from tests.tiny import FAMILIES, wan_transformer
 from unicp.calibration import planned
 from unicp.errors import UnicpError
+from unicp.maps import MapAttention, attention_map
 from unicp.policies import Step
 from unicp.policies.unicp import UniCPConfig, UniCPPolicy, UnitErrors
 from unicp.profiles import Profile
@@ -335,3 +336,54 @@ def test_ranks_need_a_measured_error_within_the_limit() -> None:
 def test_wrong_fields_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UnicpError, match=message):
         UniCPConfig(**fields)
+
+
+# --- attention maps ---------------------------------------------------------------------------------------------------
+
+
+def test_an_attention_map_makes_the_attention() -> None:
+    query, key, value = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    for mask in (None, torch.rand(2, 1, 5, 5) > 0.3, torch.randn(2, 1, 5, 5)):
+        for scale in (None, 0.1):
+            expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+            torch.testing.assert_close(attention_map(query, key, mask, scale) @ value, expected)
+
+
+def test_maps_of_one_step_serve_the_values_of_another() -> None:
+    module = attention()
+    mapper = MapAttention(module, lambda size: True)
+    assert mapper.works
+    x, y = torch.randn(2, 6, 24), torch.randn(2, 6, 24)
+    output, maps = mapper.compute(module.forward, (x, None, None, rotary(6)), {})
+    torch.testing.assert_close(output, module(x, None, None, rotary(6)))
+    again = mapper.reuse(module.forward, (x, None, None, rotary(6)), {}, maps)
+    torch.testing.assert_close(again, output)
+    # Of y only the values matter: they are those that y has in an ordinary run.
+    value = captured(module, y, None, None, rotary(6))[2]
+    expected = module.to_out[0]((maps[0] @ value).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(mapper.reuse(module.forward, (y, None, None, rotary(6)), {}, maps), expected)
+
+
+def test_maps_beyond_the_limit_are_not_kept_and_the_report_says_so() -> None:
+    pipe = WAN.build()
+    config = UniCPConfig(delta=0.05, delta_cross=0, map_level=True, map_bytes=4000)
+    session = unicp.accelerate(pipe, config)
+    latents = quietly(lambda: WAN.generate(pipe))
+    report = quietly(session.report)
+    assert "attention maps are kept up to map_bytes=4000; the others would not fit" in report.notes
+    # 12 tokens, 2 heads: 1152 bytes a map, three of the six. Without a limit (12 maps, 2 of them being replaced): 6912.
+    assert report.cache_bytes <= 3 * 1152 + 6 * 12 * 24 * 4
+    assert bool(latents.isfinite().all())
+
+
+def test_a_map_is_used_where_the_output_changed_too_much() -> None:
+    policy = UniCPPolicy(UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=0, max_window=3, map_level=True))
+    policy.attach({"a": "temporal_attention"}, (), None)
+    trace = []
+    for index in range(8):
+        step = Step(index=index, count=8, position=index, sigma=1 - index / 8)
+        action = policy.plan(step).units.get("a", "compute")
+        trace.append(action[0])
+        if action == "compute":
+            policy.observe_units(step, {"a": (1, 0.5 if index else None), "a/map": (1, 0.02 if index else None)})
+    assert "".join(trace) == "ccmcmmcm"

@@ -17,7 +17,7 @@ from .specs import ATTENTION_KINDS
 COLUMNS = 60
 """Columns of a line of steps; longer runs are drawn at every second step, or third, and so on."""
 BARS = "▁▂▃▄▅▆▇█"
-SIGNS = {"compute": "#", "slice": "s", "blend": "b", "delta": "d", "reuse": "."}
+SIGNS = {"compute": "#", "map": "m", "slice": "s", "blend": "b", "delta": "d", "reuse": "."}
 COLOURS = {"compute": "#1f4e79", "slice": "#e08214", "blend": "#b35806", "delta": "#fdb863", "reuse": "#d9e6f2"}
 LABELS = {"compute": "in full", "slice": "sliced", "blend": "blended", "delta": "sliced change", "reuse": "kept output"}
 

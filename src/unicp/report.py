@@ -13,6 +13,7 @@ from typing import Any
 UNITS_DONE = {
     "compute": "computed",
     "reuse": "reused",
+    "map": "run on an old map",
     "slice": "sliced",
     "blend": "sliced and blended",
     "delta": "sliced and added",
@@ -104,13 +105,13 @@ class SessionReport:
     def unit_timeline(self, branch: str | None = None) -> dict[str, str]:
         """What each module did: one line a module, one character a call of a guidance branch (the first by default).
 
-        ``#`` computed in full, ``s`` sliced, ``b`` and ``d`` blended or moved by the sliced change, ``.`` kept output,
-        blank where the whole call was filled.
+        ``#`` computed in full, ``m`` on the kept attention map, ``s`` sliced, ``b`` and ``d`` blended or moved by the
+        sliced change, ``.`` kept output, blank where the whole call was filled.
         """
         branch = branch or next((record.branch for record in self.steps), None)
         calls = [record for record in self.steps if record.branch == branch]
         names = list(dict.fromkeys(name for record in calls for name in record.units))
-        signs = {"compute": "#", "slice": "s", "blend": "b", "delta": "d", "reuse": "."}
+        signs = {"compute": "#", "map": "m", "slice": "s", "blend": "b", "delta": "d", "reuse": "."}
         return {
             name: "".join(
                 signs[record.units.get(name, "compute")] if record.action in ("compute", "partial") else " "
@@ -182,7 +183,6 @@ class Generation:
         self._held: dict[str, int] = {}
         self._most = 0
         self._sliced: dict[str, int] = {}
-        self.notes: list[str] = []
 
     def add(self, record: StepRecord, fraction: float, began: float) -> None:
         self.records.append(record)
@@ -203,7 +203,7 @@ class Generation:
     def acted(self) -> bool:
         return any(record.action != "compute" for record in self.records)
 
-    def report(self) -> SessionReport:
+    def report(self, notes: Iterable[str] = ()) -> SessionReport:
         return SessionReport(
             method=self.method,
             steps=tuple(dataclasses.replace(record) for record in self.records),
@@ -212,5 +212,5 @@ class Generation:
             sliced_bytes=sum(self._sliced.values()),
             seconds=self._ended - self._began if self._began is not None else 0.0,
             complete=self.complete,
-            notes=tuple(self.notes),
+            notes=tuple(notes),
         )

@@ -50,8 +50,6 @@ class Session:
             self._close()
         if self._generation is None:
             self._generation = Generation(self.config.method)
-            notes = [note for each in self._executors if each.inside is not None for note in each.inside.notes]
-            self._generation.notes = list(dict.fromkeys(notes))
         for other in others:
             other.rest()
         self._generation.denoisers.add(executor.name)
@@ -63,11 +61,16 @@ class Session:
         if generation is None or any(executor.generation is generation for executor in self._executors):
             return
         self._generation = None
-        self._reports.append(generation.report())
+        self._reports.append(generation.report(self._notes()))
         if generation.complete and not generation.acted and not self._warned:
             self._warned = True
             why = self._executors[0].why_idle()
             warnings.warn(f"unicp {self.config.method} never acted in this run: {why}", UnicpWarning, stacklevel=2)
+
+    def _notes(self) -> list[str]:
+        """What the method could not do, in the words of all denoisers."""
+        notes = [note for each in self._executors if each.inside is not None for note in each.inside.notes]
+        return list(dict.fromkeys(notes))
 
     def _end_if_complete(self) -> None:
         """Close the video whose last step was seen. One that is in progress is left alone: it may go on."""
@@ -85,7 +88,7 @@ class Session:
         """
         self._end_if_complete()
         if self._generation is not None:
-            return self._generation.report()
+            return self._generation.report(self._notes())
         if not self._reports:
             raise UnicpError("there is no report yet: generate a video first")
         return self._reports[-1]

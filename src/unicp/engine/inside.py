@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UnicpError
+from ..maps import MapAttention
 from ..policies import Config, Needs, Plan, Policy
 from ..profiles import DenoiserProfile, Profile
 from ..report import StepRecord
@@ -69,9 +70,23 @@ class Inside:
             self._errors = profile.errors(config.statistic, sliced)
         elif config.pcas and config.delta_prune > 0:
             self.notes.append("sliced attention (PCAS) needs a profile: unicp calibrate makes one; nothing was sliced")
+        mappers = {}
+        if needs.map_bytes:
+            mappers = {
+                unit.name: MapAttention(unit.module, self._allow)
+                for unit in units
+                if unit.kind in ATTENTION_KINDS and unit.name not in self._protected
+            }
+            mappers = {name: mapper for name, mapper in mappers.items() if mapper.works}
         self.units = Units(
-            units, slicers, keep_slices=config.dws == "delta", refresh=config.refreshes, measure=needs.unit_changes
+            units,
+            slicers,
+            mappers,
+            keep_slices=config.dws == "delta",
+            refresh=config.refreshes,
+            measure=needs.unit_changes,
         )
+        self.units.map_bytes = needs.map_bytes
         whole = sum(p.numel() for p in denoiser.parameters())
         self._shares = {unit.name: sum(p.numel() for p in unit.module.parameters()) / whole for unit in units}
 
@@ -97,6 +112,13 @@ class Inside:
         if unknown:
             self.notes.append(f"left unsliced, as their attention processor is not known: {', '.join(sorted(unknown))}")
         return slicers, sliced
+
+    def _allow(self, size: int) -> bool:
+        allowed = self.units.allow(size)
+        note = f"attention maps are kept up to map_bytes={self.units.map_bytes}; the others would not fit"
+        if not allowed and note not in self.notes:
+            self.notes.append(note)
+        return allowed
 
     def introduce(self, policy: Policy) -> None:
         """Tell a new policy what there is to decide on."""

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 
+from ..maps import MapAttention
 from ..slicing import SlicedAttention
 from ..specs import Unit
 from . import hooks
 
 UNIT_HOOK = "unicp_unit"
 Forward = Callable[[], Any]
+Full = Callable[[], tuple[Any, Any]]  # output, and attention maps or None
+MAP = "/map"
+"""Ends the name under which the change of a unit's attention maps is reported."""
 
 
 def parts(output: Any) -> tuple[Any, ...]:
@@ -45,6 +49,8 @@ class Kept:
 
     output: Any
     index: int  # denoising step of that computation
+    maps: Any = None  # the attention maps of the last full computation, where they are kept
+    mapped_at: int = 0  # step of that
     sliced: Any = None  # the sliced output of the same call, where differences of sliced outputs are added
 
 
@@ -68,26 +74,32 @@ class Units:
     Args:
         units: the units to hook.
         slicers: the sliced twins of those that have one, by name.
+        mappers: those that keep their attention maps, by name.
         keep_slices: keep the sliced output of an anchor too (``dws="delta"``).
         refresh: a sliced output becomes the kept output as well.
         measure: compare every full output with the one before.
+        map_bytes: most bytes of attention maps to keep.
     """
 
     def __init__(
         self,
         units: list[Unit],
         slicers: Mapping[str, SlicedAttention],
+        mappers: Mapping[str, MapAttention],
         *,
         keep_slices: bool = False,
         refresh: bool = False,
         measure: bool = False,
+        map_bytes: int = 0,
     ) -> None:
         self.units = units
         self.slicers = slicers
+        self.mappers = mappers
         self.call: UnitCall | None = None
         self._keep_slices = keep_slices
         self._refresh = refresh
         self._measure = measure
+        self.map_bytes = map_bytes
         self._kept: dict[str, dict[str, Kept]] = {}
         self._hooks: list[tuple[Unit, hooks.ReplacingHook]] = []
 
@@ -110,18 +122,28 @@ class Units:
                 return forward(*args, **kwargs)
             slicer = self.slicers.get(name)
             sliced = (lambda: slicer(forward, args, kwargs)) if slicer is not None and slicer.works else None
-            output, call.done[name] = self._output(call, name, lambda: forward(*args, **kwargs), sliced)
+            mapper = self.mappers.get(name)
+            kept = self._kept.get(call.branch, {}).get(name)
+            if mapper is not None and call.actions.get(name) == "map" and kept is not None and kept.maps is not None:
+                output, call.done[name] = mapper.reuse(forward, args, kwargs, kept.maps), "map"
+                kept.output, kept.index = _detached(output), call.index
+                return output
+
+            def full() -> tuple[Any, Any]:
+                return mapper.compute(forward, args, kwargs) if mapper is not None else (forward(*args, **kwargs), None)
+
+            output, call.done[name] = self._output(call, name, full, sliced)
             return output
 
         return act
 
-    def _output(self, call: UnitCall, name: str, full: Forward, sliced: Forward | None) -> tuple[Any, str]:
+    def _output(self, call: UnitCall, name: str, full: Full, sliced: Forward | None) -> tuple[Any, str]:
         action = call.actions.get(name, "compute")
         branch = self._kept.setdefault(call.branch, {})
         kept = branch.get(name)
         if action == "reuse" and kept is not None:
             return kept.output, action
-        if sliced is None or action in ("compute", "reuse"):
+        if sliced is None or action in ("compute", "reuse", "map"):
             return self._compute(call, name, full, sliced, branch), "compute"
         new = sliced()
         if action == "blend" and kept is not None:
@@ -134,13 +156,11 @@ class Units:
         else:
             action, output = "slice", new
         if self._refresh:
-            branch[name] = Kept(_detached(output), call.index, _detached(new) if self._keep_slices else None)
+            branch[name] = Kept(_detached(output), call.index, sliced=_detached(new) if self._keep_slices else None)
         return output, action
 
-    def _compute(
-        self, call: UnitCall, name: str, full: Forward, sliced: Forward | None, branch: dict[str, Kept]
-    ) -> Any:
-        output = full()
+    def _compute(self, call: UnitCall, name: str, full: Full, sliced: Forward | None, branch: dict[str, Kept]) -> Any:
+        output, maps = full()
         kept = branch.get(name)
         # A change of shape inside a generation (per-token masks, another text length) is no anchor to compare with.
         if self._measure and call.measuring:
@@ -150,9 +170,30 @@ class Units:
                 if kept is not None and same
                 else (0, None)
             )
+        if maps is not None and call.measuring:
+            old = kept.maps if kept is not None and kept.maps is not None else []
+            alike = [m.shape for m in old] == [m.shape for m in maps]
+            change = output_change(tuple(maps), tuple(old), call.batch) if alike else None
+            call.changes[name + MAP] = (call.index - kept.mapped_at if kept is not None else 0, change)
         reference = sliced() if self._keep_slices and sliced is not None else None
-        branch[name] = Kept(_detached(output), call.index, _detached(reference) if reference is not None else None)
+        branch[name] = Kept(
+            _detached(output),
+            call.index,
+            maps=maps,
+            mapped_at=call.index,
+            sliced=_detached(reference) if reference is not None else None,
+        )
         return output
+
+    def allow(self, size: int) -> bool:
+        """Whether attention maps of so many bytes may be kept beside those that are."""
+        held = sum(
+            m.untyped_storage().nbytes()
+            for branch in self._kept.values()
+            for k in branch.values()
+            for m in k.maps or ()
+        )
+        return held + size <= self.map_bytes
 
     def forget(self, branch: str) -> None:
         self._kept.pop(branch, None)
@@ -164,7 +205,8 @@ class Units:
     def tensors(self) -> list[Any]:
         """Everything that is kept between calls, without the slicers' own."""
         kept = [k for branch in self._kept.values() for k in branch.values()]
-        return [t for k in kept for o in (k.output, k.sliced) if o is not None for t in parts(o)]
+        maps = [m for k in kept for m in k.maps or ()]
+        return maps + [t for k in kept for o in (k.output, k.sliced) if o is not None for t in parts(o)]
 
     def slice_tensors(self) -> list[Any]:
         return [tensor for slicer in self.slicers.values() for tensor in slicer.tensors()]

@@ -21,9 +21,9 @@ from ..errors import UnicpError, unknown
 ACTIONS = ("compute", "reuse", "forecast", "partial")
 """What can happen to a denoiser call: all of it ran; a cached value was added; its output was extrapolated; some
 units of it ran."""
-UNIT_ACTIONS = ("compute", "reuse", "slice", "blend", "delta")
-"""What can happen to a unit in a partial call: it ran in full; its kept output was used; it ran sliced; the sliced and
-the kept output were mixed; the kept output was moved by the change of the sliced one."""
+UNIT_ACTIONS = ("compute", "reuse", "map", "slice", "blend", "delta")
+"""What can happen to a unit in a partial call: it ran in full; its kept output was used; it ran on its kept attention
+map; it ran sliced; the sliced and the kept output were mixed; the kept output was moved by the change of the sliced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,7 @@ class Needs:
         units: kinds of units that act on their own: ``"attention"`` (among video tokens), ``"cross_attention"``,
             ``"mlp"``.
         unit_changes: compare the full output of every unit with the one before.
+        map_bytes: most bytes of attention maps to keep; 0 keeps none.
     """
 
     keep: str
@@ -96,6 +97,7 @@ class Needs:
     separate: bool = False
     units: tuple[str, ...] = ()
     unit_changes: bool = False
+    map_bytes: int = 0
 
     def replace(self, **changes: Any) -> Needs:
         """A copy with other values."""

@@ -58,6 +58,10 @@ class UniCPConfig(Config):
             can begin; ``"blend"`` and ``"delta"`` take, where ``"switch"`` would slice, the mean of the sliced and
             the kept output weighted by the inverse squares of their errors, or the kept output plus the change of the
             sliced one since; ``"off"`` slices whatever is not cached, windows begin at sliced outputs.
+        map_level: keep attention maps too: where a module's output has to be recomputed but its map has not (its own
+            online window says so), only the values are new. For short attention: a map has tokens * tokens values a
+            head. Full computations then run without the fused kernel, equal to rounding.
+        map_bytes: most bytes of maps kept for a denoiser; modules beyond it keep none, and the report says so.
         refresh_from_sliced: a sliced output may begin a window too.
         statistic: error over the calibration prompts and branches that decides: ``"mean"`` or ``"max"``.
         stack: config of a method that decides on whole steps (``AdaCacheConfig``, ``ScheduleConfig``); UniCP then acts
@@ -84,6 +88,8 @@ class UniCPConfig(Config):
     pcas: bool = True
     dws: str = "switch"
     refresh_from_sliced: bool = False
+    map_level: bool = False
+    map_bytes: int = 2**28
     statistic: str = "mean"
     stack: Config | None = None
 
@@ -102,7 +108,8 @@ class UniCPConfig(Config):
         check_choice("edcw", self.edcw, WINDOWS)
         check_choice("dws", self.dws, SHIFTS)
         check_choice("statistic", self.statistic, STATISTICS)
-        for name in ("pcas", "refresh_from_sliced"):
+        check_number("map_bytes", self.map_bytes, low=0, whole=True)
+        for name in ("pcas", "map_level", "refresh_from_sliced"):
             check_flag(name, getattr(self, name))
         stack: Any = self.stack
         if isinstance(stack, Mapping):  # as JSON has it
@@ -193,6 +200,7 @@ class UniCPPolicy(Policy):
         self.errors: UnitErrors | None = None
         self.protected: frozenset[str] = frozenset()
         self.state: dict[str, UnitState] = {}
+        self.maps: dict[str, UnitState] = {}
         self.smallest = math.inf
 
     def needs(self) -> Needs:
@@ -200,7 +208,8 @@ class UniCPPolicy(Policy):
         wanted = tuple(kind for kind in kinds if self.config.threshold(kind) > 0 or self._slices(kind))
         inner = self.inner.needs() if self.inner is not None else Needs(keep="nothing")
         online = self.config.edcw == "online" or (self.config.edcw == "profiled" and self.config.profile is None)
-        return inner.replace(units=wanted, unit_changes=online and bool(wanted))
+        maps = self.config.map_bytes if self.config.map_level and self.config.delta > 0 else 0
+        return inner.replace(units=wanted, unit_changes=online and bool(wanted), map_bytes=maps)
 
     def _slices(self, kind: str) -> bool:
         return kind == "attention" and self.config.pcas and self.config.delta_prune > 0
@@ -235,6 +244,11 @@ class UniCPPolicy(Policy):
         for name, state in self.state.items():
             full = forced or name in self.protected
             action, weight = ("compute", 0.0) if full else self._unit(step, name, state)
+            if action == "compute" and not full and name in self.maps and step.index < self.maps[name].due:
+                action = "map"
+                state.due = step.index + 1
+                state.anchor, state.open = step.index, True
+                state.place = self.errors.place(step) if self.errors is not None else 0.0
             if action == "compute" or (config.refreshes and action != "reuse"):
                 state.anchor, state.open = step.index, True
                 state.place = self.errors.place(step) if self.errors is not None else 0.0
@@ -297,11 +311,16 @@ class UniCPPolicy(Policy):
             changes: by unit that was computed in full: steps since it was before, and the relative change since
                 (``None`` at the first computation).
         """
-        if not self.online:
-            return
         config = self.config
         for name, (age, change) in changes.items():
-            state, limit = self.state[name], config.threshold(self.kinds[name])
+            unit = name.removesuffix("/map")
+            if unit != name:
+                state = self.maps.setdefault(unit, UnitState())
+            elif self.online:
+                state = self.state[name]
+            else:
+                continue
+            limit = config.threshold(self.kinds[unit])
             window = 1
             per_step = math.inf if change is None else change / max(age, 1)
             if limit > 0:
