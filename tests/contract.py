@@ -51,6 +51,11 @@ def _schedule(fills: str = "output", **fields: Any) -> Case:
     return Case(config=unicp.ScheduleConfig(interval=3, **fields), always={"interval": 1}, fills=fills)
 
 
+def _budget(**fields: Any) -> Case:
+    config = unicp.BudgetConfig(target_speedup=2.0, warmup_steps=2, **fields)
+    return Case(config=config, always={"target_speedup": 1.0}, fills="output")
+
+
 def _unicp(profiled: bool = True, **fields: Any) -> Case:
     config = unicp.UniCPConfig(**fields)
     always = {"delta": 0, "delta_cross": 0, "delta_mlp": 0, "delta_prune": 0, "stack": None}
@@ -73,6 +78,11 @@ CASES: dict[str, dict[str, Case]] = {
         "linear": _schedule(fill="linear"),
         "quadratic": _schedule(fill="quadratic", damping=1.0),
         "stack": _schedule(unit="stack", fills="stack"),
+    },
+    "budget": {
+        "default": _budget(),
+        "override": _budget(override_reserve=0.3, override_zscore=0.01),
+        "no-override": _budget(override_reserve=0.0),
     },
     "unicp": {
         "online": _unicp(profiled=False, delta=0.5, delta_mlp=0.5, max_window=3),

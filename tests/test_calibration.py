@@ -242,6 +242,28 @@ def test_calibrate_then_generate_then_inspect(
     assert "blocks.0.attn1" in said
 
 
+def test_tune_then_generate_then_inspect(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    small = ["--model", str(wan_folder), "--size", "48x32", "--frames", "5", "--steps", "12"]
+    tune = ["tune", "a red ball", "a blue star", *small, "--effort", "low", "--target-speedup", "1.5"]
+    assert cli.main([*tune, "-o", "plans.safetensors"]) == 0
+    said = capsys.readouterr()
+    assert "about as long as" in said.err and "wrote plans.safetensors" in said.out
+    assert [p.name for p in tmp_path.iterdir()] == ["plans.safetensors"]
+    assert cli.main(["generate", "a red ball", *small, "--method", "plans.safetensors", "-o", "out.mp4"]) == 0
+    assert "budget:" in capsys.readouterr().out
+    assert json.loads(Path("out.json").read_text())["config"]["profile"] == "plans.safetensors"
+    settings = ["--set", "profile=plans.safetensors", "--set", "target_speedup=1.2"]
+    assert cli.main(["generate", "a red ball", *small, "--method", "budget", *settings, "-o", "out.mp4"]) == 0
+    assert cli.main(["inspect", "plans.safetensors"]) == 0
+    said_lines = capsys.readouterr().out.splitlines()
+    assert any("#" in line and "dB" in line for line in said_lines)
+    assert max(len(line) for line in said_lines) <= 80
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -249,6 +271,9 @@ def test_calibrate_then_generate_then_inspect(
         (["calibrate", "-o", "nowhere/x.safetensors"], "there is no folder nowhere"),
         (["calibrate", "-o", "x.safetensors", "--model", "here"], "give a few prompts"),
         (["calibrate", "a", "-o", "x.safetensors", "--set", "dleta=1"], "Did you mean 'delta'?"),
+        (["tune", "-o", "x.safetensors", "--target-speedup", "0.5"], "target_speedup must be a number of at least 1"),
+        (["tune", "-o", "x.safetensors", "--target-speedup", "2", "--min-psnr", "3"], "not both"),
+        (["tune", "-o", "x.safetensors", "--effort", "huge"], "--effort must be one of low, medium, high"),
         (["inspect", "x.safetensors"], "there is no profile x.safetensors"),
         (["inspect", "x.mp4"], "there is no x.json"),
         (["inspect", "schedule.safetensors"], "holds a plan for schedule"),

@@ -46,7 +46,10 @@ BEFORE_LOADING = {
     "empty prompt": (["  "], "a prompt is empty"),
     "no prompts file": (["--prompts-file", "none.txt"], "cannot read --prompts-file none.txt: No such file"),
     "prompts file in another code": (["--prompts-file", "latin.txt"], "latin.txt is not UTF-8 text"),
-    "unknown method": ([PROMPT, "--method", "adacash"], "unknown method 'adacash'; known: none, adacache, schedule"),
+    "unknown method": (
+        [PROMPT, "--method", "adacash"],
+        "unknown method 'adacash'; known: none, adacache, budget, schedule",
+    ),
     "near method": ([PROMPT, "--method", "adacash"], "Did you mean 'adacache'?"),
     "missing profile": ([PROMPT, "--method", "p.safetensors"], "there is no profile p.safetensors"),
     "broken profile": ([PROMPT, "--method", "broken.safetensors"], "broken.safetensors is not a readable profile"),

@@ -59,6 +59,15 @@ BAD: dict[type[Config], dict[str, list[Any]]] = {
         "damping": [-0.1, 1.1, NAN, None],
         "unit": ["block", None],
     },
+    unicp.BudgetConfig: {
+        "profile": [3, ("a",), True],
+        "target_speedup": [0.9, -1, NAN, "2", True],
+        "min_psnr": [-1, NAN, "30", True],
+        "override_reserve": [-0.1, 1.1, NAN, "0.1", None, True],
+        "override_zscore": [0, -1, NAN, "3", None],
+        "warmup_steps": [0, -1, 1.5, "2", None, True],
+        "cooldown_steps": [-1, 1.5, "2", None, True],
+    },
     unicp.UniCPConfig: {
         "profile": [3, ("a",), True],
         "delta": [-0.1, NAN, "0.1", None, True],
@@ -148,7 +157,7 @@ def test_configs_are_frozen_and_keyword_only(kind: type[Config]) -> None:
         assert field.kw_only
         assert field.name in (kind.__doc__ or ""), f"{field.name} is not documented"
     changed = config.replace(warmup_steps=4)
-    assert (config.warmup_steps, changed.warmup_steps) == (2, 4)
+    assert (config.warmup_steps, changed.warmup_steps) == (kind(**_base(kind, "")).warmup_steps, 4)
     hash(config)
 
 

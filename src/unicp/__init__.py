@@ -19,6 +19,8 @@ _HOMES = {
     "AdaCacheConfig": "policies.adacache",
     "ScheduleConfig": "policies.schedule",
     "UniCPConfig": "policies.unicp",
+    "BudgetConfig": "policies.budget",
+    "tune": "tuning",
     "calibrate": "calibration",
     "Profile": "profiles",
     "ModelSpec": "specs",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from .errors import UnicpError as UnicpError
     from .errors import UnicpWarning as UnicpWarning
     from .policies.adacache import AdaCacheConfig as AdaCacheConfig
+    from .policies.budget import BudgetConfig as BudgetConfig
     from .policies.schedule import ScheduleConfig as ScheduleConfig
     from .policies.unicp import UniCPConfig as UniCPConfig
     from .profiles import Profile as Profile
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from .specs import BlockList as BlockList
     from .specs import ModelSpec as ModelSpec
     from .specs import register_spec as register_spec
+    from .tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -104,7 +104,7 @@ def calibrate(
     if slicing:
         runs += [(phase, i) for phase in PHASES[1:] for i in range(min(slicing_prompts, len(texts)))]
     state = _State.load(checkpoint, job.identity(runs)) if checkpoint is not None else _State({}, [], {})
-    with _bar(progress) as show:
+    with progress_bar(progress, "calibrating") as show:
         for number, (phase, index) in enumerate(runs):
             if [phase, index] not in state.done:
                 what = f"run {number + 1} of {len(runs)}"
@@ -305,7 +305,7 @@ def _default_steps(pipe: Any) -> int:
 
 
 @contextmanager
-def _bar(progress: bool | Callable[[str, int, int], None]) -> Any:
+def progress_bar(progress: bool | Callable[[str, int, int], None], verb: str) -> Any:
     """Something that shows progress: what is done, the step, the number of steps."""
     if callable(progress):
         yield progress
@@ -318,7 +318,5 @@ def _bar(progress: bool | Callable[[str, int, int], None]) -> Any:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task("calibrating")
-        yield lambda what, step, count: bar.update(
-            task, description=f"calibrating, {what}", completed=step, total=count
-        )
+        task = bar.add_task(verb)
+        yield lambda what, step, count: bar.update(task, description=f"{verb}, {what}", completed=step, total=count)

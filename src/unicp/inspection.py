@@ -9,6 +9,7 @@ from typing import Any
 
 from .calibration import planned
 from .errors import UnicpError, missing_extra
+from .policies.budget import PlanBook
 from .policies.unicp import UniCPConfig
 from .profiles import DenoiserProfile, Profile
 from .slicing import choose_ranks
@@ -94,6 +95,8 @@ def u_shape(values: Sequence[float]) -> tuple[float, float, float]:
 def text(profile: Profile) -> str:
     """A profile in words and lines of at most 80 columns."""
     about = profile.metadata
+    if isinstance(about.get("budget"), dict):
+        return _plans(profile)
     lines = [
         f"{about.get('pipeline')} with {about.get('scheduler')}, {about.get('steps')} steps, "
         f"{about.get('prompts')} prompts"
@@ -112,6 +115,27 @@ def text(profile: Profile) -> str:
             line = thinned(inspected.line(unit))
             lines.append(f"  {unit[-18:]:<18}{line if isinstance(line, str) else ''.join(line)}")
         lines.append("  # in full   s sliced   b blended   d sliced change   . kept output")
+    return "\n".join(lines)
+
+
+def _plans(profile: Profile) -> str:
+    """The plans of a budget, one line each: ``#`` computed, ``~`` forecast, ``.`` reused."""
+    about = profile.metadata
+    book = PlanBook.from_dict(about["budget"])
+    lines = [
+        f"{about.get('pipeline')} with {about.get('scheduler')}, {about.get('steps')} steps, "
+        f"{about.get('prompts')} prompts",
+        "",
+        "speed-up  PSNR of four in five  plan",
+    ]
+    for priced in book.plans:
+        signs = ["#"] * priced.plan.steps
+        for segment in priced.plan.segments:
+            for step in range(segment.after + 1, segment.until):
+                signs[step] = "~" if segment.order else "."
+        psnr = f"{priced.safe_psnr:8.1f} dB" if priced.psnr else " " * 11
+        lines.append(f"{priced.speedup:7.2f}x {psnr}  {''.join(thinned(signs, 56))}")
+    lines.append("# computed   ~ forecast   . reused")
     return "\n".join(lines)
 
 
@@ -143,6 +167,8 @@ def draw(profile: Profile, folder: Path, stem: str, suffix: str = ".png") -> lis
         from matplotlib.figure import Figure
     except ImportError as error:
         raise missing_extra("matplotlib", "plots", "figures") from error
+    if isinstance(profile.metadata.get("budget"), dict):
+        return []  # a plan is text
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     denoisers = list(profile.metadata.get("denoisers", {}))

@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import UnicpError
 from .policies import Config, config_from_dict
+from .policies.budget import BudgetConfig
 from .policies.unicp import UniCPConfig, UnitErrors
 
 FORMAT = 1
@@ -107,7 +108,7 @@ class Profile:
 def config_of(path: str | os.PathLike[str]) -> Config:
     """The config of a profile, ready for use: one that needs what was measured finds it in the same file."""
     config = Profile.load(path).config
-    if isinstance(config, UniCPConfig) and config.profile is None:
+    if isinstance(config, (UniCPConfig, BudgetConfig)) and config.profile is None:
         return config.replace(profile=os.fspath(path))
     return config
 
@@ -151,13 +152,13 @@ class DenoiserProfile:
 
     @property
     def units(self) -> dict[str, str]:
-        return dict(self.metadata["units"])
+        return dict(self.metadata.get("units", {}))
 
-    def check(self, denoiser: Any, units: Mapping[str, str]) -> None:
-        """Refuse a denoiser that the calibration was not made on.
+    def check_model(self, denoiser: Any) -> None:
+        """Refuse a denoiser that the profile was not made on.
 
         Raises:
-            UnicpError: class, sizes or units are others.
+            UnicpError: its class or its sizes are others.
         """
         made, given = self.metadata["class"], type(denoiser).__name__
         if made != given:
@@ -167,6 +168,13 @@ class DenoiserProfile:
                 f"the profile was made on another {made} (fingerprint {self.metadata['fingerprint']}, this one has "
                 f"{fingerprint(denoiser)}); calibrate again on this model"
             )
+
+    def check_units(self, units: Mapping[str, str]) -> None:
+        """Refuse if nothing was measured of one of these units.
+
+        Raises:
+            UnicpError: that is so.
+        """
         missing = [unit for unit in units if unit not in self.units]
         if missing:
             raise UnicpError(f"the profile says nothing of {missing[0]!r} and {len(missing) - 1} more; calibrate again")

@@ -69,8 +69,7 @@ class Session:
 
     def _notes(self) -> list[str]:
         """What the method could not do, in the words of all denoisers."""
-        notes = [note for each in self._executors if each.inside is not None for note in each.inside.notes]
-        return list(dict.fromkeys(notes))
+        return list(dict.fromkeys(note for each in self._executors for note in each.notes))
 
     def _end_if_complete(self) -> None:
         """Close the video whose last step was seen. One that is in progress is left alone: it may go on."""

@@ -6,22 +6,18 @@ from pathlib import Path
 
 import typer
 
-from ..errors import UnicpError
-from . import options
+from . import measuring, options
 
-PROMPTS_HELP = "What to run it on; by default four captions for the demo model."
 SET_HELP = "A field of UniCPConfig, as in delta=0.15; may be repeated."
 
 
 def calibrate(
-    prompts: list[str] | None = typer.Argument(None, metavar="PROMPT...", help=PROMPTS_HELP),
-    prompts_file: Path | None = typer.Option(None, metavar="FILE", help="More prompts, one a line."),
+    prompts: list[str] = typer.Argument(None, metavar="PROMPT...", help=measuring.PROMPTS_HELP),
+    prompts_file: Path = typer.Option(None, metavar="FILE", help="More prompts, one a line."),
     model: str = typer.Option("demo", metavar="MODEL", help="demo, the folder of a pipeline, or a hub id."),
     settings: list[str] = typer.Option(None, "--set", metavar="NAME=VALUE", help=SET_HELP),
     steps: int = typer.Option(None, min=1, metavar="N", help="Denoising steps."),
-    seed: int = typer.Option(
-        0, min=0, max=2**32 - 1, metavar="N", help="Of the first prompt's noise; then 1 more each."
-    ),
+    seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help=measuring.SEED_HELP),
     guidance: float = typer.Option(None, min=0, metavar="X", help="Guidance scale."),
     size: str = typer.Option(None, metavar="WxH", help="Width and height in pixels, as in 832x480."),
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
@@ -45,20 +41,9 @@ def calibrate(
 
     unicp calibrate --prompts-file prompts.txt --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers -o wan.safetensors
     """
-    if output.suffix != ".safetensors":
-        raise UnicpError(f"-o {output} must end in .safetensors")
-    if not output.absolute().parent.is_dir():
-        raise UnicpError(f"cannot write {output}: there is no folder {output.parent}")
+    part = measuring.check_output(output)
     config = options.read_method("unicp", settings or [])
-    texts = list(prompts or [])
-    if not texts and prompts_file is None:
-        if model != "demo":
-            raise UnicpError("give a few prompts of the kind the model will be used for, or --prompts-file")
-        from ..demo import scenes
-
-        # Captions of the kind it was trained on: those that were held out are for judging what comes of it.
-        texts = [scenes.sample_scene(30_000_000 + i).caption() for i in range(4)]
-    texts = options.read_prompts(texts, prompts_file)
+    texts = measuring.read_prompts(prompts, prompts_file, model, 4)
     given = {
         "--steps": steps,
         "--guidance": guidance,
@@ -66,21 +51,10 @@ def calibrate(
         "--frames": frames,
         "--negative": negative,
     }
-    from . import calls, pipelines
-    from .screen import results
-
-    place, number = options.read_device(device, dtype)
-    found = pipelines.find(model)
-    call, _ = calls.build(found, given, None)
-    pipe = pipelines.load(found, place, number)
-    calls.check_shape(pipe, call)
+    pipe, call = measuring.load(model, given, device, dtype)
     from ..calibration import calibrate as run
     from ..policies.unicp import UniCPConfig
 
     assert isinstance(config, UniCPConfig)
-    part = output.with_suffix(".part.safetensors")
-    profile = run(pipe, texts, config=config, tokens=tokens, host=host, seed=seed, checkpoint=part, **call)
-    profile.save(output)
-    screen = results()
-    screen.print(f"wrote {output}; use it with: unicp generate PROMPT --method {output}", markup=False, soft_wrap=True)
-    screen.print(f"look at it with: unicp inspect {output}", markup=False, soft_wrap=True)
+    run(pipe, texts, config=config, tokens=tokens, host=host, seed=seed, checkpoint=part, **call).save(output)
+    measuring.say(output)

@@ -46,6 +46,7 @@ class Clock:
         self._signatures: dict[str, tuple[Any, ...]] = {}
         self._timesteps: Any = None
         self._noise_levels: list[float] | None = None
+        self._run: tuple[float, ...] | None = None
 
     @property
     def branches(self) -> list[str]:
@@ -101,7 +102,9 @@ class Clock:
             if sigma is None:
                 sigma = self._sigma_of(scheduler, index, noise)
             position = 0 if fresh or self.step is None else self.step.position + 1
-            self.step = Step(index=index, count=count, position=position, sigma=float(sigma))
+            self.step = Step(
+                index=index, count=count, position=position, sigma=float(sigma), sigmas=self._sigmas(scheduler)
+            )
         return Tick(self.step, branch, fresh, moved)
 
     @staticmethod
@@ -150,6 +153,15 @@ class Clock:
                 if self._same(level, noise):
                     return index
         return 0 if self.step is None else self.step.index + 1
+
+    def _sigmas(self, scheduler: Any) -> tuple[float, ...] | None:
+        """The noise levels of the whole run, read from the scheduler once a generation."""
+        if self._run is None:
+            sigmas = getattr(scheduler, "sigmas", None)
+            if sigmas is None or self._timesteps is None or len(sigmas) < len(self._timesteps):
+                return None
+            self._run = tuple(float(s) for s in sigmas[: len(self._timesteps)])
+        return self._run
 
     def _sigma_of(self, scheduler: Any, index: int, noise: float | None) -> float:
         sigmas = getattr(scheduler, "sigmas", None)

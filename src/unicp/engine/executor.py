@@ -10,34 +10,21 @@ from typing import Any
 
 import torch
 
-from .. import fill
 from ..errors import UnicpError
 from ..policies import Config, Plan, Policy, Step, make_policy
 from ..report import Generation, StepRecord
 from ..specs import BlockList, ModelSpec
 from . import hooks
+from .branches import BranchCache, tensor_in
 from .clock import Clock, Tick
-from .inside import Inside
+from .inside import Inside, plan_book
 from .layout import relayout
-from .measure import Probe
+from .measure import Probe, forecast_error
 
 HOOK = "unicp"
 BLOCK_HOOK = "unicp_block"
 
 Forward = Callable[..., Any]
-
-
-@dataclass
-class BranchCache:
-    """What is kept for one guidance branch."""
-
-    residuals: tuple[Any, ...] | None = None  # of the stack, one a stream, in the last block's layout
-    outputs: list[Any] = field(default_factory=list)  # newest first
-    sigmas: list[float] = field(default_factory=list)
-    template: Any = None  # the type of the last output, where it is no plain tensor: what a filled one must look like
-
-    def tensors(self) -> list[Any]:
-        return [*(self.residuals or ()), *self.outputs]
 
 
 @dataclass
@@ -89,6 +76,7 @@ class Executor:
         self._pending: list[tuple[Policy, Step, StepRecord, Any, dict[str, tuple[int, Any]]]] = []
         self._call: Call | None = None
         self._idle = ""
+        self._said: list[str] = []
         self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
         self.hook = hooks.DenoiserHook(self.call, self.end, self)
         self._blocks: list[Any] = []
@@ -96,6 +84,7 @@ class Executor:
         self._layouts: list[BlockList] = []
         self._probe: Probe | None = None
         self.inside: Inside | None = None
+        self.book: Any = None
         try:
             self._install(pipe)
         except BaseException:
@@ -111,6 +100,8 @@ class Executor:
             measured = self._probe.blocks if self._probe is not None else ()
             self.inside = Inside(self.config, self.needs, self.denoiser, self.name, self.spec, measured, pipe)
             self.inside.units.install()
+        elif getattr(self.config, "profile", None) is not None:
+            self.book = plan_book(self.config, self.denoiser, self.name, pipe)
         hooks.install(self.denoiser, self.hook, HOOK)
         if self.spec is not None and self.needs.keep == "stack":
             for position, (_, block, described) in enumerate(self.spec.blocks(self.denoiser)):
@@ -177,6 +168,8 @@ class Executor:
                 self._policies[key] = make_policy(self.config)
                 if self.inside is not None:
                     self.inside.introduce(self._policies[key])
+                else:
+                    self._policies[key].attach({}, (), self.book)
             self._plans[key] = self._policies[key].plan(tick.step)
         plan = self._plans[key]
         cache = self._caches.get(tick.branch)
@@ -201,7 +194,7 @@ class Executor:
             index=tick.step.index, sigma=tick.step.sigma, branch=tick.branch, action=plan.action, denoiser=self.name
         )
         if not plan.runs and self.needs.keep == "output":
-            output, record.action = self._filled_output(tick, plan, cache)
+            output, record.action = cache.filled(plan, tick.step.sigma, self.needs.order)
         else:
             hidden = named.get(self.spec.hidden) if self.spec else None
             batch = hidden.shape[0] if hidden is not None else 1
@@ -215,10 +208,14 @@ class Executor:
             output = forward(*args, **kwargs)
             self._call = None
             changes = self.inside.finish(record) if self.inside is not None and plan.runs else {}
+            scalars = None
+            if measuring and self._probe is not None:
+                scalars = self._probe.compare(key, batch, frames)
+            elif measuring and self.needs.check:
+                scalars = forecast_error(tensor_in(output), cache.outputs, cache.sigmas, tick.step.sigma)
             if plan.runs and self.needs.keep == "output":
-                self._keep_output(tick, cache, output)
+                cache.keep(output, tick.step.sigma, self.needs.order)
             if measuring:
-                scalars = self._probe.compare(key, batch, frames) if self._probe is not None else None
                 self._pending.append((self._policies[key], tick.step, record, scalars, changes))
         assert self.generation is not None
         self.generation.add(record, self._fraction(record), began)
@@ -244,28 +241,6 @@ class Executor:
             policy.observe_units(step, {name: (age, measured.get(name)) for name, (age, _) in changes.items()})
 
     # -- filling ---------------------------------------------------------------------------------------------------
-
-    def _keep_output(self, tick: Tick, cache: BranchCache, output: Any) -> None:
-        value = output if hasattr(output, "clone") else output[0]
-        if tick.step.sigma in cache.sigmas:  # second-order schedulers visit a noise level twice; the last visit counts
-            again = cache.sigmas.index(tick.step.sigma)
-            del cache.outputs[again], cache.sigmas[again]
-        # A copy: pipelines may go on to change what they were given.
-        cache.outputs.insert(0, value.detach().clone())
-        cache.sigmas.insert(0, tick.step.sigma)
-        del cache.outputs[self.needs.order + 1 :], cache.sigmas[self.needs.order + 1 :]
-        cache.template = None if value is output else type(output)
-
-    def _filled_output(self, tick: Tick, plan: Plan, cache: BranchCache) -> tuple[Any, str]:
-        sigmas = cache.sigmas if plan.action == "forecast" else cache.sigmas[:1]
-        factors = fill.weights(sigmas, tick.step.sigma, plan.damping)
-        value = fill.extrapolate(cache.outputs[: len(sigmas)], factors)
-        if value is cache.outputs[0]:
-            value = value.clone()
-        action = "forecast" if len(sigmas) > 1 else "reuse"
-        if cache.template is None:
-            return value, action
-        return ((value,) if cache.template is tuple else cache.template(value)), action
 
     def _block_act(self, position: int, described: BlockList, names: list[str]) -> Callable[..., Any]:
         streams = described.streams
@@ -345,7 +320,7 @@ class Executor:
 
     def _clear(self) -> None:
         for policy in self._policies.values():
-            self._idle = policy.why_idle()
+            self._idle, self._said = policy.why_idle(), policy.notes()
         self._policies.clear()
         self._plans.clear()
         self._caches.clear()
@@ -377,6 +352,12 @@ class Executor:
             if self.generation is not None:
                 self.generation = None
                 self._ended()
+
+    @property
+    def notes(self) -> list[str]:
+        """What policies and units have to say of the last generation, or of the one in progress."""
+        said = [note for policy in self._policies.values() for note in policy.notes()] or self._said
+        return said + (self.inside.notes if self.inside is not None else [])
 
     def why_idle(self) -> str:
         """A policy's own words on why a run computed every step."""

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import UnicpError
 from ..maps import MapAttention
 from ..policies import Config, Needs, Plan, Policy
+from ..policies.budget import PlanBook
 from ..profiles import DenoiserProfile, Profile
 from ..report import StepRecord
 from ..slicing import SlicedAttention, basis, choose_ranks
@@ -19,6 +20,39 @@ from .units import UnitCall, Units
 def group(kind: str) -> str:
     """The kind of a unit as ``Needs.units`` names it."""
     return "attention" if kind in ATTENTION_KINDS else kind
+
+
+def opened(path: str, denoiser: Any, name: str, pipe: Any) -> tuple[Profile, DenoiserProfile]:
+    """A profile that was made on this model and with this scheduler.
+
+    Raises:
+        UnicpError: it was not.
+    """
+    loaded = Profile.load(path)
+    profile = loaded.of(name)
+    profile.check_model(denoiser)
+    scheduler = type(getattr(pipe, "scheduler", None)).__name__
+    if pipe is not None and loaded.metadata.get("scheduler") != scheduler:
+        # Other sigmas of the same scheduler are translated; another one may mean other things by them.
+        raise UnicpError(
+            f"the profile {path} was made with a {loaded.metadata.get('scheduler')}, this pipeline has a {scheduler}; "
+            "make it again with that one"
+        )
+    return loaded, profile
+
+
+def plan_book(config: Any, denoiser: Any, name: str, pipe: Any) -> PlanBook:
+    """The plans in a profile.
+
+    Raises:
+        UnicpError: it was made on another model, has no plans, or none that reaches the target.
+    """
+    loaded, _ = opened(config.profile, denoiser, name, pipe)
+    if not isinstance(loaded.metadata.get("budget"), dict):
+        raise UnicpError(f"the profile {config.profile} holds no plans; make one with: unicp tune")
+    book = PlanBook.from_dict(loaded.metadata["budget"])
+    book.choose(config)
+    return book
 
 
 class Inside:
@@ -56,20 +90,10 @@ class Inside:
         self._errors: Any = None
         slicers: dict[str, SlicedAttention] = {}
         if config.profile is not None:
-            loaded = Profile.load(config.profile)
-            profile = loaded.of(name)
-            profile.check(denoiser, self._kinds)
-            scheduler = type(getattr(pipe, "scheduler", None)).__name__
-            if pipe is not None and loaded.metadata.get("scheduler") != scheduler:
-                # Other sigmas of the same scheduler are translated; another one may mean other things by them.
-                raise UnicpError(
-                    f"the profile {config.profile} was made with a {loaded.metadata.get('scheduler')}, this pipeline "
-                    f"has a {scheduler}; calibrate again with it"
-                )
+            _, profile = opened(config.profile, denoiser, name, pipe)
+            profile.check_units(self._kinds)
             slicers, sliced = self._slicers(config, profile, units) if config.pcas else ({}, {})
             self._errors = profile.errors(config.statistic, sliced)
-        elif config.pcas and config.delta_prune > 0:
-            self.notes.append("sliced attention (PCAS) needs a profile: unicp calibrate makes one; nothing was sliced")
         mappers = {}
         if needs.map_bytes:
             mappers = {

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from .. import fill
 from ..errors import UnicpError
 from ..metrics import frame_difference, relative_change
 from ..policies import Needs
 from ..specs import BlockList, ModelSpec
 from .layout import by_frame
+
+
+def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], sigma: float) -> Any:
+    """Relative L2 distance of the linear forecast from the output it would have replaced, of the worst sample.
+
+    A tensor (2,) like :meth:`Probe.compare`: NaN where there is nothing to forecast from yet, and no motion score.
+    """
+    error = torch.full((), float("nan"), device=output.device)
+    if kept and sigma not in sigmas and kept[0].shape == output.shape:
+        forecast = fill.extrapolate(kept[:2], fill.weights(sigmas[:2], sigma)).float().flatten(1)
+        truth = output.float().flatten(1)
+        error = ((forecast - truth).norm(dim=1) / truth.norm(dim=1)).max()
+    return torch.stack([error, torch.full_like(error, float("nan"))])
 
 
 class Probe:

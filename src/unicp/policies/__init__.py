@@ -36,12 +36,14 @@ class Step:
         position: how many steps of this generation this denoiser has seen before. It differs from ``index`` for
             the second of two denoisers (Wan 2.2).
         sigma: noise level, falling over the run.
+        sigmas: noise levels of all steps of the run, or ``None`` where nobody says.
     """
 
     index: int
     count: int | None
     position: int
     sigma: float
+    sigmas: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def is_last(self, steps: int) -> bool:
         """Whether this is one of the last ``steps`` steps; never, where the number of steps is unknown."""
@@ -55,12 +57,14 @@ class Plan:
     Attributes:
         action: one of :data:`ACTIONS`.
         damping: for ``"forecast"``: 1 extrapolates fully, 0 repeats the last value.
+        order: for ``"forecast"``: degree of the extrapolation; ``None`` is the highest that is kept (``Needs.order``).
         units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
         weights: for units that blend: weight of the sliced output, 0 to 1.
     """
 
     action: str
     damping: float = 1.0
+    order: int | None = None
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -85,6 +89,8 @@ class Needs:
         separate: decide for every guidance branch on its own.
         units: kinds of units that act on their own: ``"attention"`` (among video tokens), ``"cross_attention"``,
             ``"mlp"``.
+        check: at every computed step compare the denoiser's output with what a forecast would have made of it; that is
+            then the change that :meth:`Policy.observe` is given.
         unit_changes: compare the full output of every unit with the one before.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
     """
@@ -96,6 +102,7 @@ class Needs:
     strides: tuple[int, ...] = ()
     separate: bool = False
     units: tuple[str, ...] = ()
+    check: bool = False
     unit_changes: bool = False
     map_bytes: int = 0
 
@@ -134,6 +141,10 @@ class Policy(abc.ABC):
 
     def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:  # noqa: B027
         """Take note of what the units that were computed in full measured."""
+
+    def notes(self) -> list[str]:
+        """What a user should know of this generation beside the records; one sentence each."""
+        return []
 
     @abc.abstractmethod
     def why_idle(self) -> str:

@@ -332,6 +332,12 @@ class UniCPPolicy(Policy):
             state.window = window
             state.due = step.index + window
 
+    def notes(self) -> list[str]:
+        said = self.inner.notes() if self.inner is not None else []
+        if self.config.profile is None and self.config.pcas and self.config.delta_prune > 0:
+            said.append("sliced attention (PCAS) needs a profile: unicp calibrate makes one; nothing was sliced")
+        return said
+
     def why_idle(self) -> str:
         config = self.config
         if self.inner is not None and config.delta == 0:

@@ -1,0 +1,61 @@
+"""What ``unicp calibrate`` and ``unicp tune`` share: prompts, a loaded pipeline, and where the profile goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnicpError
+from . import options
+
+PROMPTS_HELP = "What to run it on; by default a few captions for the demo model."
+SEED_HELP = "Of the noise; 1 more with every prompt."
+DEMO_CAPTIONS = 30_000_000
+"""First scene of the default captions: such as the demo model was trained on; the held-out ones are for judging."""
+
+
+def check_output(output: Path) -> Path:
+    """The file that holds what is done so far, beside the profile.
+
+    Raises:
+        UnicpError: the profile cannot be written there.
+    """
+    if output.suffix != ".safetensors":
+        raise UnicpError(f"-o {output} must end in .safetensors")
+    if not output.absolute().parent.is_dir():
+        raise UnicpError(f"cannot write {output}: there is no folder {output.parent}")
+    return output.with_suffix(".part.safetensors")
+
+
+def read_prompts(prompts: Sequence[str] | None, file: Path | None, model: str, default: int) -> list[str]:
+    """The prompts that were given, or, for the demo model, some of our own."""
+    texts = list(prompts or [])
+    if not texts and file is None:
+        if model != "demo":
+            raise UnicpError("give a few prompts of the kind the model will be used for, or --prompts-file")
+        from ..demo import scenes
+
+        texts = [scenes.sample_scene(DEMO_CAPTIONS + i).caption() for i in range(default)]
+    return options.read_prompts(texts, file)
+
+
+def load(model: str, given: Mapping[str, Any], device: str | None, dtype: str | None) -> tuple[Any, dict[str, Any]]:
+    """The pipeline, loaded, and the arguments of its call."""
+    from . import calls, pipelines
+
+    place, number = options.read_device(device, dtype)
+    found = pipelines.find(model)
+    call, _ = calls.build(found, dict(given), None)
+    pipe = pipelines.load(found, place, number)
+    calls.check_shape(pipe, call)
+    return pipe, call
+
+
+def say(output: Path) -> None:
+    """What was written, and what to do with it."""
+    from .screen import results
+
+    screen = results()
+    screen.print(f"wrote {output}; use it with: unicp generate PROMPT --method {output}", markup=False, soft_wrap=True)
+    screen.print(f"look at it with: unicp inspect {output}", markup=False, soft_wrap=True)

@@ -1,0 +1,74 @@
+"""``unicp tune``: find the best plans for every speed, once, for the budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from ..errors import UnicpError
+from . import measuring, options
+
+SPEEDUP_HELP = "How much faster the denoising loop is to be; 2 if nothing else is asked for."
+PSNR_HELP = "Or: how near to the unaccelerated video, in dB, for four of five prompts."
+EFFORT_HELP = "low, medium or high: how many runs the search may take."
+
+
+def tune(
+    prompts: list[str] = typer.Argument(None, metavar="PROMPT...", help=measuring.PROMPTS_HELP),
+    prompts_file: Path = typer.Option(None, metavar="FILE", help="More prompts, one a line."),
+    model: str = typer.Option("demo", metavar="MODEL", help="demo, the folder of a pipeline, or a hub id."),
+    target_speedup: float = typer.Option(None, metavar="X", help=SPEEDUP_HELP),
+    min_psnr: float = typer.Option(None, metavar="X", help=PSNR_HELP),
+    effort: str = typer.Option("medium", metavar="NAME", help=EFFORT_HELP),
+    steps: int = typer.Option(None, min=1, metavar="N", help="Denoising steps."),
+    seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help=measuring.SEED_HELP),
+    guidance: float = typer.Option(None, min=0, metavar="X", help="Guidance scale."),
+    size: str = typer.Option(None, metavar="WxH", help="Width and height in pixels, as in 832x480."),
+    frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
+    negative: str = typer.Option(None, metavar="TEXT", help="What not to show."),
+    output: Path = typer.Option(..., "-o", "--output", metavar="FILE", help="The profile, a .safetensors file."),
+    device: str = typer.Option(None, metavar="NAME", help="cuda, mps or cpu; by default the first there is."),
+    dtype: str = typer.Option(None, metavar="NAME", help="As for unicp generate."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    """Finds out which denoising steps matter most, and writes a profile with a plan for every speed.
+
+    What is done is kept in FILE.part.json after every run: after Ctrl-C the same command goes on from there.
+
+    [bold]Examples[/bold]
+
+    unicp tune --target-speedup 2 -o demo-2x.safetensors
+
+    unicp generate "a red ball bouncing fast over a gray striped background" --method demo-2x.safetensors
+
+    unicp tune --prompts-file prompts.txt --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --min-psnr 32 -o wan.safetensors
+    """
+    part = measuring.check_output(output).with_suffix(".json")
+    from ..policies.budget import BudgetConfig
+
+    BudgetConfig(
+        target_speedup=target_speedup, min_psnr=min_psnr
+    )  # a wrong target is refused before anything is loaded
+    from .. import tuning
+
+    if effort not in tuning.EFFORTS:
+        raise UnicpError(f"--effort must be one of {', '.join(tuning.EFFORTS)}, got {effort!r}")
+    texts = measuring.read_prompts(prompts, prompts_file, model, 8)
+    given = {
+        "--steps": steps,
+        "--guidance": guidance,
+        "--size": options.read_size(size) if size is not None else None,
+        "--frames": frames,
+        "--negative": negative,
+    }
+    pipe, call = measuring.load(model, given, device, dtype)
+    from .screen import messages
+
+    runs = tuning.cost_in_runs(len(texts), effort)
+    messages().print(f"{len(texts)} prompts, effort {effort}: about as long as {runs:.0f} unaccelerated videos")
+    found = tuning.tune(
+        pipe, texts, target_speedup=target_speedup, min_psnr=min_psnr, effort=effort, seed=seed, checkpoint=part, **call
+    )
+    found.save(output)
+    measuring.say(output)

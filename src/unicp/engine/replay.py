@@ -1,0 +1,157 @@
+"""Runs of a pipeline whose denoiser is recorded, or played back up to a step; and what its solver was given."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import hooks
+from .clock import Clock
+
+REPLAY_HOOK = "unicp_replay"
+
+
+@dataclass
+class Take:
+    """One run.
+
+    Attributes:
+        given: what the scheduler's ``step`` was given at each step (after guidance), on the host.
+        deciding: output of the guidance branch that is called first, at each step, on the host.
+        latents: after the last step.
+        result: what the pipeline returned.
+        seconds: of the denoising loop, and the clock at its end.
+    """
+
+    given: list[Any] = field(default_factory=list)
+    deciding: list[Any] = field(default_factory=list)
+    latents: Any = None
+    result: Any = None
+    seconds: float = 0.0
+    ended: float = 0.0
+
+
+class Player:
+    """Records denoiser calls of one run and plays them back in later ones.
+
+    Args:
+        pipe: the pipeline; its scheduler's ``step`` is watched on the instance, for the length of a run.
+        denoisers: its denoisers by name.
+    """
+
+    def __init__(self, pipe: Any, denoisers: dict[str, Any]) -> None:
+        self.pipe, self.denoisers = pipe, denoisers
+        self.calls: list[Any] = []
+        self.sigmas: list[float] = []
+
+    def run(
+        self,
+        call: dict[str, Any],
+        *,
+        record: bool = False,
+        play_until: int = 0,
+        change: Callable[[int, Any], Any] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Take:
+        """Run the pipeline.
+
+        Args:
+            call: arguments of its call.
+            record: keep every denoiser output, for playing back.
+            play_until: at steps before this one denoisers do not run: what was recorded stands in.
+            change: given the step and what the solver is about to get, returns what it gets instead.
+            on_step: called with the number of steps done and their number.
+        """
+        take = Take()
+        if record:
+            self.calls = []
+        counter = iter(range(10**9))
+        began: list[float] = []
+
+        def called(hook: Any, clock: Clock, names: list[str], forward: Any, args: Any, kwargs: Any) -> Any:
+            if not began:
+                began.append(_now())
+            place = next(counter)
+            tick = clock.tick(hook.contexts.current, {**dict(zip(names, args, strict=False)), **kwargs})
+            if not record and tick.step.index < play_until:
+                output = _to(self.calls[place], args, kwargs)
+            else:
+                output = forward(*args, **kwargs)
+            if record:
+                self.calls.append(_host(output))
+            if tick.new_step:
+                take.deciding.append(_tensor(output).detach().float().cpu())
+            return output
+
+        with ExitStack() as stack:
+            for denoiser in self.denoisers.values():
+                hook = hooks.DenoiserHook(lambda *_: None, lambda: None, self)
+                names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+                hook.act = functools.partial(called, hook, Clock(self.pipe), names)
+                hooks.install(denoiser, hook, REPLAY_HOOK)
+                stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
+            stack.enter_context(_watched(self.pipe.scheduler, take, change, on_step))
+            take.result = self.pipe(**call)
+        take.seconds = take.ended - began[0] if began else 0.0
+        scheduler = self.pipe.scheduler
+        self.sigmas = [float(s) for s in scheduler.sigmas[: len(scheduler.timesteps) + 1]]
+        return take
+
+
+class _watched:
+    """The scheduler's ``step``, watched on the instance."""
+
+    def __init__(self, scheduler: Any, take: Take, change: Any, on_step: Any) -> None:
+        self.scheduler, self.take, self.change, self.on_step = scheduler, take, change, on_step
+
+    def __enter__(self) -> None:
+        own = self.scheduler.step
+
+        def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
+            index = len(self.take.given)
+            if self.change is not None:
+                model_output = self.change(index, model_output)
+            self.take.given.append(model_output.detach().float().cpu())
+            result = own(model_output, *args, **kwargs)
+            self.take.latents = _tensor(result).detach().float().cpu()
+            self.take.ended = _now()
+            if self.on_step is not None:
+                self.on_step(index + 1, len(self.scheduler.timesteps))
+            return result
+
+        # diffusers looks at the signature to decide what to pass.
+        step.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
+        self.scheduler.step = step
+
+    def __exit__(self, *_: object) -> None:
+        del self.scheduler.step
+
+
+def _now() -> float:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def _tensor(output: Any) -> Any:
+    return output if hasattr(output, "clone") else output[0]
+
+
+def _host(output: Any) -> Any:
+    return (type(output), _tensor(output).detach().cpu())
+
+
+def _to(kept: Any, args: Any, kwargs: Any) -> Any:
+    kind, tensor = kept
+    near = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), tensor)
+    tensor = tensor.to(near.device)
+    if issubclass(kind, torch.Tensor):
+        return tensor
+    return (tensor,) if kind is tuple else kind(tensor)

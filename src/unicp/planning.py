@@ -1,0 +1,321 @@
+"""Which steps to compute: plans of least predicted error at every cost. Arrays in, plans out; ours, not a paper's.
+
+A run has ``N`` denoising steps with outputs ``v_s`` (velocity or noise) at noise levels ``sigma_s``. A skipped step
+uses a forecast ``f_s = sum_j b_j v_{k_j}`` from the last computed steps. What a solver's state is off by after the
+skipped steps between two computed ones is, to first order, the vector
+
+    d = sum_s (sigma_{s+1} - sigma_s) (f_s - v_s)
+
+in which errors of neighbouring steps cancel or add up with their signs. It is linear in the outputs, ``d = sum_n c_n
+v_n``, so that its length follows from inner products alone: ``|d|^2 = c^T G c`` with the Gram matrix ``G`` of one
+unaccelerated run. Every segment of every plan is scored without running the model again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import fill
+
+Array = NDArray[np.float64]
+
+FILLS: tuple[tuple[int, float], ...] = ((0, 1.0), (1, 0.7), (1, 0.85), (1, 1.0), (2, 1.0))
+"""Candidates of a segment's forecast: polynomial degree in sigma, and damping per further skipped step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """The skipped steps between two computed ones.
+
+    Attributes:
+        after: computed step before them.
+        until: computed step behind them.
+        order: degree of the extrapolation, 0 to 2.
+        damping: weight of the extrapolation per further skipped step.
+    """
+
+    after: int
+    until: int
+    order: int
+    damping: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """Steps to compute, and what fills the others.
+
+    Attributes:
+        steps: number of denoising steps.
+        compute: the computed ones, rising.
+        segments: one for every run of skipped steps.
+        predicted: predicted error at the end of the run, relative to the size of the outputs.
+    """
+
+    steps: int
+    compute: tuple[int, ...]
+    segments: tuple[Segment, ...] = ()
+    predicted: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Share of the steps that is computed."""
+        return len(self.compute) / self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Unaccelerated runs, reduced to inner products.
+
+    Attributes:
+        sigmas: (N + 1,) noise levels, the last one where the run ends.
+        grams: (P, N, N) inner products of the outputs of each of P runs, divided by the mean square of that run's
+            outputs.
+        gains: (N,) how much an error present at a step is amplified by the end of the run.
+    """
+
+    sigmas: Array
+    grams: Array
+    gains: Array = field(default_factory=lambda: np.ones(0))
+
+    def __post_init__(self) -> None:
+        if not len(self.gains):
+            object.__setattr__(self, "gains", np.ones(self.steps))
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+
+def gram(outputs: Array) -> Array:
+    """Gram matrix of one run's outputs (N, D), divided by their mean square.
+
+    >>> gram(np.array([[2.0, 0.0], [0.0, 2.0]])).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    products = outputs @ outputs.T
+    return np.asarray(products / max(float(np.trace(products)) / len(products), 1e-30))
+
+
+def deviation(sigmas: Array, nodes: Sequence[int], until: int, damping: float) -> Array:
+    """Coefficients (N,) of ``d`` for the steps skipped between ``nodes[0]`` and ``until``.
+
+    Args:
+        sigmas: (N + 1,) noise levels.
+        nodes: computed steps the forecast looks at, newest first, 1 to 3 of them.
+        until: next computed step.
+        damping: weight of the extrapolation per further skipped step.
+    """
+    c = np.zeros(len(sigmas) - 1)
+    for skipped, s in enumerate(range(nodes[0] + 1, until)):
+        width = sigmas[s + 1] - sigmas[s]
+        factors = fill.weights([float(sigmas[n]) for n in nodes], float(sigmas[s]), damping**skipped)
+        for node, factor in zip(nodes, factors, strict=True):
+            c[node] += width * factor
+        c[s] -= width
+    return c
+
+
+def spread(lengths: Array, power: float) -> float:
+    """One number for the errors of several prompts: their power mean, towards the worst for large powers."""
+    return float(np.mean(lengths**power) ** (1 / power))
+
+
+def _lengths(trajectories: Trajectories, c: Array) -> Array:
+    squares = np.einsum("i,pij,j->p", c, trajectories.grams, c)
+    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+
+
+def error(trajectories: Trajectories, plan: StepPlan, power: float = 4.0) -> float:
+    """Predicted error of a whole plan: all segments' deviations, amplified and added up as vectors."""
+    total = np.zeros(trajectories.steps)
+    for segment in plan.segments:
+        nodes = _nodes(plan.compute, segment)
+        total += trajectories.gains[segment.until - 1] * deviation(
+            trajectories.sigmas, nodes, segment.until, segment.damping
+        )
+    return spread(_lengths(trajectories, total), power)
+
+
+def _nodes(compute: Sequence[int], segment: Segment) -> list[int]:
+    before = [step for step in compute if step <= segment.after]
+    return before[::-1][: segment.order + 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What every plan keeps to.
+
+    Attributes:
+        warmup, cooldown: first and last steps, always computed; at least 1 and 0.
+        gap: most skipped steps in a row.
+        power: of the mean over prompts (:func:`spread`).
+        gamma: exponent with which segments' errors add up: 1 as lengths in one direction, 2 as independent ones.
+        keep: how many of the best paths are compared by their whole error, for each number of computed steps.
+    """
+
+    warmup: int = 2
+    cooldown: int = 1
+    gap: int = 7
+    power: float = 4.0
+    gamma: float = 2.0
+    keep: int = 24
+
+
+def plans(trajectories: Trajectories, limits: Limits | None = None) -> dict[int, StepPlan]:
+    """The best plan for every number of computed steps that is possible.
+
+    Dynamic programming over (the computed step before the last, the last computed step, how many so far): exact for
+    costs that are a sum over segments, where a segment's error depends on the two last computed steps (a second-order
+    forecast looks at a third; it is scored with the third of the best path so far). The ``keep`` best paths of every
+    number are then scored as a whole (:func:`error`), and the best of those is taken.
+
+    Returns:
+        By number of computed steps, rising; more steps never have a larger predicted error.
+    """
+    limits = limits or Limits()
+    count = trajectories.steps
+    start = min(limits.warmup, count) - 1
+    first_of_last = count - limits.cooldown
+    # state (last but one, last) -> list of (cost, path, segments), the best few
+    Path = tuple[float, tuple[int, ...], tuple[Segment, ...]]
+    level: dict[tuple[int, int], list[Path]] = {(start - 1, start): [(0.0, tuple(range(start + 1)), ())]}
+    finished: dict[int, list[Path]] = {}
+    memory: dict[tuple[int, ...], tuple[float, Segment | None]] = {}
+    computed = start + 1
+    while level:
+        for paths in level.values():
+            for cost, path, segments in paths:
+                ended = _edge(trajectories, limits, path, count, memory)
+                if path[-1] >= first_of_last or limits.cooldown == 0:
+                    if path[-1] == count - 1:
+                        finished.setdefault(computed, []).append((cost, path, segments))
+                    elif limits.cooldown == 0 and count - path[-1] - 1 <= limits.gap:
+                        extra, segment = ended
+                        more = segments + ((segment,) if segment else ())
+                        finished.setdefault(computed, []).append((cost + extra, path, more))
+        following: dict[tuple[int, int], list[Path]] = {}
+        for (_, last), paths in level.items():
+            furthest = min(last + 1 + limits.gap, count - 1, max(first_of_last, last + 1))
+            for until in range(last + 1, furthest + 1):
+                bucket = following.setdefault((last, until), [])
+                for cost, path, segments in paths:
+                    extra, segment = _edge(trajectories, limits, path, until, memory)
+                    bucket.append((cost + extra, (*path, until), segments + ((segment,) if segment else ())))
+        level = {state: heapq.nsmallest(limits.keep, paths, key=lambda p: p[0]) for state, paths in following.items()}
+        computed += 1
+    best: dict[int, StepPlan] = {}
+    for number in sorted(finished):
+        candidates = []
+        for _, path, segments in heapq.nsmallest(limits.keep, finished[number], key=lambda p: p[0]):
+            plan = StepPlan(steps=count, compute=path, segments=segments)
+            candidates.append(
+                StepPlan(
+                    steps=count,
+                    compute=path,
+                    segments=segments,
+                    predicted=error(trajectories, plan, limits.power),
+                )
+            )
+        best[number] = min(candidates, key=lambda plan: plan.predicted)
+    # A dearer plan that is predicted to be worse is no plan: take the cheaper one instead.
+    result: dict[int, StepPlan] = {}
+    for number, plan in best.items():
+        if not result or plan.predicted <= min(p.predicted for p in result.values()):
+            result[number] = plan
+    return result
+
+
+def _edge(
+    trajectories: Trajectories,
+    limits: Limits,
+    path: tuple[int, ...],
+    until: int,
+    memory: dict[tuple[int, ...], tuple[float, Segment | None]],
+) -> tuple[float, Segment | None]:
+    """Cost of skipping from the end of a path to ``until``, with the forecast that is best there."""
+    last = path[-1]
+    if until == last + 1:
+        return 0.0, None
+    key = (*path[-3:], -until)
+    if key not in memory:
+        best: tuple[float, Segment | None] = (math.inf, None)
+        gain = trajectories.gains[min(until, trajectories.steps) - 1]
+        for order, damping in FILLS:
+            if order >= len(path):
+                continue
+            nodes = path[::-1][: order + 1]
+            c = deviation(trajectories.sigmas, nodes, until, damping)
+            length = gain * spread(_lengths(trajectories, c), limits.power)
+            if length < best[0]:
+                best = (length, Segment(after=last, until=until, order=order, damping=damping))
+        memory[key] = best
+    length, segment = memory[key]
+    return length**limits.gamma, segment
+
+
+def nearest(found: dict[int, StepPlan], computed: float) -> StepPlan:
+    """The plan that computes nearest to so many steps, and not more where there is one."""
+    fewer = [number for number in found if number <= computed + 0.5]
+    return found[max(fewer)] if fewer else found[min(found)]
+
+
+def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPlan:
+    """A plan for a model that was never measured: the first steps in full, then gaps as even as they can be.
+
+    The change from step to step is largest at both ends of a run, so the first steps are computed and the gaps at the
+    start and the end of what remains are the shorter ones. Linear forecasts, damped by 0.85 per further step.
+
+    >>> growing(10, 6, 3).compute
+    (0, 1, 2, 4, 7, 9)
+    """
+    computed = max(min(computed, steps), min(steps, warmup + cooldown))
+    compute = set(range(warmup)) | set(range(steps - cooldown, steps))
+    free = list(range(warmup, steps - cooldown))
+    wanted = computed - len(compute)
+    for i in range(wanted):
+        # Evenly in a coordinate that runs slower at both ends than in the middle.
+        u = (i + 1) / (wanted + 1)
+        bent = 0.5 * (u + 0.5 * (1 - math.cos(math.pi * u)))
+        place = round(bent * (len(free) + 1)) - 1
+        compute.add(free[min(max(place, 0), len(free) - 1)])
+    for step in free:  # rounding may have met a step twice
+        if len(compute) >= computed:
+            break
+        compute.add(step)
+    ordered = tuple(sorted(compute))
+    segments = tuple(
+        Segment(after=a, until=b, order=min(1, i), damping=0.85)
+        for i, (a, b) in enumerate(zip(ordered, (*ordered[1:], steps), strict=True))
+        if b > a + 1
+    )
+    return StepPlan(steps=steps, compute=ordered, segments=segments)
+
+
+def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) -> StepPlan:
+    """The plan for a run with other noise levels: every segment moves to the steps whose sigmas lie nearest.
+
+    Args:
+        plan: made at ``sigmas`` (N,).
+        sigmas, others: falling noise levels of the old and the new run, (N,) and (M,).
+    """
+    old, new = np.asarray(sigmas), np.asarray(others)
+    if len(old) == len(new) and np.allclose(old, new, rtol=1e-3, atol=1e-4):
+        return plan
+    places = np.interp(-new, -old, np.arange(len(old)))  # where each new step lies among the old ones
+    inside = np.zeros(len(new), dtype=int) - 1
+    for number, segment in enumerate(plan.segments):
+        inside[(places > segment.after + 1e-6) & (places < segment.until - 1e-6)] = number
+    compute = [m for m in range(len(new)) if inside[m] < 0]
+    segments = []
+    for a, b in zip(compute, [*compute[1:], len(new)], strict=True):
+        if b > a + 1:
+            source = plan.segments[inside[a + 1]]
+            order = min(source.order, compute.index(a))
+            segments.append(Segment(after=a, until=b, order=order, damping=source.damping))
+    return StepPlan(steps=len(new), compute=tuple(compute), segments=tuple(segments), predicted=plan.predicted)

@@ -1,0 +1,247 @@
+"""The budget: as fast as asked, or as good as asked, with the plan that a profile found best. Ours, not a paper's."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..errors import UnicpError
+from ..planning import Segment, StepPlan, growing, resampled
+from . import Config, Needs, Plan, Policy, Step, check_number, register
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig(Config):
+    """Compute the steps that matter most for a given cost, forecast the others along sigma, and watch the forecasts.
+
+    The plan comes from a profile that ``unicp.tune`` made, or, without one, is a default for models never seen: the
+    first steps in full, then gaps that are shorter at the beginning than in the middle.
+
+    Attributes:
+        profile: path of a profile with plans.
+        target_speedup: of the denoising loop, over the unaccelerated one; 1 or more. Exactly one of this and
+            ``min_psnr``.
+        min_psnr: in dB against the unaccelerated video: the cheapest plan that reached it for four of five prompts in
+            ``tune``. Needs a profile.
+        override_reserve: share of the steps that may be computed beyond the plan, 0 to 1, where forecasts turn out
+            worse than calibration saw.
+        override_zscore: how many standard deviations worse, above 0.
+        warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed.
+
+    Raises:
+        UnicpError: a value is out of range, both or neither target is given, or ``min_psnr`` without a profile.
+
+    >>> BudgetConfig(target_speedup=2).override_reserve
+    0.05
+    """
+
+    method: ClassVar[str] = "budget"
+    schedule_only: ClassVar[bool] = True
+
+    profile: str | None = None
+    target_speedup: float | None = None
+    min_psnr: float | None = None
+    override_reserve: float = 0.05
+    override_zscore: float = 3.0
+    warmup_steps: int = 5
+    cooldown_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.profile is not None:
+            try:
+                object.__setattr__(self, "profile", os.fspath(self.profile))
+            except TypeError:
+                raise UnicpError(f"profile must be the path of a profile, got {self.profile!r:.80}") from None
+        if self.target_speedup is None and self.min_psnr is None:
+            object.__setattr__(self, "target_speedup", 2.0)
+        if self.target_speedup is not None and self.min_psnr is not None:
+            raise UnicpError("give target_speedup or min_psnr to BudgetConfig, not both")
+        if self.target_speedup is not None:
+            check_number("target_speedup", self.target_speedup, low=1)
+        if self.min_psnr is not None:
+            check_number("min_psnr", self.min_psnr, low=0)
+        check_number("override_reserve", self.override_reserve, low=0, high=1)
+        check_number("override_zscore", self.override_zscore, low=1e-9)
+        check_number("warmup_steps", self.warmup_steps, low=1, whole=True)
+        check_number("cooldown_steps", self.cooldown_steps, low=0, whole=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """A plan of a profile, with what it did in ``tune``.
+
+    Attributes:
+        plan: the steps.
+        speedup: of the denoising loop, estimated from the measured share of a step that skipping cannot save.
+        psnr: in dB, of every prompt it was tried on; empty if it was not.
+        expected: forecast error at each computed step on the calibration prompts: (mean, standard deviation).
+    """
+
+    plan: StepPlan
+    speedup: float
+    psnr: tuple[float, ...] = ()
+    expected: Mapping[int, tuple[float, float]] | None = None
+
+    @property
+    def safe_psnr(self) -> float:
+        """What four of five prompts reached."""
+        ordered = sorted(self.psnr)
+        return ordered[int(0.2 * len(ordered))] if ordered else -math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanBook:
+    """The plans of a profile, cheapest first, and the noise levels they were made at."""
+
+    sigmas: tuple[float, ...]
+    plans: tuple[Priced, ...]
+
+    def choose(self, config: BudgetConfig) -> Priced:
+        """The plan for a target: the dearest that is fast enough, or the cheapest that is good enough.
+
+        Raises:
+            UnicpError: no plan reaches the target.
+        """
+        if config.target_speedup is not None:
+            fast = [p for p in self.plans if p.speedup >= config.target_speedup * 0.999]
+            if not fast:
+                most = max(p.speedup for p in self.plans)
+                raise UnicpError(f"target_speedup={config.target_speedup:g}: the profile's fastest plan has {most:.2f}")
+            return max(fast, key=lambda p: p.plan.cost)
+        good = [p for p in self.plans if p.psnr and p.safe_psnr >= (config.min_psnr or 0.0)]
+        if not good:
+            most = max(p.safe_psnr for p in self.plans)
+            raise UnicpError(f"min_psnr={config.min_psnr:g}: the profile's best plan reached {most:.1f} dB; tune anew")
+        return min(good, key=lambda p: p.plan.cost)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PlanBook:
+        """From plain values, as profiles hold them."""
+        plans = []
+        for entry in values["plans"]:
+            segments = tuple(
+                Segment(after=int(a), until=int(b), order=int(order), damping=float(damping))
+                for a, b, order, damping in entry["segments"]
+            )
+            plan = StepPlan(
+                steps=int(entry["steps"]),
+                compute=tuple(int(step) for step in entry["compute"]),
+                segments=segments,
+                predicted=float(entry["predicted"]),
+            )
+            expected = {int(step): (float(mean), float(dev)) for step, (mean, dev) in entry["expected"].items()}
+            psnr = tuple(float(value) for value in entry["psnr"])
+            plans.append(Priced(plan=plan, speedup=float(entry["speedup"]), psnr=psnr, expected=expected))
+        return cls(sigmas=tuple(float(s) for s in values["sigmas"]), plans=tuple(plans))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "sigmas": list(self.sigmas),
+            "plans": [
+                {
+                    "steps": priced.plan.steps,
+                    "compute": list(priced.plan.compute),
+                    "segments": [[s.after, s.until, s.order, s.damping] for s in priced.plan.segments],
+                    "predicted": priced.plan.predicted,
+                    "speedup": priced.speedup,
+                    "psnr": list(priced.psnr),
+                    "expected": {str(step): list(pair) for step, pair in (priced.expected or {}).items()},
+                }
+                for priced in self.plans
+            ],
+        }
+
+
+@register(BudgetConfig)
+class BudgetPolicy(Policy):
+    """Plays the plan of :class:`BudgetConfig`, and spends its reserve where forecasts fail."""
+
+    def __init__(self, config: BudgetConfig) -> None:
+        if config.min_psnr is not None and config.profile is None:
+            raise UnicpError("min_psnr needs a profile: unicp tune makes one; target_speedup works without")
+        self.config = config
+        self.book: PlanBook | None = None
+        self._plan: StepPlan | None = None
+        self._compute: frozenset[int] = frozenset()
+        self._expected: Mapping[int, tuple[float, float]] = {}
+        self._fills: dict[int, Segment] = {}
+        self._seen: list[float] = []
+        self._extra = 0
+        self._reserve = 0
+        self._alarm = False
+        self._computed: list[int] = []
+
+    def needs(self) -> Needs:
+        return Needs(keep="output", order=2, check=self.config.override_reserve > 0)
+
+    def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:
+        self.book = errors
+
+    def _begin(self, step: Step) -> None:
+        config = self.config
+        count = step.count
+        if self.book is not None:
+            priced = self.book.choose(config)
+            plan = priced.plan
+            if step.sigmas is not None:
+                plan = resampled(plan, self.book.sigmas[: plan.steps], step.sigmas)
+            same = plan is priced.plan
+            self._expected = (priced.expected or {}) if same else {}
+        else:
+            steps = count or 50
+            wanted = max(1, round(steps / (config.target_speedup or 1.0)))
+            plan = growing(steps, wanted, min(config.warmup_steps, steps), config.cooldown_steps)
+        self._plan = plan
+        self._compute = frozenset(plan.compute)
+        self._fills = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
+        self._reserve = round(config.override_reserve * plan.steps)
+
+    def plan(self, step: Step) -> Plan:
+        if self._plan is None:
+            self._begin(step)
+        segment = self._fills.get(step.index)
+        # The second of two denoisers has outputs of its own: it cannot forecast from the first one's.
+        if segment is None or step.position < 1 or step.index in self._compute:
+            self._alarm = False
+            self._computed.append(step.index)
+            return Plan(action="compute")
+        if self._alarm and self._extra < self._reserve:
+            self._alarm = False
+            self._extra += 1
+            self._computed.append(step.index)
+            return Plan(action="compute")
+        skipped = step.index - self._computed[-1] - 1
+        order = min(segment.order, len(self._computed) - 1)
+        if order == 0:
+            return Plan(action="reuse")
+        return Plan(action="forecast", order=order, damping=segment.damping**skipped)
+
+    def observe(self, step: Step, change: float | None, motion: float | None) -> None:
+        if change is None or self.config.override_reserve == 0:
+            return
+        expected = self._expected.get(step.index)
+        if expected is not None:
+            mean, deviation = expected
+            self._alarm = change > mean + self.config.override_zscore * max(deviation, 0.1 * mean)
+        elif len(self._seen) >= 4:
+            # Never measured: what stands out of this run's own errors so far.
+            ordered = sorted(self._seen)
+            median = ordered[len(ordered) // 2]
+            scale = sorted(abs(value - median) for value in self._seen)[len(self._seen) // 2]
+            self._alarm = change > median + self.config.override_zscore * max(1.4826 * scale, 0.1 * median)
+        self._seen = [*self._seen[-7:], change]
+
+    def notes(self) -> list[str]:
+        said = []
+        if self.book is None:
+            said.append("no profile: the default plan of the budget; unicp tune finds the best ones for this model")
+        if self._extra:
+            said.append(f"{self._extra} of {self._reserve} steps of the reserve were spent where forecasts failed")
+        return said
+
+    def why_idle(self) -> str:
+        return "its plan computes every step of this run; ask for a target_speedup above 1, or give more steps"

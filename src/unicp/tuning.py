@@ -1,0 +1,395 @@
+"""``unicp.tune``: from a few runs of a pipeline to plans for every speed. Ours, not a paper's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import metrics
+from .calibration import progress_bar
+from .engine import hooks
+from .engine.executor import HOOK
+from .engine.replay import Player, Take
+from .errors import UnicpError
+from .fill import weights
+from .planning import Limits, StepPlan, Trajectories, gram, growing, nearest, plans
+from .policies import check_choice, check_number
+from .policies.budget import BudgetConfig, PlanBook, Priced
+from .profiles import Profile, fingerprint
+from .session import _denoisers, accelerate
+
+SPEEDS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+"""Costs at which plans are tried for real, as one over the share of computed steps; between them is interpolated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much a tuning may run.
+
+    Attributes:
+        gain_prompts, gain_positions: on how many prompts and at how many steps errors are injected.
+        variants: limits of the search that are tried for real.
+        speeds: how many of :data:`SPEEDS` are tried.
+    """
+
+    gain_prompts: int
+    gain_positions: int
+    variants: tuple[Limits, ...]
+    speeds: tuple[float, ...]
+
+
+EFFORTS = {
+    "low": Effort(gain_prompts=1, gain_positions=4, variants=(Limits(warmup=3),), speeds=(1.5, 2.0, 3.0, 4.0)),
+    "medium": Effort(
+        gain_prompts=2,
+        gain_positions=6,
+        variants=(Limits(warmup=2), Limits(warmup=4), Limits(warmup=7)),
+        speeds=SPEEDS,
+    ),
+    "high": Effort(
+        gain_prompts=3,
+        gain_positions=10,
+        variants=tuple(Limits(warmup=w, gamma=g) for w in (2, 4, 7) for g in (1.0, 2.0)),
+        speeds=SPEEDS,
+    ),
+}
+
+
+def tune(
+    pipe: Any,
+    prompts: Sequence[str] | None,
+    *,
+    target_speedup: float | None = None,
+    min_psnr: float | None = None,
+    effort: str = "medium",
+    seed: int = 0,
+    progress: bool | Callable[[str, int, int], None] = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    **call: Any,
+) -> Profile:
+    """Find the plans of least error at every cost, for :class:`BudgetConfig`.
+
+    Every prompt is run once as it is; what its solver was given is reduced to inner products. Errors injected at some
+    steps tell how much they grow by the end. From both, plans for every cost follow without further runs; limits of
+    the search are then chosen by real runs on the first half of the prompts, and the plans' real quality is measured
+    on the other half (on all, if there is only one).
+
+    Args:
+        pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.
+        prompts: four or more of the kind it will be used for; ``None`` if ``call`` carries ``prompt_embeds``.
+        target_speedup, min_psnr: what the profile's config asks for; any other target can be asked of it later.
+        effort: ``"low"``, ``"medium"`` or ``"high"``.
+        seed: noise of prompt i is drawn on the CPU from ``seed + i``.
+        progress: show a progress bar, or a function that is given what is done, the step and the number of steps.
+        checkpoint: a file that holds what is done so far; it is removed at the end.
+        **call: arguments of the pipeline's call.
+
+    Returns:
+        The profile; ``save`` writes it.
+
+    Raises:
+        UnicpError: the pipeline is accelerated, its scheduler draws noise, or a target is out of range.
+    """
+    check_choice("effort", effort, tuple(EFFORTS))
+    config = BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)
+    denoisers, given = _denoisers(pipe)
+    if given is None:
+        raise UnicpError("tune runs a pipeline: pass the pipeline, not its transformer")
+    if prompts is not None and (isinstance(prompts, str) or not prompts):
+        raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
+    if prompts is None and call.get("prompt_embeds") is None:
+        raise UnicpError("give prompts, or prompts=None and prompt_embeds=...")
+    check_number("seed", seed, low=0, whole=True)
+    if any(hooks.find(denoiser, HOOK) is not None for denoiser in denoisers.values()):
+        raise UnicpError("the pipeline is accelerated; tune measures it as it is: unicp.restore(pipe) first")
+    if not hasattr(pipe.scheduler, "sigmas"):
+        raise UnicpError(f"tune plans along sigma, and {type(pipe.scheduler).__name__} has no sigmas")
+    texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
+    tuner = _Tuner(pipe, denoisers, texts, call, seed, EFFORTS[effort], checkpoint)
+    with progress_bar(progress, "tuning") as show:
+        return tuner.profile(config, show)
+
+
+def cost_in_runs(prompts: int, effort: str) -> float:
+    """About how many runs of the pipeline a tuning takes."""
+    work = EFFORTS[effort]
+    gains = min(work.gain_prompts, prompts) * work.gain_positions / 2
+    half = (prompts + 1) // 2
+    variants = half * len(work.variants) * (1 / 2 + 1 / 3) if len(work.variants) > 1 else 0
+    return prompts + gains + variants + prompts * sum(1 / s for s in work.speeds)
+
+
+class _Tuner:
+    """One tuning and what it knows so far."""
+
+    def __init__(
+        self, pipe: Any, denoisers: dict[str, Any], prompts: list[str | None], call: dict[str, Any], seed: int,
+        effort: Effort, checkpoint: str | os.PathLike[str] | None,
+    ) -> None:  # fmt: skip
+        self.pipe, self.denoisers, self.prompts, self.seed, self.effort = pipe, denoisers, prompts, seed, effort
+        self.call = call
+        self.player = Player(pipe, denoisers)
+        self.checkpoint = Path(checkpoint) if checkpoint is not None else None
+        self.takes: dict[int, Take] = {}
+        self.frames: dict[int, Any] = {}
+        self.state: dict[str, Any] = {"grams": {}, "deciding": {}, "gains": {}, "seconds": {}, "real": {}}
+        models = [fingerprint(d) for d in denoisers.values()]
+        about = [models, prompts, seed, repr(effort), sorted(map(repr, call.items()))]
+        self.identity = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def arguments(self, index: int) -> dict[str, Any]:
+        arguments = {"output_type": "np", **self.call}
+        arguments["generator"] = torch.Generator().manual_seed(self.seed + index)
+        if self.prompts[index] is not None:
+            arguments["prompt"] = self.prompts[index]
+        return arguments
+
+    def profile(self, config: BudgetConfig, show: Callable[[str, int, int], None]) -> Profile:
+        quiet = getattr(self.pipe, "_progress_bar_config", None)
+        self.pipe.set_progress_bar_config(**{**(quiet or {}), "disable": True})
+        try:
+            self._restore_state()
+            for index in range(len(self.prompts)):
+                self._trajectory(index, show)
+            trajectories = self._trajectories()
+            chosen = self._variant(trajectories, show)
+            book = self._book(trajectories, chosen, show)
+        finally:
+            self.pipe._progress_bar_config = quiet
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+        return self._written(config, book, chosen)
+
+    def _trajectory(self, index: int, show: Callable[[str, int, int], None]) -> None:
+        """The unaccelerated run of a prompt, and, for the first ones, runs with injected errors."""
+        name = str(index)
+        what = f"prompt {index + 1} of {len(self.prompts)}"
+        gains = index < self.effort.gain_prompts
+        if name in self.state["grams"] and (not gains or name in self.state["gains"]):
+            return
+        take = self.player.run(
+            self.arguments(index), record=gains, on_step=lambda s, n: show(f"{what}, as it is", s, n)
+        )
+        if len(take.given) != len(self.player.sigmas) - 1:
+            raise UnicpError("the solver visits noise levels more than once; tune needs a scheduler that does not")
+        self._keep_frames(index, take)
+        outputs = np.stack([t.double().numpy().ravel() for t in take.given])
+        self.state["sigmas"] = self.player.sigmas
+        self.state["grams"][name] = gram(outputs).tolist()
+        self.state["deciding"][name] = gram(np.stack([t.double().numpy().ravel() for t in take.deciding])).tolist()
+        if gains:
+            self.state["gains"][name] = self._gains(index, take, outputs, show)
+            idle = self.player.run(self.arguments(index), play_until=10**9)
+            self.state["seconds"][name] = [take.seconds, idle.seconds]
+            if float((idle.latents - take.latents).norm()) > 1e-4 * float(take.latents.norm()):
+                raise UnicpError(
+                    "two runs with the same model outputs differ: the scheduler, a "
+                    f"{type(self.pipe.scheduler).__name__}, draws noise; tune needs a deterministic one"
+                )
+        self._save_state()
+
+    def _gains(self, index: int, take: Take, outputs: Any, show: Callable[[str, int, int], None]) -> list[list[float]]:
+        """How much an error at a step has grown by the end: (step, gain) at some steps."""
+        sigmas, count = self.player.sigmas, len(take.given)
+        positions = np.unique(np.linspace(1, count - 1, self.effort.gain_positions).round().astype(int))
+        found = []
+        for number, position in enumerate(positions):
+            nodes = [n for n in (position - 2, position - 4) if n >= 0] or [position - 1]
+            factors = weights([sigmas[n] for n in nodes], sigmas[position])
+            made = sum(f * take.given[n] for f, n in zip(factors, nodes, strict=True))
+            wrong = made - take.given[position]
+
+            def change(step: int, value: Any, at: int = int(position), wrong: Any = wrong) -> Any:
+                return value + wrong.to(value.device, value.dtype) if step == at else value
+
+            what = f"prompt {index + 1}, error {number + 1} of {len(positions)}"
+            run = self.player.run(
+                self.arguments(index),
+                play_until=int(position) + 1,
+                change=change,
+                on_step=lambda s, n, what=what: show(what, s, n),  # type: ignore[misc]
+            )
+            size = abs(sigmas[position + 1] - sigmas[position]) * float(wrong.norm())
+            found.append([float(position), float((run.latents - take.latents).norm()) / max(size, 1e-12)])
+        return found
+
+    def _keep_frames(self, index: int, take: Take) -> None:
+        self.takes[index] = Take(latents=take.latents)
+        self.frames[index] = _frames(take.result)
+
+    def _trajectories(self) -> Trajectories:
+        names = [str(i) for i in range(len(self.prompts))]
+        grams = np.array([self.state["grams"][name] for name in names])
+        count = grams.shape[1]
+        curves = []
+        for points in self.state["gains"].values():
+            at, gain = np.array(points).T
+            curves.append(np.interp(np.arange(count), at, np.log(np.maximum(gain, 1e-6))))
+        return Trajectories(sigmas=np.array(self.state["sigmas"]), grams=grams, gains=np.exp(np.median(curves, axis=0)))
+
+    def _real(self, plan: StepPlan, index: int, show: Callable[[int, int], None]) -> tuple[float, float | None]:
+        """Relative error of the final latents under a plan, and PSNR of the video in dB."""
+        key = json.dumps([plan.compute, [[s.after, s.order, s.damping] for s in plan.segments], index])
+        if key not in self.state["real"]:
+            if index not in self.takes:
+                self._keep_frames(index, self.player.run(self.arguments(index)))
+            priced = Priced(plan=plan, speedup=1.0)
+            book = PlanBook(sigmas=tuple(self.state["sigmas"][:-1]), plans=(priced,))
+            config = BudgetConfig(target_speedup=1.0, override_reserve=0.0)
+            with accelerate(self.pipe, config) as session:
+                for executor in session._executors:
+                    executor.book = book
+                watching = Player(self.pipe, {})
+                take = watching.run(self.arguments(index), on_step=show)
+            reference = self.takes[index].latents
+            error = float((take.latents - reference).norm() / reference.norm())
+            made, wanted = _frames(take.result), self.frames[index]
+            quality = metrics.psnr(made, wanted) if made is not None and wanted is not None else None
+            self.state["real"][key] = [error, quality]
+            self._save_state()
+        error, quality = self.state["real"][key]
+        return error, quality
+
+    # -- decisions -------------------------------------------------------------------------------------------------
+
+    def _variant(self, trajectories: Trajectories, show: Callable[[str, int, int], None]) -> Limits:
+        """The limits whose plans do best in real runs, on the first half of the prompts."""
+        variants = self.effort.variants
+        if len(variants) == 1:
+            return variants[0]
+        half = range((len(self.prompts) + 1) // 2)
+        scores = []
+        for number, limits in enumerate(variants):
+            found = plans(trajectories, limits)
+            errors = []
+            for speed in (2.0, 3.0):
+                plan = nearest(found, trajectories.steps / speed)
+                what = f"search {number + 1} of {len(variants)}"
+                errors += [np.log(max(self._real(plan, i, lambda s, n: show(what, s, n))[0], 1e-9)) for i in half]  # noqa: B023
+            scores.append(float(np.mean(errors)))
+        return variants[int(np.argmin(scores))]
+
+    def _book(self, trajectories: Trajectories, limits: Limits, show: Callable[[str, int, int], None]) -> PlanBook:
+        found = plans(trajectories, limits)
+        found[trajectories.steps] = growing(trajectories.steps, trajectories.steps, trajectories.steps, 0)
+        count = len(self.prompts)
+        judged = (
+            list(range((count + 1) // 2, count)) if len(self.effort.variants) > 1 and count > 1 else list(range(count))
+        )
+        measured: dict[int, list[float]] = {}
+        for number, speed in enumerate(self.effort.speeds):
+            plan = nearest(found, trajectories.steps / speed)
+            what = f"plan {number + 1} of {len(self.effort.speeds)}"
+            values = [self._real(plan, i, lambda s, n: show(what, s, n))[1] for i in judged]  # noqa: B023
+            if all(value is not None for value in values):
+                measured[len(plan.compute)] = [min(float(value or 0.0), 120.0) for value in values]
+        whole, idle = np.median(np.array(list(self.state["seconds"].values())), axis=0)
+        overhead = float(np.clip(idle / whole, 0.0, 0.9))
+        priced = []
+        for number in sorted(found):
+            plan = found[number]
+            share = plan.cost
+            psnr = _between(measured, number, len(judged)) if number < trajectories.steps else (120.0,) * len(judged)
+            priced.append(
+                Priced(
+                    plan=plan,
+                    speedup=1 / (share * (1 - overhead) + overhead),
+                    psnr=psnr if measured else (),
+                    expected=self._expected(plan),
+                )
+            )
+        return PlanBook(sigmas=tuple(self.state["sigmas"][:-1]), plans=tuple(priced))
+
+    def _expected(self, plan: StepPlan) -> dict[int, tuple[float, float]]:
+        """Mean and deviation, over the prompts, of the linear forecast's error at each computed step."""
+        sigmas = self.state["sigmas"]
+        found = {}
+        for place, step in enumerate(plan.compute):
+            nodes = list(plan.compute[max(0, place - 2) : place])[::-1]
+            if not nodes:
+                continue
+            errors = []
+            for products in self.state["deciding"].values():
+                products_ = np.array(products)
+                c = np.zeros(len(products_))
+                c[step] = -1.0
+                for node, factor in zip(nodes, weights([sigmas[n] for n in nodes], sigmas[step]), strict=True):
+                    c[node] += factor
+                errors.append(float(np.sqrt(max(c @ products_ @ c, 0.0) / max(products_[step, step], 1e-30))))
+            found[step] = (float(np.mean(errors)), float(np.std(errors)))
+        return found
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def _written(self, config: BudgetConfig, book: PlanBook, chosen: Limits) -> Profile:
+        import diffusers
+
+        from . import __version__
+
+        about = {
+            name: {"class": type(d).__name__, "fingerprint": fingerprint(d), "sigmas": list(book.sigmas)}
+            for name, d in self.denoisers.items()
+        }
+        metadata = {
+            "versions": {"unicp": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+            "pipeline": type(self.pipe).__name__,
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "steps": len(book.sigmas),
+            "prompts": len(self.prompts),
+            "prompts_hash": hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16],
+            "seed": self.seed,
+            "call": {name: v for name, v in self.call.items() if isinstance(v, (int, float, str, bool))},
+            "denoisers": about,
+            "search": {"warmup": chosen.warmup, "gamma": chosen.gamma, "gap": chosen.gap},
+            "gains": {name: points for name, points in self.state["gains"].items()},
+            "budget": book.to_dict(),
+        }
+        return Profile(config=config, metadata=metadata)
+
+    def _save_state(self) -> None:
+        if self.checkpoint is None:
+            return
+        part = self.checkpoint.with_name(self.checkpoint.name + ".part")
+        part.write_text(json.dumps({"identity": self.identity, **self.state}), "utf-8")
+        part.replace(self.checkpoint)
+
+    def _restore_state(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        try:
+            saved = json.loads(self.checkpoint.read_text("utf-8"))
+            identity = saved.pop("identity")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UnicpError(f"{self.checkpoint} is no unfinished tuning; remove the file") from error
+        if identity != self.identity:
+            raise UnicpError(
+                f"{self.checkpoint} holds an unfinished tuning of another model, prompts or arguments; finish that "
+                "one, or remove the file"
+            )
+        self.state = saved
+
+
+def _between(measured: dict[int, list[float]], number: int, count: int) -> tuple[float, ...]:
+    """PSNR of every prompt at a number of computed steps, between the measured ones; never beyond them."""
+    at = sorted(measured)
+    if not at or number < at[0]:
+        return (0.0,) * count
+    return tuple(float(np.interp(number, at, [measured[n][i] for n in at])) for i in range(count))
+
+
+def _frames(result: Any) -> Any:
+    """The video a pipeline returned, (F, H, W, 3) in [0, 1], or ``None`` where it returned latents."""
+    frames = getattr(result, "frames", None)
+    if not isinstance(frames, np.ndarray) or frames.ndim != 5:
+        return None
+    return torch.from_numpy(frames[0])

@@ -1,0 +1,191 @@
+"""The budget: its policy, its profiles, tuning on real pipelines with tiny weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+import unicp
+from tests.contract import plain, quietly
+from tests.tiny import FAMILIES
+from unicp import BudgetConfig, Profile
+from unicp.engine.replay import Player
+from unicp.errors import UnicpError
+from unicp.planning import Segment, StepPlan, growing
+from unicp.policies import Step
+from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
+
+WAN = FAMILIES["wan"]
+PLANNED = ("wan", "wan2.2", "ltx")
+"""Families whose scheduler has sigmas."""
+
+
+def tuned(family: str = "wan", pipe: Any = None, **more: Any) -> Profile:
+    chosen = FAMILIES[family]
+    more = {"effort": "low", "progress": False, "target_speedup": 2.0, **more}
+    profile: Profile = chosen.run(pipe or chosen.build(), lambda run, **call: unicp.tune(run, None, **call), **more)
+    return profile
+
+
+def steps(count: int) -> list[Step]:
+    return [Step(index=i, count=count, position=i, sigma=1 - i / count) for i in range(count)]
+
+
+# --- the policy -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.5, 2.0, 3.0, 5.0])
+def test_without_a_profile_the_default_plan_is_played(speed: float) -> None:
+    policy = BudgetPolicy(BudgetConfig(target_speedup=speed))
+    done = [policy.plan(step).action for step in steps(50)]
+    expected = growing(50, max(6, round(50 / speed)), 5)
+    assert [i for i, action in enumerate(done) if action == "compute"] == list(expected.compute)
+
+
+def test_the_reserve_is_spent_where_forecasts_fail_and_never_more_of_it() -> None:
+    plan = growing(40, 14, 4)
+    expected = {step: (0.02, 0.002) for step in plan.compute}
+    book = PlanBook(sigmas=tuple(s.sigma for s in steps(40)), plans=(Priced(plan=plan, speedup=3, expected=expected),))
+
+    def played(errors: dict[int, float], reserve: float) -> list[int]:
+        policy = BudgetPolicy(BudgetConfig(target_speedup=2, override_reserve=reserve))
+        policy.attach({}, (), book)
+        computed = []
+        for step in steps(40):
+            if policy.plan(step).action == "compute":
+                computed.append(step.index)
+                policy.observe(step, errors.get(step.index, 0.02), None)
+        return computed
+
+    assert played({}, 0.1) == list(plan.compute)
+    bad = plan.compute[7]
+    assert played({bad: 0.5}, 0.1) == sorted({*plan.compute, bad + 1})
+    assert played({bad: 0.5}, 0.0) == list(plan.compute)
+    always = dict.fromkeys(range(40), 0.5)
+    assert len(played(always, 0.1)) == len(plan.compute) + 4
+    assert played({bad: 0.023}, 0.1) == list(plan.compute)  # within three standard deviations
+
+
+def test_a_target_takes_the_dearest_plan_that_is_fast_enough() -> None:
+    def priced(computed: int, speed: float, psnr: float) -> Priced:
+        return Priced(plan=growing(20, computed, 2), speedup=speed, psnr=(psnr, psnr - 8, psnr, psnr, psnr))
+
+    book = PlanBook(sigmas=(1.0,), plans=(priced(6, 3.0, 30), priced(9, 2.1, 38), priced(10, 1.9, 41)))
+    assert book.choose(BudgetConfig(target_speedup=2)).speedup == 2.1
+    assert book.choose(BudgetConfig(target_speedup=1.9)).speedup == 1.9
+    assert book.choose(BudgetConfig(min_psnr=37)).speedup == 2.1
+    assert book.choose(BudgetConfig(min_psnr=41)).speedup == 1.9
+    with pytest.raises(UnicpError, match=r"target_speedup=4: the profile's fastest plan has 3.00"):
+        book.choose(BudgetConfig(target_speedup=4))
+    with pytest.raises(UnicpError, match=r"min_psnr=45: the profile's best plan reached 41.0 dB"):
+        book.choose(BudgetConfig(min_psnr=45))
+
+
+def test_a_book_survives_json() -> None:
+    segments = (Segment(after=1, until=4, order=1, damping=0.85), Segment(after=4, until=7, order=2, damping=1.0))
+    plan = StepPlan(steps=8, compute=(0, 1, 4, 7), segments=segments)
+    book = PlanBook(sigmas=(1.0, 0.5), plans=(Priced(plan=plan, speedup=2, psnr=(30.0,), expected={1: (0.1, 0.0)}),))
+    assert PlanBook.from_dict(book.to_dict()) == book
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", PLANNED)
+def test_tuning_leaves_the_pipeline_as_it_was_and_its_plans_are_played(family: str, tmp_path: Path) -> None:
+    chosen = FAMILIES[family]
+    pipe = chosen.build()
+    profile = tuned(family, pipe)
+    assert torch.equal(chosen.generate(pipe), plain(family))
+    assert "step" not in pipe.scheduler.__dict__
+    path = tmp_path / "plans.safetensors"
+    profile.save(path)
+    book = PlanBook.from_dict(Profile.load(path).metadata["budget"])
+    session = unicp.accelerate(pipe, path)
+    quietly(lambda: chosen.generate(pipe))
+    wanted = book.choose(BudgetConfig(target_speedup=2.0)).plan
+    report = quietly(session.report)
+    for denoiser in chosen.denoisers:
+        mine = [r for r in report.steps if r.denoiser == denoiser and r.branch == chosen.branches[0]]
+        first = mine[0].index  # a second denoiser computes its own first step
+        ran = {r.index for r in mine if r.action == "compute"} - {first}
+        assert ran <= set(wanted.compute) | set(range(first, first + 3))
+    assert 0 < report.computed_fraction < 1
+
+
+def test_nothing_of_the_denoiser_runs_at_a_skipped_step() -> None:
+    pipe = WAN.build()
+    calls: list[int] = []
+    pipe.transformer.patch_embedding.register_forward_hook(lambda *_: calls.append(1))
+    session = unicp.accelerate(pipe, BudgetConfig(target_speedup=2, warmup_steps=2))
+    WAN.generate(pipe)
+    assert len(calls) == sum(r.action == "compute" for r in session.report().steps) < 20
+
+
+def test_playing_a_recorded_run_back_gives_its_latents() -> None:
+    pipe = WAN.build()
+
+    def check(run: Any, **call: Any) -> None:
+        player = Player(run, {"transformer": run.transformer})
+        call = {**call, "generator": torch.Generator().manual_seed(0)}
+        first = player.run(call, record=True)
+        ran: list[int] = []
+        handle = run.transformer.patch_embedding.register_forward_hook(lambda *_: ran.append(1))
+        again = player.run({**call, "generator": torch.Generator().manual_seed(0)}, play_until=6)
+        handle.remove()
+        assert torch.equal(first.latents, again.latents)
+        assert len(ran) == 4 * 2
+        assert len(first.given) == len(first.deciding) == 10
+
+        def change(step: int, value: Any) -> Any:
+            return value + 1 if step == 4 else value
+
+        other = player.run({**call, "generator": torch.Generator().manual_seed(0)}, play_until=10**9, change=change)
+        assert not torch.equal(first.latents, other.latents)
+
+    WAN.run(pipe, check)
+    assert torch.equal(WAN.generate(pipe), plain("wan"))
+
+
+def test_an_interrupted_tuning_goes_on(tmp_path: Path) -> None:
+    whole = tuned()
+    checkpoint = tmp_path / "part.json"
+
+    def interrupt(what: str, step: int, count: int) -> None:
+        if what.startswith("plan 2"):
+            raise KeyboardInterrupt
+
+    pipe = WAN.build()
+    with pytest.raises(KeyboardInterrupt):
+        tuned(pipe=pipe, checkpoint=checkpoint, progress=interrupt)
+    assert checkpoint.exists()
+    assert torch.equal(WAN.generate(pipe), plain("wan"))
+    rest = tuned(checkpoint=checkpoint)
+    assert not checkpoint.exists()
+    plans = [[p["compute"] for p in made.metadata["budget"]["plans"]] for made in (whole, rest)]
+    assert plans[0] == plans[1]
+    with pytest.raises(KeyboardInterrupt):
+        tuned(checkpoint=checkpoint, progress=interrupt)
+    with pytest.raises(UnicpError, match="unfinished tuning of another model, prompts or arguments"):
+        tuned(checkpoint=checkpoint, seed=3)
+
+
+def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnicpError, match="CogVideoXDDIMScheduler has no sigmas"):
+        tuned("cogvideox")
+    pipe = WAN.build()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    with pytest.raises(UnicpError, match="draws noise; tune needs a deterministic one"):
+        tuned(pipe=pipe)
+    with pytest.raises(UnicpError, match="min_psnr needs a profile"):
+        unicp.accelerate(WAN.build(), BudgetConfig(min_psnr=30))
+    path = tmp_path / "plans.safetensors"
+    tuned().save(path)
+    with pytest.raises(UnicpError, match="made on a WanTransformer3DModel, this is a LTXVideoTransformer3DModel"):
+        unicp.accelerate(FAMILIES["ltx"].build(), path)
+    with pytest.raises(UnicpError, match="fastest plan"):
+        unicp.accelerate(WAN.build(), BudgetConfig(profile=str(path), target_speedup=50))

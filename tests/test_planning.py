@@ -1,0 +1,155 @@
+"""Plans: the search against brute force, errors against vectors, forecasts against series they must be exact on."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unicp import fill, planning
+from unicp.planning import Limits, Segment, StepPlan, Trajectories
+
+
+def sigmas_of(steps: int, rng: np.random.Generator) -> Any:
+    return np.concatenate([np.sort(rng.uniform(0.05, 1.0, steps))[::-1], [0.0]])
+
+
+def trajectories(steps: int, seed: int, prompts: int = 2, size: int = 12) -> tuple[Trajectories, list[Any]]:
+    """Random smooth runs: outputs that are polynomials in sigma with some noise."""
+    rng = np.random.default_rng(seed)
+    sigmas = sigmas_of(steps, rng)
+    runs = []
+    for _ in range(prompts):
+        powers = np.stack([sigmas[:-1] ** p for p in range(4)], 1)
+        runs.append(powers @ rng.normal(size=(4, size)) + 0.05 * rng.normal(size=(steps, size)))
+    gains = rng.uniform(0.5, 3.0, steps)
+    return Trajectories(sigmas=sigmas, grams=np.stack([planning.gram(v) for v in runs]), gains=gains), runs
+
+
+def every_plan(steps: int, limits: Limits) -> list[tuple[int, ...]]:
+    forced = set(range(limits.warmup)) | set(range(steps - limits.cooldown, steps))
+    free = [s for s in range(steps) if s not in forced]
+    found = []
+    for chosen in itertools.product((False, True), repeat=len(free)):
+        compute = sorted(forced | {s for s, wanted in zip(free, chosen, strict=True) if wanted})
+        gaps = [b - a - 1 for a, b in itertools.pairwise([*compute, steps])]
+        if max(gaps) <= limits.gap:
+            found.append(tuple(compute))
+    return found
+
+
+def additive(t: Trajectories, compute: tuple[int, ...], limits: Limits) -> float:
+    """What the search minimises, summed up the long way: each segment with the fill that is best for it."""
+    total = 0.0
+    for place, (a, b) in enumerate(itertools.pairwise([*compute, t.steps])):
+        if b == a + 1:
+            continue
+        best = np.inf
+        for order, damping in planning.FILLS:
+            if order > place:
+                continue
+            nodes = list(compute[: place + 1])[::-1][: order + 1]
+            c = planning.deviation(t.sigmas, nodes, b, damping)
+            lengths = np.sqrt(np.maximum([c @ g @ c for g in t.grams], 0))
+            best = min(best, t.gains[b - 1] * np.mean(lengths**limits.power) ** (1 / limits.power))
+        total += best**limits.gamma
+    return float(total)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(5, 9), st.integers(0, 10**6), st.integers(1, 3), st.integers(0, 1), st.sampled_from([1.0, 2.0]))
+def test_the_search_equals_brute_force(steps: int, seed: int, warmup: int, cooldown: int, gamma: float) -> None:
+    t, _ = trajectories(steps, seed)
+    # A path that the sum ranks low may have the smaller whole error: keep one, so that only the sum decides. And no
+    # second order, whose third node the search takes from the best path so far.
+    limits = Limits(warmup=warmup, cooldown=cooldown, gap=3, gamma=gamma, keep=1)
+    fills, planning.FILLS = planning.FILLS, tuple(f for f in planning.FILLS if f[0] < 2)
+    try:
+        found = planning.plans(t, limits)
+        by_number: dict[int, float] = {}
+        for compute in every_plan(steps, limits):
+            value = additive(t, compute, limits)
+            by_number[len(compute)] = min(value, by_number.get(len(compute), np.inf))
+        assert set(found) <= set(by_number)
+        for number, plan in found.items():
+            assert additive(t, plan.compute, limits) == pytest.approx(by_number[number], rel=1e-9, abs=1e-12)
+            assert len(plan.compute) == number
+    finally:
+        planning.FILLS = fills
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(5, 14), st.integers(0, 10**6))
+def test_more_budget_never_costs_predicted_error(steps: int, seed: int) -> None:
+    t, _ = trajectories(steps, seed)
+    found = planning.plans(t)
+    errors = [found[number].predicted for number in sorted(found)]
+    assert errors == sorted(errors, reverse=True)
+    assert found[steps].predicted == 0
+    for plan in found.values():
+        assert plan.compute[:2] == (0, 1) and plan.compute[-1] == steps - 1
+        skipped = {s for segment in plan.segments for s in range(segment.after + 1, segment.until)}
+        assert skipped == set(range(steps)) - set(plan.compute)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(4, 12), st.integers(0, 10**6))
+def test_the_gram_error_is_that_of_the_vectors(steps: int, seed: int) -> None:
+    t, runs = trajectories(steps, seed)
+    rng = np.random.default_rng(seed)
+    a = int(rng.integers(1, steps - 2))
+    b = int(rng.integers(a + 2, steps + 1))
+    nodes = [a, *sorted(rng.choice(a, size=min(a, int(rng.integers(0, 3))), replace=False), reverse=True)]
+    damping = float(rng.uniform(0, 1))
+    c = planning.deviation(t.sigmas, nodes, b, damping)
+    for outputs, products in zip(runs, t.grams, strict=True):
+        d = np.zeros(outputs.shape[1])
+        for place, s in enumerate(range(a + 1, b)):
+            factors = fill.weights([t.sigmas[n] for n in nodes], t.sigmas[s], damping**place)
+            forecast = sum(f * outputs[n] for f, n in zip(factors, nodes, strict=True))
+            d += (t.sigmas[s + 1] - t.sigmas[s]) * (forecast - outputs[s])
+        scale = np.mean([v @ v for v in outputs])
+        assert c @ products @ c == pytest.approx(d @ d / scale, rel=1e-6, abs=1e-12)
+
+
+def test_linear_forecasts_are_exact_on_linear_series_and_have_the_right_sign() -> None:
+    sigmas = np.array([1.0, 0.9, 0.6, 0.5, 0.2, 0.0])
+    outputs = np.stack([3 + 2 * sigmas[:-1], 1 - sigmas[:-1]], 1)
+    t = Trajectories(sigmas=sigmas, grams=planning.gram(outputs)[None])
+    exact = StepPlan(steps=5, compute=(0, 1, 4), segments=(Segment(after=1, until=4, order=1, damping=1.0),))
+    assert planning.error(t, exact) == pytest.approx(0, abs=1e-7)
+    c = planning.deviation(sigmas, [1], 3, 1.0)  # step 2 repeats step 1
+    # Sigma falls, so the width is negative; the first output grows with sigma, so the repeated one is too large.
+    assert (c @ outputs)[0] == pytest.approx((0.5 - 0.6) * (outputs[1, 0] - outputs[2, 0]))
+    assert (c @ outputs)[0] < 0
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 8), st.integers(0, 3))
+def test_the_default_plan_computes_as_many_as_asked(steps: int, computed: int, warmup: int, cooldown: int) -> None:
+    warmup, cooldown = min(warmup, steps), min(cooldown, steps)
+    plan = planning.growing(steps, computed, warmup, min(cooldown, steps - warmup))
+    assert set(range(warmup)) <= set(plan.compute)
+    assert len(plan.compute) == min(steps, max(computed, min(steps, warmup + min(cooldown, steps - warmup))))
+    skipped = {s for segment in plan.segments for s in range(segment.after + 1, segment.until)}
+    assert skipped == set(range(steps)) - set(plan.compute)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(6, 30), st.integers(6, 60), st.integers(0, 10**6))
+def test_a_plan_for_other_sigmas_keeps_its_share_and_its_first_steps(old: int, new: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    plan = planning.growing(old, max(4, old // 2), 3)
+    sigmas, others = np.linspace(1, 1 / old, old), np.linspace(1, 1 / new, new)
+    moved = planning.resampled(plan, sigmas, others)
+    assert moved.steps == new
+    assert moved.compute[0] == 0
+    assert planning.resampled(plan, sigmas, sigmas) is plan
+    skipped = {s for segment in moved.segments for s in range(segment.after + 1, segment.until)}
+    assert skipped == set(range(new)) - set(moved.compute)
+    for segment in moved.segments:
+        assert segment.order <= moved.compute.index(segment.after)
+    assert rng is not None
