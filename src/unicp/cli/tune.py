@@ -47,9 +47,7 @@ def tune(
     part = measuring.check_output(output).with_suffix(".json")
     from ..policies.budget import BudgetConfig
 
-    BudgetConfig(
-        target_speedup=target_speedup, min_psnr=min_psnr
-    )  # a wrong target is refused before anything is loaded
+    BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)  # refused before anything is loaded
     from .. import tuning
 
     if effort not in tuning.EFFORTS:

@@ -1,0 +1,166 @@
+"""The budget on the demo model: tuned plans against simpler ways to the same speed, and how well plans are predicted.
+
+    python -m benchmarks.budget [--prompts 16]
+
+Tunes on captions of the training side (a profile in benchmarks/results/, kept and used again). Then, on held-out
+captions against the unaccelerated video of the same seed: the budget at three speeds, its default plan without a
+profile, even schedules with linear forecasts, AdaCache with a forecast, and fewer steps. Speed-ups are wall-clock of
+the denoising loop, of neighbouring runs of the same prompt. Last, random plans: predicted against real error.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import pairwise
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from scipy.stats import spearmanr
+
+import unicp
+from benchmarks import common
+from unicp import AdaCacheConfig, BudgetConfig, Profile, ScheduleConfig
+from unicp.engine.replay import Player
+from unicp.planning import Segment, StepPlan, Trajectories, error, gram
+from unicp.policies import Config
+
+PROFILE = common.RESULTS / "budget-50.safetensors"
+SPEEDS = (1.5, 2.0, 3.0)
+
+
+def tuned(pipe: Any, count: int) -> Profile:
+    if not PROFILE.exists():
+        common.RESULTS.mkdir(exist_ok=True)
+        profile = unicp.tune(
+            pipe,
+            common.training_prompts(count),
+            target_speedup=2.0,
+            checkpoint=PROFILE.with_suffix(".part.json"),
+            height=unicp.demo.HEIGHT,
+            width=unicp.demo.WIDTH,
+            num_frames=unicp.demo.FRAMES,
+            num_inference_steps=unicp.demo.STEPS,
+            guidance_scale=unicp.demo.GUIDANCE,
+        )
+        profile.save(PROFILE)
+    return Profile.load(PROFILE)
+
+
+def methods() -> dict[str, Config]:
+    found: dict[str, Config] = {}
+    for speed in SPEEDS:
+        found[f"budget, tuned, {speed:g}x"] = BudgetConfig(profile=str(PROFILE), target_speedup=speed)
+        found[f"budget, default plan, {speed:g}x"] = BudgetConfig(target_speedup=speed)
+    found["budget, min_psnr=35"] = BudgetConfig(profile=str(PROFILE), min_psnr=35)
+    for interval in (2, 3):
+        found[f"every {interval}. step, linear forecast"] = ScheduleConfig(
+            interval=interval, warmup_steps=5, fill="linear"
+        )
+    found["AdaCache, fill=forecast"] = AdaCacheConfig(fill="forecast")
+    return found
+
+
+def random_plans(count: int, steps: int, seed: int = 0) -> list[StepPlan]:
+    """Plans with random steps and one kind of forecast, from a quarter to three quarters of the steps."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        computed = int(rng.integers(steps // 4, 3 * steps // 4))
+        inner = rng.choice(np.arange(3, steps - 1), size=computed - 4, replace=False)
+        compute = tuple(sorted({0, 1, 2, steps - 1, *(int(i) for i in inner)}))
+        pairs = pairwise(compute)
+        segments = tuple(Segment(after=a, until=b, order=1, damping=0.85) for a, b in pairs if b > a + 1)
+        made.append(StepPlan(steps=steps, compute=compute, segments=segments))
+    return made
+
+
+def prediction(pipe: Any, profile: Profile, count: int) -> dict[str, Any]:
+    """Rank correlation of predicted and real error of random plans, on one caption that tuning did not see."""
+    prompt = unicp.demo.prompts(1, seed=5)[0]
+    player = Player(pipe, {"transformer": pipe.transformer})
+    call = {
+        "prompt": prompt, "height": unicp.demo.HEIGHT, "width": unicp.demo.WIDTH, "num_frames": unicp.demo.FRAMES,
+        "num_inference_steps": unicp.demo.STEPS, "guidance_scale": unicp.demo.GUIDANCE, "output_type": "latent",
+    }  # fmt: skip
+    take = player.run({**call, "generator": torch.Generator().manual_seed(0)})
+    points = np.concatenate([np.array(p) for p in profile.metadata["gains"].values()])
+    at = np.unique(points[:, 0])
+    gains = np.exp([np.median(np.log(points[points[:, 0] == a, 1])) for a in at])
+    curve = np.exp(np.interp(np.arange(unicp.demo.STEPS), at, np.log(gains)))
+    outputs = np.stack([t.double().numpy().ravel() for t in take.given])
+    t = Trajectories(sigmas=np.array(player.sigmas), grams=gram(outputs)[None], gains=curve)
+    predicted, real = [], []
+    for plan in track(random_plans(count, unicp.demo.STEPS), "random plans"):
+        predicted.append(error(t, plan))
+        config = ScheduleConfig(compute=plan.compute, warmup_steps=1, fill="linear")
+        with unicp.accelerate(pipe, config):
+            made = Player(pipe, {}).run({**call, "generator": torch.Generator().manual_seed(0)})
+        real.append(float((made.latents - take.latents).norm() / take.latents.norm()))
+    return {
+        "plans": count,
+        "spearman": float(spearmanr(predicted, real).statistic),
+        "gains": [at.tolist(), gains.tolist()],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--tuning-prompts", type=int, default=8)
+    parser.add_argument("--random-plans", type=int, default=20)
+    parser.add_argument("--fresh", action="store_true", help="tune again")
+    args = parser.parse_args()
+    if args.fresh:
+        PROFILE.unlink(missing_ok=True)
+    pipe = common.pipeline()
+    profile = tuned(pipe, args.tuning_prompts)
+    configs = methods()
+    prompts = unicp.demo.prompts(args.prompts)
+    fewer = (33, 25, 17)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in [*configs, *(f"fewer steps ({n})" for n in fewer)]}
+    common.Run(pipe, prompts[0], steps=4)  # warm-up
+    for prompt in track(prompts, "methods"):
+        baseline = common.Run(pipe, prompt)
+        runs: dict[str, tuple[common.Run, float]] = {}
+        for name, config in configs.items():
+            with unicp.accelerate(pipe, config) as session:
+                run = common.Run(pipe, prompt)
+                runs[name] = (run, session.report().computed_fraction)
+        for steps in fewer:
+            runs[f"fewer steps ({steps})"] = (common.Run(pipe, prompt, steps=steps), steps / unicp.demo.STEPS)
+        for name, (run, fraction) in runs.items():
+            figures = common.quality(run, baseline)
+            rows[name].append({**figures, "fraction": fraction, "speedup": baseline.loop_seconds / run.loop_seconds})
+    table = []
+    print(f"{'method':<36}{'computed':>9}{'speed-up':>9}{'PSNR':>6}{'worst':>6}{'SSIM':>7}{'motion':>7}")
+    for name, collected in rows.items():
+        line = {
+            "method": name,
+            "computed_fraction": mean(row["fraction"] for row in collected),
+            "speedup": median(row["speedup"] for row in collected),
+            "psnr": mean(row["psnr"] for row in collected),
+            "psnr_worst": min(row["psnr"] for row in collected),
+            "ssim": mean(row["ssim"] for row in collected),
+            "motion_ratio": mean(row["motion_ratio"] for row in collected),
+        }
+        table.append(line)
+        print(
+            f"{name:<36}{line['computed_fraction']:>9.0%}{line['speedup']:>8.2f}x{line['psnr']:>6.1f}"
+            f"{line['psnr_worst']:>6.1f}{line['ssim']:>7.3f}{line['motion_ratio']:>7.3f}"
+        )
+    reached = mean(row["psnr"] >= 35 for row in rows["budget, min_psnr=35"])
+    print(f"min_psnr=35 reached by {reached:.0%} of the prompts")
+    predicted = prediction(pipe, profile, args.random_plans)
+    print(f"predicted against real error of {predicted['plans']} random plans: Spearman {predicted['spearman']:.2f}")
+    common.save(
+        "budget",
+        {"prompts": prompts, "steps": unicp.demo.STEPS, "tuning_prompts": args.tuning_prompts, "table": table,
+         "min_psnr_35_reached": reached, "prediction": predicted, "per_prompt": rows},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
