@@ -92,6 +92,14 @@ def test_a_book_survives_json() -> None:
     assert PlanBook.from_dict(book.to_dict()) == book
 
 
+def test_what_is_no_number_is_never_a_reason_to_forecast() -> None:
+    policy = BudgetPolicy(BudgetConfig(target_speedup=2, override_reserve=0.01))
+    for step in steps(30):
+        assert policy.plan(step).action == "compute"
+        policy.observe(step, None, None)
+    assert "29 measurements were not finite numbers" in policy.notes()[-1]
+
+
 # --- tuning -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """Step 3: the text encoder and the transformer, together, by flow matching on the latents.
 
-    python -m training.transformer --steps 7500      # resumes from training/runs/transformer.pt
+    python -m training.transformer --steps 6000      # resumes from training/runs/transformer.pt
 
 The learning rate warms up, stays, and falls linearly to zero over the last ``--decay`` steps. A run may be
 stopped at any time and resumed with another ``--steps``: only the fall depends on it.
@@ -67,8 +67,8 @@ def optimizers(model: Denoiser, lr: float) -> list[torch.optim.Optimizer]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=7500)
-    parser.add_argument("--decay", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--decay", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--caption-dropout", type=float, default=0.1)

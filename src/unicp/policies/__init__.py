@@ -234,6 +234,11 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def no_numbers(count: int) -> str:
+    """The note on measurements that no decision can rest on."""
+    return f"{count} measurements were not finite numbers; what they were to decide was computed"
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise unknown(name, value, choices)

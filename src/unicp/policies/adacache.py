@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import UnicpError
-from . import Config, Needs, Plan, Policy, Step, check_choice, check_flag, check_number, check_tuple, register
+from . import (
+    Config,
+    Needs,
+    Plan,
+    Policy,
+    Step,
+    check_choice,
+    check_flag,
+    check_number,
+    check_tuple,
+    no_numbers,
+    register,
+)
 
 
 class Codebook(NamedTuple):
@@ -172,6 +185,8 @@ class AdaCachePolicy(Policy):
         self.last_motion = 1.0
         self.smallest: float | None = None
         self.longest = 1
+        self.observed = 0
+        self.broken = 0
 
     def needs(self) -> Needs:
         config = self.config
@@ -196,7 +211,9 @@ class AdaCachePolicy(Policy):
         return Plan(action="forecast", damping=config.damping ** (self.skipped - 1))
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
+        self.observed += 1
         if change is None:
+            self.broken += self.observed > 1  # at the first computed step there is nothing to compare with
             self.rate = 1
         else:
             # The reference divides by the rate that was scheduled; the paper's formula has no normaliser, but its
@@ -204,6 +221,7 @@ class AdaCachePolicy(Policy):
             c = change / self.rate
             if self.config.moreg:
                 c *= self._motion_regularization(step, motion)
+            self.broken += not math.isfinite(c)
             if c == c:
                 self.smallest = c if self.smallest is None else min(self.smallest, c)
             self.rate = self._lookup(c, step.count)
@@ -242,6 +260,9 @@ class AdaCachePolicy(Policy):
             if c < threshold:
                 return rate
         return entries[-1][1] if c != float("inf") else 1
+
+    def notes(self) -> list[str]:
+        return [no_numbers(self.broken)] if self.broken else []
 
     def why_idle(self) -> str:
         if not isinstance(self.config.codebook, str) and all(rate == 1 for _, rate in self.config.codebook):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ..errors import UnicpError
 from ..planning import Segment, StepPlan, growing, resampled
-from . import Config, Needs, Plan, Policy, Step, check_number, register
+from . import Config, Needs, Plan, Policy, Step, check_number, no_numbers, register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +173,8 @@ class BudgetPolicy(Policy):
         self._extra = 0
         self._reserve = 0
         self._alarm = False
+        self._blind = False
+        self._broken = 0
         self._computed: list[int] = []
 
     def needs(self) -> Needs:
@@ -206,12 +208,12 @@ class BudgetPolicy(Policy):
         segment = self._fills.get(step.index)
         # The second of two denoisers has outputs of its own: it cannot forecast from the first one's.
         if segment is None or step.position < 1 or step.index in self._compute:
-            self._alarm = False
+            self._alarm = self._blind = False
             self._computed.append(step.index)
             return Plan(action="compute")
-        if self._alarm and self._extra < self._reserve:
-            self._alarm = False
-            self._extra += 1
+        if self._blind or (self._alarm and self._extra < self._reserve):
+            self._extra += not self._blind  # no number is never a reason to forecast, whatever the reserve
+            self._alarm = self._blind = False
             self._computed.append(step.index)
             return Plan(action="compute")
         skipped = step.index - self._computed[-1] - 1
@@ -221,7 +223,12 @@ class BudgetPolicy(Policy):
         return Plan(action="forecast", order=order, damping=segment.damping**skipped)
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
-        if change is None or self.config.override_reserve == 0:
+        if self.config.override_reserve == 0:
+            return
+        if change is None or not math.isfinite(change):
+            # At the first computed step there is nothing to forecast from.
+            self._blind = len(self._computed) > 1
+            self._broken += self._blind
             return
         expected = self._expected.get(step.index)
         if expected is not None:
@@ -241,7 +248,7 @@ class BudgetPolicy(Policy):
             said.append("no profile: the default plan of the budget; unicp tune finds the best ones for this model")
         if self._extra:
             said.append(f"{self._extra} of {self._reserve} steps of the reserve were spent where forecasts failed")
-        return said
+        return said + ([no_numbers(self._broken)] if self._broken else [])
 
     def why_idle(self) -> str:
         return "its plan computes every step of this run; ask for a target_speedup above 1, or give more steps"

@@ -27,6 +27,7 @@ from . import (
     check_number,
     config_from_dict,
     make_policy,
+    no_numbers,
     register,
 )
 
@@ -202,6 +203,7 @@ class UniCPPolicy(Policy):
         self.state: dict[str, UnitState] = {}
         self.maps: dict[str, UnitState] = {}
         self.smallest = math.inf
+        self.broken = 0
 
     def needs(self) -> Needs:
         kinds = ("attention", "cross_attention", "mlp")
@@ -321,6 +323,7 @@ class UniCPPolicy(Policy):
             else:
                 continue
             limit = config.threshold(self.kinds[unit])
+            self.broken += age > 0 and (change is None or not math.isfinite(change))
             window = 1
             per_step = math.inf if change is None else change / max(age, 1)
             if limit > 0:
@@ -336,7 +339,7 @@ class UniCPPolicy(Policy):
         said = self.inner.notes() if self.inner is not None else []
         if self.config.profile is None and self.config.pcas and self.config.delta_prune > 0:
             said.append("sliced attention (PCAS) needs a profile: unicp calibrate makes one; nothing was sliced")
-        return said
+        return said + ([no_numbers(self.broken)] if self.broken else [])
 
     def why_idle(self) -> str:
         config = self.config
