@@ -45,8 +45,14 @@ train-demo: $(READY) ## train the demo model and write it into src/unicp/demo/mo
 evaluate-demo: $(READY) ## judge the demo model's videos from their pixels, on captions it never saw
 	$(BIN)/python -m training.evaluate
 
-bench: $(READY) ## measure AdaCache on the demo model: wall-clock and quality
+bench: $(READY) ## measure on the demo model: wall-clock and quality (about an hour)
 	$(BIN)/python -m benchmarks.adacache
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.ablation
+	$(BIN)/python -m benchmarks.budget
+	$(BIN)/python -m benchmarks.slicing
+	$(BIN)/python -m benchmarks.timeline
+	$(BIN)/python -m benchmarks.readme
 
 clean: ## remove .venv, caches and demo-out/ (training/runs stays)
 	rm -rf $(VENV) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

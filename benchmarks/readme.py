@@ -1,8 +1,8 @@
-"""Write the measured figures into the README, from the committed results.
+"""Write the measured figures into the README and docs/results.md, from the committed results.
 
     python -m benchmarks.readme            # after make bench
 
-A test holds the README to these files, so no number in it comes from anywhere else.
+A test holds both to these files, so no number in them comes from anywhere else.
 """
 
 from __future__ import annotations
@@ -61,12 +61,81 @@ def block() -> str:
     return "\n".join([BEGIN, "", *lines, "", END])
 
 
+def _provenance(results: dict[str, Any]) -> str:
+    about = results["provenance"]
+    machine, versions = about["machine"], about["versions"]
+    return (
+        f"`{about['command']}`, {about['date']}, {machine['gpu'] or machine['processor']}, {machine['cores']} cores; "
+        f"torch {versions['torch']}, diffusers {versions['diffusers']}."
+    )
+
+
+def _table(results: dict[str, Any], name: str) -> list[str]:
+    """A table of methods on the demo model."""
+    lines = [
+        f"{len(results['prompts'])} held-out captions, {results['steps']} steps; speed-up: wall-clock of the denoising "
+        "loop, median over the captions, each",
+        "against the unaccelerated run of the same caption a few runs before.",
+        "",
+        f"| {name} | arithmetic | speed-up | PSNR, mean / worst | SSIM | motion ratio |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in results["table"]:
+        lines.append(
+            f"| {row[name]} | {row['computed_fraction']:.0%} | {row['speedup']:.2f}× "
+            f"| {row['psnr']:.1f} / {row['psnr_worst']:.1f} dB | {row['ssim']:.3f} | {row['motion_ratio']:.2f} |"
+        )
+    return [*lines, "", _provenance(results), ""]
+
+
+def page() -> str:
+    """docs/results.md."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `python -m benchmarks.readme` from `benchmarks/results/`. All of it is one small model on a CPU:",
+        "how the methods behave, not what a large model on a GPU will show. Quality is against the unaccelerated video",
+        "of the same caption and seed. Arithmetic: share of the denoiser's parameters that calls run through.",
+        "",
+    ]
+    ablation, budget, slicing = (_load(RESULTS / f"{name}.json") for name in ("ablation", "budget", "slicing"))
+    lines += ["## UniCP, part by part", "", *_table(ablation, "variant")]
+    lines += ["![Change of the modules' outputs from step to step, and what UniCP does](images/unicp-curves.png)", ""]
+    lines += ["![Slicing error by rank](images/unicp-slicing.png)", ""]
+    lines += ["## The budget", "", *_table(budget, "method")]
+    prediction = budget["prediction"]
+    lines += [
+        f"`min_psnr=35` was reached by {budget['min_psnr_35_reached']:.0%} of the captions. Predicted against real",
+        f"error of {prediction['plans']} random plans: Spearman's rank correlation {prediction['spearman']:.2f}.",
+        f"Tuned on {budget['tuning_prompts']} captions of the training side.",
+        "",
+    ]
+    lines += [
+        "## Sliced attention by sequence length",
+        "",
+        f"One self-attention module of the Wan architecture, {slicing['heads']} heads of {slicing['head_size']},",
+        "random weights: the whole module is timed, projections included. The error is that of random weights, which",
+        "have no preferred directions: the worst there is.",
+        "",
+        "| tokens | rank | speed-up (least to most) | arithmetic | error, random weights |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for row in slicing["rows"]:
+        ratio = row["speedup"]
+        lines.append(
+            f"| {row['tokens']} | {row['rank']} | {ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) "
+            f"| {row['arithmetic_speedup']:.2f}× | {row['error_random_weights']:.2f} |"
+        )
+    return "\n".join([*lines, "", _provenance(slicing), ""])
+
+
 def main() -> None:
+    (ROOT / "docs" / "results.md").write_text(page())
     path = ROOT / "README.md"
     text = path.read_text()
     before, _, rest = text.partition(BEGIN)
     path.write_text(before + block() + rest.partition(END)[2])
-    print("README.md written")
+    print("README.md and docs/results.md written")
 
 
 if __name__ == "__main__":
