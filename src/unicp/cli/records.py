@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..bench.harness import Made
 from ..policies import Config
 from .pipelines import Model
-from .running import Made
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
