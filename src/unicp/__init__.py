@@ -21,6 +21,8 @@ _HOMES = {
     "UniCPConfig": "policies.unicp",
     "calibrate": "calibration",
     "Profile": "profiles",
+    "compare": "bench.compare",
+    "Comparison": "bench.comparison",
     "ModelSpec": "specs",
     "BlockList": "specs",
     "register_spec": "specs",
@@ -32,6 +34,8 @@ __all__ = [*_HOMES, "__version__", "demo"]
 
 if TYPE_CHECKING:
     from . import demo as demo
+    from .bench.compare import compare as compare
+    from .bench.comparison import Comparison as Comparison
     from .calibration import calibrate as calibrate
     from .errors import UnicpError as UnicpError
     from .errors import UnicpWarning as UnicpWarning

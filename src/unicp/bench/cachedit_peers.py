@@ -14,7 +14,9 @@ def _library() -> Any:
         import cache_dit
     except ImportError as error:
         raise missing_extra("cache-dit", "peers", "its caches") from error
-    logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "cache_dit":  # each of its modules has a talkative logger of its own
+            logging.getLogger(name).setLevel(logging.ERROR)
     return cache_dit
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..report import SessionReport
@@ -26,7 +24,8 @@ class Made:
         total_seconds: the pipeline's whole call, with text encoding and decoding.
         report: ``None`` where nothing of unicp's was in force.
         latents: final latents on the CPU in float32, in the pipeline's own shape; ``None`` if it does not say them.
-        peak_bytes: most memory that the call took beyond what was held before it; ``None`` if that cannot be measured.
+        peak_bytes: most memory that the denoising loop took on a CUDA device, beyond what was held before the call;
+            ``None`` elsewhere (:mod:`unicp.bench.observe` counts tensors on any device).
     """
 
     frames: Any
@@ -71,6 +70,16 @@ class Watch:
     ended: float | None = None
     steps: int = 0
     latents: Any = field(default=None, repr=False)
+    held: int = 0
+    peak_bytes: int | None = None
+
+    def mark_memory(self) -> None:
+        """Just before the call."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.held = torch.cuda.memory_allocated()
 
     def start(self, *_: Any) -> None:
         """Before a denoiser runs."""
@@ -79,15 +88,22 @@ class Watch:
 
     def finish(self, *_: Any) -> None:
         """After a denoiser ran, where the pipeline does not say when a step ends."""
-        self.ended = now()
+        self._end()
         self.steps = len(getattr(self.pipe.scheduler, "timesteps", ()))
+
+    def _end(self) -> None:
+        import torch
+
+        self.ended = now()
+        if torch.cuda.is_available():
+            self.peak_bytes = torch.cuda.max_memory_allocated() - self.held
 
     def step_end(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's ``callback_on_step_end``."""
         self.steps = index + 1
         total = len(pipe.scheduler.timesteps)
         if self.steps == total:
-            self.ended = now()
+            self._end()
             self.latents = tensors.get("latents")
         if self.on_step is not None:
             self.on_step(pipe, self.steps, total)
@@ -96,45 +112,6 @@ class Watch:
     @property
     def loop_seconds(self) -> float | None:
         return self.ended - self.began if self.began is not None and self.ended is not None else None
-
-
-class _Peak:
-    bytes: int | None = None
-
-
-def _resident(field_name: str) -> int:
-    for line in Path("/proc/self/status").read_text("ascii").splitlines():
-        if line.startswith(field_name + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(field_name)
-
-
-@contextmanager
-def peak_memory() -> Iterator[_Peak]:
-    """The most memory that was taken inside, beyond what was held at its beginning.
-
-    On a CUDA device what torch allocated there; on a Linux CPU the resident memory of the process, which is coarse (an
-    allocator keeps what it once got); elsewhere ``None``.
-    """
-    import torch
-
-    peak = _Peak()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield peak
-        peak.bytes = torch.cuda.max_memory_allocated() - before
-        return
-    start: int | None = None
-    if sys.platform == "linux":
-        try:
-            Path("/proc/self/clear_refs").write_text("5", "ascii")  # the high-water mark starts anew
-            start = _resident("VmRSS")
-        except OSError:
-            start = None  # not every container allows it
-    yield peak
-    if start is not None:
-        peak.bytes = max(0, _resident("VmHWM") - start)
 
 
 def generate(
@@ -168,7 +145,7 @@ def generate(
             stack.callback(module.register_forward_pre_hook(watch.start).remove)
             if not says_steps:
                 stack.callback(module.register_forward_hook(watch.finish).remove)
-        peak = stack.enter_context(peak_memory())
+        watch.mark_memory()
         began = now()
         output = pipe(**call, **extra)
         total = now() - began
@@ -186,5 +163,5 @@ def generate(
         total_seconds=total,
         report=None,
         latents=None if latents is None else latents.detach().float().cpu(),
-        peak_bytes=peak.bytes,
+        peak_bytes=watch.peak_bytes,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -39,17 +40,21 @@ class Observation:
         blocks: names of the blocks, as :attr:`Call.blocks` counts them.
         flops: floating-point operations inside the denoisers (``torch.utils.flop_counter``: matrix products,
             convolutions and attention), ``None`` if they could not be told apart.
+        peak_bytes: most bytes of tensors that were alive at once until the last denoising step was over, without the
+            pipeline's weights.
     """
 
     calls: list[Call] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
     flops: int | None = None
+    peak_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, rounded: they are for pictures."""
         return {
             "blocks": self.blocks,
             "flops": self.flops,
+            "peak_bytes": self.peak_bytes,
             "calls": [
                 {
                     "step": call.step,
@@ -70,7 +75,7 @@ class _Observer:
         self.last: dict[tuple[str, int], Any] = {}
         self.places: dict[str, int] = {}
         self.sizes: dict[int, int] = {}
-        self.whole = 0
+        self.live: Any = None
 
     def enter(self, *_: Any) -> None:
         self.running = {}
@@ -95,6 +100,8 @@ class _Observer:
 
     def end_step(self) -> None:
         self.step, self.branch = self.step + 1, 0
+        if self.live is not None:
+            self.seen.peak_bytes = self.live.peak
 
 
 def _size(module: Any) -> int:
@@ -144,7 +151,10 @@ def observing(pipe: Any, *, count: bool = True) -> Iterator[tuple[Observation, A
             span = range(first, len(seen.blocks))
             stack.callback(denoiser.register_forward_pre_hook(observer.enter).remove)
             stack.callback(denoiser.register_forward_hook(_leaver(observer, name, whole, span)).remove)
-        counter = stack.enter_context(_flop_counter()) if count else None
+        counter = None
+        if count:
+            observer.live = stack.enter_context(_live_tensors(pipe))
+            counter = stack.enter_context(_flop_counter())
         yield seen, observer.end_step
         if counter is not None:
             counts = counter.get_flop_counts()
@@ -172,3 +182,43 @@ def _flop_counter() -> Any:
         return int(sdpa_flop_count(query, key, value))
 
     return FlopCounterMode(display=False, depth=1, custom_mapping={} if fused is None else {fused: attention})
+
+
+def _live_tensors(pipe: Any) -> Any:
+    """A mode that adds up the storages of all tensors that come and go, the weights' aside."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_iter
+
+    class Live(TorchDispatchMode):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.known: set[int] = set()
+            self.now = self.peak = 0
+            for part in pipe.components.values():
+                if isinstance(part, torch.nn.Module):
+                    for tensor in (*part.parameters(), *part.buffers()):
+                        self.known.add(tensor.untyped_storage()._cdata)
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            for tensor in tree_iter(made):
+                if isinstance(tensor, torch.Tensor):
+                    self.note(tensor.untyped_storage())
+            return made
+
+        def note(self, storage: Any) -> None:
+            key = storage._cdata
+            if key in self.known:
+                return
+            size = storage.nbytes()
+            self.known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.gone, key, size)
+
+        def gone(self, key: int, size: int) -> None:
+            self.known.discard(key)
+            self.now -= size
+
+    return Live()
