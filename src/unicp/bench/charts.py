@@ -21,6 +21,8 @@ class Dot:
     low: float | None = None
     high: float | None = None
     title: str = ""
+    off: bool = False
+    """Beyond the scale (an identical video has no PSNR): drawn at the top edge, not joined to the others."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Axes:
     y: tuple[float, float]
     left: float = 52
     bottom: float = 42
-    top: float = 14
+    top: float = 20
     right: float = 14
 
     def px(self, value: float) -> float:
@@ -81,11 +83,12 @@ class Axes:
             y = self.height - self.bottom + 16
             parts.append(f'<text class="tick" x="{x}" y="{y}" text-anchor="middle">{value:g}{x_suffix}</text>')
         middle = (self.left + self.width - self.right) / 2
-        parts.append(f'<text class="axis" x="{middle}" y="{self.height - 6}" text-anchor="middle">{escape(x_title)}</text>')
         high = (self.top + self.height - self.bottom) / 2
-        parts.append(
-            f'<text class="axis" transform="translate(13 {high}) rotate(-90)" text-anchor="middle">{escape(y_title)}</text>'
-        )
+        for place, title in (
+            (f"translate({middle} {self.height - 6})", x_title),
+            (f"translate(13 {high}) rotate(-90)", y_title),
+        ):
+            parts.append(f'<text class="axis" transform="{place}" text-anchor="middle">{escape(title)}</text>')
         return parts
 
 
@@ -101,6 +104,11 @@ def _mark(x: float, y: float, shape: str, size: float) -> str:
     return f'<circle cx="{x}" cy="{y}" r="{size}"/>'
 
 
+def _svg(kind: str, width: float, height: float, label: str, body: str) -> str:
+    said = f'role="img" aria-label="{escape(label)}"'
+    return f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" {said}>{body}</svg>'
+
+
 def _padded(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = (high - low) * margin or max(abs(high) * margin, 0.5)
@@ -108,37 +116,50 @@ def _padded(values: Sequence[float], margin: float = 0.06) -> tuple[float, float
 
 
 def scatter(
-    curves: Sequence[Curve], x_title: str, y_title: str, *, width: float = 760, height: float = 430, label: str = ""
+    curves: Sequence[Curve],
+    x_title: str,
+    y_title: str,
+    *,
+    width: float = 760,
+    height: float = 430,
+    label: str = "",
+    kind_of: str = "",
 ) -> str:
     """Curves of dots with intervals: speed to the right, quality upwards."""
     dots = [dot for curve in curves for dot in curve.dots]
     if not dots:
         return '<p class="quiet">nothing to draw</p>'
-    heights = [v for dot in dots for v in (dot.y, dot.low, dot.high) if v is not None]
+    heights = [v for dot in dots if not dot.off for v in (dot.y, dot.low, dot.high) if v is not None] or [0.0, 1.0]
     across = _padded([dot.x for dot in dots] + [1.0], 0.04)
     axes = Axes(width, height, across, _padded(heights))
     parts = axes.frame(x_title, y_title, "×")
+    if any(dot.off for dot in dots):
+        parts.append(f'<text class="tick" x="{axes.left + 4}" y="{axes.top - 2}">identical</text>')
     if across[0] < 1 < across[1]:
-        parts.append(f'<line class="one" x1="{axes.px(1)}" x2="{axes.px(1)}" y1="{axes.top}" y2="{height - axes.bottom}"/>')
+        parts.append(
+            f'<line class="one" x1="{axes.px(1)}" x2="{axes.px(1)}" y1="{axes.top}" y2="{height - axes.bottom}"/>'
+        )
     # Ours are drawn last, on top.
     for curve in sorted(curves, key=lambda curve: curve.ours):
         style = f"--c:var(--c{curve.colour % COLOURS})"
         kind = "curve ours" if curve.ours else "curve"
         parts.append(f'<g class="{kind}" data-method="{escape(curve.name)}" style="{style}">')
         ordered = sorted(curve.dots, key=lambda dot: dot.x)
-        way = " ".join(f"{axes.px(dot.x)},{axes.py(dot.y)}" for dot in ordered)
+        way = " ".join(f"{axes.px(dot.x)},{axes.py(dot.y)}" for dot in ordered if not dot.off)
         dashes = ' stroke-dasharray="5 4"' if curve.dashed else ""
         parts.append(f'<polyline points="{way}"{dashes}/>')
         for dot in ordered:
-            x, y = axes.px(dot.x), axes.py(dot.y)
+            x, y = axes.px(dot.x), axes.top if dot.off else axes.py(dot.y)
             parts.append(f"<g><title>{escape(dot.title)}</title>")
-            if dot.low is not None and dot.high is not None:
-                parts.append(f'<line class="interval" x1="{x}" x2="{x}" y1="{axes.py(dot.low)}" y2="{axes.py(dot.high)}"/>')
-            parts.append(_mark(x, y, SHAPES[curve.colour // COLOURS % len(SHAPES) if curve.colour >= COLOURS else curve.colour % len(SHAPES)], 4.6))
+            if dot.low is not None and dot.high is not None and not dot.off:
+                parts.append(
+                    f'<line class="interval" x1="{x}" x2="{x}" y1="{axes.py(dot.low)}" y2="{axes.py(dot.high)}"/>'
+                )
+            parts.append(_mark(x, y, SHAPES[curve.colour % len(SHAPES)], 4.6))
             parts.append("</g>")
         parts.append("</g>")
     body = "".join(parts)
-    return f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label or y_title)}">{body}</svg>'
+    return _svg(f"chart {kind_of}".strip(), width, height, label or y_title, body)
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str) -> str:
@@ -156,7 +177,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_t
         parts.append(
             f'<g class="curve" style="--c:var(--c{number})"><title>{escape(name)}</title><polyline points="{way}"/></g>'
         )
-    return f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(y_title)}">{"".join(parts)}</svg>'
+    return _svg("chart", width, height, y_title, "".join(parts))
 
 
 def timeline(rows: Sequence[tuple[str, Sequence[float]]], *, label: str) -> str:
@@ -170,7 +191,9 @@ def timeline(rows: Sequence[tuple[str, Sequence[float]]], *, label: str) -> str:
     for number, (name, cells) in enumerate(rows):
         y = number * (tall + 1)
         if len(rows) < 5 or number % max(1, len(rows) // 4) == 0:
-            parts.append(f'<text class="tick" x="{left - 6}" y="{y + tall - 2.5}" text-anchor="end">{escape(name)}</text>')
+            parts.append(
+                f'<text class="tick" x="{left - 6}" y="{y + tall - 2.5}" text-anchor="end">{escape(name)}</text>'
+            )
         for step, share in enumerate(cells):
             x = left + step * cell
             shade = 0.08 + 0.92 * max(0.0, min(1.0, share))
@@ -178,4 +201,4 @@ def timeline(rows: Sequence[tuple[str, Sequence[float]]], *, label: str) -> str:
                 f'<rect class="cell" x="{x:.1f}" y="{y:.1f}" width="{max(0.6, cell - 0.8):.1f}" height="{tall:g}" '
                 f'fill-opacity="{shade:.2f}"><title>step {step + 1}: {share:.0%} computed</title></rect>'
             )
-    return f'<svg class="timeline" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return _svg("timeline", width, height, label, "".join(parts))

@@ -234,7 +234,9 @@ class _Comparing:
     @contextmanager
     def _applied(self, entry: _Entry, prompt: str | None) -> Iterator[tuple[Run, Mapping[str, Any]]]:
         """A fresh pipeline with the method on it, and the arguments to call it with."""
-        run = Run(fresh(self.pipe), self._with_prompt(prompt), self.calibrated.get(entry.peer.name if entry.peer else ""))
+        run = Run(
+            fresh(self.pipe), self._with_prompt(prompt), self.calibrated.get(entry.peer.name if entry.peer else "")
+        )
         try:
             yield run, run.call if entry.peer is None else entry.peer.apply(run, entry.label)
         finally:
@@ -258,9 +260,7 @@ class _Comparing:
         self._step(entry, time.perf_counter() - began)
         return found
 
-    def _timed(
-        self, entry: _Entry, prompt: str | None, number: int, repeat: int, reference: Result | None
-    ) -> Result:
+    def _timed(self, entry: _Entry, prompt: str | None, number: int, repeat: int, reference: Result | None) -> Result:
         key = self._key("run", entry, prompt, repeat)
         known = self.kept.get(key)
         if known is not None:

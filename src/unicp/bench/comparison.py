@@ -199,11 +199,15 @@ class Comparison:
         return {name: sorted(rows, key=lambda row: row.loop_speedup.value) for name, rows in found.items()}
 
     def at_speedup(self, speedup: float, measure: str = "psnr") -> dict[str, float | None]:
-        """A quality figure of each method at the same speed: on the line between its points, ``None`` outside."""
+        """A quality figure of each method at the same speed: on the line between its points, ``None`` outside.
+
+        Points whose videos are identical to the unaccelerated ones have no PSNR to draw a line to, and are left out.
+        """
         found: dict[str, float | None] = {}
         for name, rows in self.curves().items():
             pairs = [(r.loop_speedup.value, e.value) for r in rows if (e := r.quality.get(measure)) is not None]
-            found[name] = interpolate(pairs, speedup)
+            endless = HIGHEST_PSNR if "psnr" in measure else math.inf
+            found[name] = interpolate([pair for pair in pairs if pair[1] < endless], speedup)
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -259,7 +263,8 @@ class Comparison:
         return write(self, Path(path), fps=fps)
 
     def __str__(self) -> str:
-        lines = [f"{'method':<38} {'loop':>6} {'whole':>6} {'computed':>8} {'PSNR':>6} {'worst':>6} {'SSIM':>6} {'motion':>6}"]
+        heads = f"{'loop':>6} {'whole':>6} {'computed':>8} {'PSNR':>6} {'worst':>6} {'SSIM':>6} {'motion':>6}"
+        lines = [f"{'method':<38} {heads}"]
         for row in self.rows():
             psnr, ssim, motion = (row.quality.get(name) for name in ("psnr", "ssim", "motion_ratio"))
             fraction = "" if row.computed_fraction is None else f"{row.computed_fraction:.0%}"

@@ -75,7 +75,9 @@ class MagCache(_Hooked):
         said = io.StringIO()
         with contextlib.redirect_stdout(said):  # printing is the only way it gives them
             generate(run.pipe, run.call)
-        found = [ast.literal_eval(line) for line in said.getvalue().splitlines() if re.fullmatch(r"\[[^\]a-zA-Z]*\]", line)]
+        found = [
+            ast.literal_eval(line) for line in said.getvalue().splitlines() if re.fullmatch(r"\[[^\]a-zA-Z]*\]", line)
+        ]
         if not found or len({len(ratios) for ratios in found}) != 1:
             raise UnicpError("MagCache's calibration gave no ratios: its hooks never saw a whole run of this pipeline")
         return [sum(ratios) / len(found) for ratios in zip(*found, strict=True)]

@@ -45,6 +45,10 @@ def check_bare(pipe: Any, name: str, denoiser: Any) -> None:
                 "take it off first (unicp.restore(pipe), transformer.disable_cache())"
             )
         if hasattr(module, "_hf_hook"):
-            raise UnicpError(f"the {name} of this {what} is offloaded; compare needs all of it on one device: pipe.to(...)")
+            raise UnicpError(
+                f"the {name} of this {what} is offloaded; compare needs all of it on one device: pipe.to(...)"
+            )
     if getattr(pipe, "_context_manager", None) is not None:
-        raise UnicpError(f"cache-dit is enabled on this {what}; compare needs the bare pipeline: cache_dit.disable_cache(pipe)")
+        raise UnicpError(
+            f"cache-dit is enabled on this {what}; compare needs the bare pipeline: cache_dit.disable_cache(pipe)"
+        )

@@ -136,7 +136,9 @@ def observing(pipe: Any, *, count: bool = True) -> Iterator[tuple[Observation, A
             for list_name, blocks in block_lists(denoiser).items():
                 for index, block in enumerate(blocks):
                     number = len(seen.blocks)
-                    seen.blocks.append(f"{list_name}.{index}" if name == "transformer" else f"{name}.{list_name}.{index}")
+                    seen.blocks.append(
+                        f"{list_name}.{index}" if name == "transformer" else f"{name}.{list_name}.{index}"
+                    )
                     observer.sizes[number] = sum(_size(module) for module in block.modules())
                     owner.update({id(module): number for module in block.modules()})
             whole = 0
@@ -144,7 +146,9 @@ def observing(pipe: Any, *, count: bool = True) -> Iterator[tuple[Observation, A
                 size = _size(module)
                 if size and module is not denoiser and not any(True for _ in module.children()):
                     whole += size
-                    stack.callback(module.register_forward_pre_hook(_counter(observer, owner.get(id(module), -1), size)).remove)
+                    stack.callback(
+                        module.register_forward_pre_hook(_counter(observer, owner.get(id(module), -1), size)).remove
+                    )
                 elif size and id(module) in owner:
                     # Bare parameters of a block (modulation tables) belong to no layer that is called.
                     observer.sizes[owner[id(module)]] -= size

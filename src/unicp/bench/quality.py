@@ -36,7 +36,9 @@ MEASURES = (
     Measure("lpips", "LPIPS", "", False, 4, "learnt perceptual distance (AlexNet)"),
     Measure("latent_change", "latent L1", "", False, 4, "relative L1 distance of the final latents"),
     Measure("temporal_psnr", "temporal PSNR", "dB", True, 1, "PSNR of the changes between neighbouring frames"),
-    Measure("motion_ratio", "motion ratio", "", None, 3, "motion energy over the unaccelerated video's; below 1: damped"),
+    Measure(
+        "motion_ratio", "motion ratio", "", None, 3, "motion energy over the unaccelerated video's; below 1: damped"
+    ),
 )
 CAPTION = ("colour", "count", "direction", "speed")
 """What the demo model's caption check judges."""

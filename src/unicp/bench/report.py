@@ -13,7 +13,7 @@ from .. import __version__
 from ..video import staged
 from .charts import COLOURS, Curve, Dot, lines, scatter, timeline
 from .comparison import Comparison, Point, Row
-from .quality import CAPTION, MEASURES, Measure
+from .quality import CAPTION, HIGHEST_PSNR, MEASURES, Measure
 from .sprites import layout
 from .statistics import Estimate
 
@@ -33,7 +33,6 @@ class _Cell:
 
     text: str
     interval: str = ""
-    best: bool = False
 
 
 def write(comparison: Comparison, path: Path, *, fps: float) -> Path:
@@ -68,13 +67,11 @@ def html(comparison: Comparison, *, fps: float) -> str:
         measures=measures,
         kinds=kinds,
         charts={
-            (m.name, kind): Markup(_chart(comparison, curves, colours, m, kind, title))
-            for m in measures
-            for kind, title in kinds
+            (m.name, kind): Markup(_chart(curves, colours, m, kind, title)) for m in measures for kind, title in kinds
         },
         rankings=rankings(comparison),
         columns=measures,
-        rows=[(row, colours[row.method], _cells(row, measures, comparison)) for row in comparison.rows()],
+        rows=[(row, colours[row.method], _cells(row, measures)) for row in comparison.rows()],
         caption=_caption(comparison),
         caption_names=CAPTION,
         timelines=[
@@ -117,7 +114,6 @@ def forward(comparison: Comparison) -> dict[str, str]:
 
 
 def _chart(
-    comparison: Comparison,
     curves: Mapping[str, list[Row]],
     colours: Mapping[str, int],
     measure: Measure,
@@ -131,15 +127,20 @@ def _chart(
             value, speed = row.quality.get(measure.name), getattr(row, kind)
             if value is not None:
                 said = f"{row.name}: {speed.value:.2f}× as fast, {measure.title} {_figure(value.value, measure)}"
-                dots.append(Dot(speed.value, value.value, value.low, value.high, said))
+                off = "psnr" in measure.name and value.value >= HIGHEST_PSNR
+                dots.append(Dot(speed.value, value.value, value.low, value.high, said, off))
         if dots:
             drawn.append(Curve(name, dots, colours[name], rows[0].ours, name == "fewer-steps"))
     unit = f" ({measure.unit})" if measure.unit else ""
-    return scatter(drawn, f"speed-up of the {title}, wall-clock", measure.title + unit, label=f"{measure.title} over speed")
+    said = f"{measure.title} over speed"
+    across, upwards = f"speed-up of the {title}, wall-clock", measure.title + unit
+    # Two sizes: what reads well on a desk is too small on a phone.
+    wide = scatter(drawn, across, upwards, label=said, kind_of="for-desk")
+    return wide + scatter(drawn, across, upwards, width=400, height=340, label=said, kind_of="for-phone")
 
 
 def _figure(value: float, measure: Measure) -> str:
-    if "psnr" in measure.name and value >= 100:
+    if "psnr" in measure.name and value >= HIGHEST_PSNR:
         return "identical"
     return f"{value:.{measure.digits}f}" + (f" {measure.unit}" if measure.unit else "")
 
@@ -159,7 +160,7 @@ def _interval(value: Estimate, digits: int) -> str:
     return "" if value.low is None or value.high is None else f"{value.low:.{digits}f} to {value.high:.{digits}f}"
 
 
-def _cells(row: Row, measures: list[Measure], comparison: Comparison) -> list[_Cell]:
+def _cells(row: Row, measures: list[Measure]) -> list[_Cell]:
     loop, total = row.loop_speedup, row.total_speedup
     cells = [
         _Cell(f"{loop.value:.2f}×", _interval(loop, 2)),
@@ -246,7 +247,7 @@ def _players(
         figures.setdefault(point.name, {})[number] = {
             "seconds": round(result.loop_seconds, 3),
             "speedup": round(base[number].loop_seconds / result.loop_seconds, 2),
-            "psnr": None if not result.quality else min(100.0, float(result.quality["psnr"] or 0)),
+            "psnr": None if not result.quality else min(HIGHEST_PSNR, float(result.quality["psnr"] or 0)),
         }
     names = [comparison.baseline.name, *(p.name for p in comparison.points if p.name in videos)]
     by_name = {point.name: point for point in comparison.points}
@@ -258,6 +259,8 @@ def _players(
         "points": [
             {
                 "name": name,
+                "method": by_name[name].method if name in by_name else name,
+                "label": by_name[name].label if name in by_name else "",
                 "colour": colours[by_name[name].method] % COLOURS if name in by_name else -1,
                 "forward": name in shown.values(),
                 "ours": name in by_name and by_name[name].ours,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import median
 
 RESAMPLES = 2000
@@ -86,7 +87,7 @@ def interpolate(points: Sequence[tuple[float, float]], x: float) -> float | None
     15.0
     """
     ordered = sorted(points)
-    for (x0, y0), (x1, y1) in zip(ordered, ordered[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(ordered):
         if x0 <= x <= x1:
             return y0 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return None

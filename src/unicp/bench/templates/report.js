@@ -123,10 +123,11 @@
     button.type = "button";
     button.dataset.point = canvas.dataset.point = point.name;
     size(canvas);
-    const name = document.createElement("span");
-    name.textContent = point.name;
+    const name = document.createElement("b"), label = document.createElement("span");
+    name.textContent = point.method;
+    label.textContent = point.label || "all steps";
     button.title = point.name;
-    button.append(canvas, name, document.createElement("em"));
+    button.append(canvas, name, label, document.createElement("em"));
     button.onclick = () => { if (point.name !== data.baseline) { state.method = point.name; change(); } };
     $("wall").append(button);
   }
