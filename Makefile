@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 PROMPT ?= a red ball bouncing fast over a gray striped background
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow format train-demo evaluate-demo bench clean
+.PHONY: help install demo test test-slow format train-demo evaluate-demo bench bench-compare clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,10 @@ evaluate-demo: $(READY) ## judge the demo model's videos from their pixels, on c
 
 bench: $(READY) ## measure AdaCache on the demo model: wall-clock and quality
 	$(BIN)/python -m benchmarks.adacache
+
+bench-compare: $(READY) ## measure every method and peer on the demo model, at 50 and 30 steps (hours; resumes)
+	$(BIN)/python -m benchmarks.compare --steps 50
+	$(BIN)/python -m benchmarks.compare --steps 30
 
 clean: ## remove .venv, caches and demo-out/ (training/runs stays)
 	rm -rf $(VENV) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

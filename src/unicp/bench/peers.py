@@ -84,7 +84,7 @@ class Peer(abc.ABC):
             Exception: whatever the peer raises where it does not apply; it is shown as that peer's result.
         """
 
-    def remove(self, run: Run) -> None:
+    def remove(self, run: Run) -> None:  # noqa: B027
         """Take it off again (each run has a pipeline of its own; this is for what lives outside of it)."""
 
     def report(self, run: Run) -> Any:
