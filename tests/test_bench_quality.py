@@ -33,7 +33,7 @@ def test_identical(video: np.ndarray) -> None:
     latents = torch.randn(1, 4, 3, 2, 2)
     found = quality.distances(video, video, latents, latents)
     assert found["psnr"] == math.inf and found["temporal_psnr"] == math.inf
-    assert found["ssim"] == pytest.approx(1, abs=1e-6) and found["ms_ssim"] == pytest.approx(1, abs=1e-6)
+    assert found["ssim"] == pytest.approx(1, abs=1e-4) and found["ms_ssim"] == pytest.approx(1, abs=1e-4)
     assert found["latent_change"] == 0 and found["motion_ratio"] == 1
     assert (found["lpips"] is None) == bool(quality.lpips_missing())
 
@@ -166,7 +166,7 @@ def test_a_sheet_holds_every_frame(video: np.ndarray) -> None:
 
 
 def test_large_videos_become_small_sheets() -> None:
-    large = np.zeros((81, 480, 832, 3), np.float32)
+    large = np.zeros((81, 60, 640, 3), np.uint8)
     plan = sprites.layout(*large.shape[:3])
     assert (plan.frames, plan.width, plan.lossless) == (41, 320, False)
     assert Image.open(io.BytesIO(sprites.sheet(large))).size[0] == plan.columns * 320

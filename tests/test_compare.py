@@ -21,7 +21,8 @@ from unicp.bench import compare as module
 from unicp.bench.diffusers_peers import MagCache, patterns
 from unicp.bench.harness import generate
 from unicp.bench.isolation import fresh
-from unicp.bench.peers import Peer, Run, known, resolve
+from unicp.bench.peers import Ours, Peer, Run, known, resolve
+from unicp.policies import config_types
 
 PROMPTS = ["a red ball bouncing", "a blue star"]
 CALL: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 6, "guidance_scale": 3.0}
@@ -53,7 +54,10 @@ def all_of_them(pipe: Any) -> Any:
     """Everything that is known, with few points each, on one prompt."""
     few = {"first-block-cache": (0.2,), "taylorseer": (2,), "pab": (2,), "fastercache": (2,), "magcache": (0.5,)}
     few |= {"seacache": (0.9,), "cache-dit-dbcache": (0.2,), "cache-dit-taylorseer": (0.2,), "fewer-steps": (0.5,)}
-    peers = [make() for name, make in known().items() if name not in few]
+    peers: list[Peer] = []
+    for kind in config_types().values():
+        for name, configs in kind.curves(CALL["num_inference_steps"]).items():
+            peers.append(Ours(name, dict(list(configs.items())[-1:])))
     peers += [type(known()[name]())(values) for name, values in few.items()]
     return unicp.compare(pipe, [*peers, Broken()], PROMPTS[:1], progress=False, **CALL)
 
@@ -243,9 +247,9 @@ def command(wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_command(command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("a red ball", "--methods", "schedule,fewer-steps=3", "--report", "out/page.html") == 0
+    assert command("a red ball", "--methods", "first-block-cache=0.2,fewer-steps=3", "--report", "out/page.html") == 0
     said = capsys.readouterr().out
-    assert "schedule interval=2" in said and "fewer-steps steps=3" in said and "wrote out/page.html" in said
+    assert "first-block-cache threshold=0.2" in said and "fewer-steps steps=3" in said and "wrote out/page.html" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["page.html", "page.json", "page.sqlite"]
 
 

@@ -225,8 +225,8 @@ class _Comparing:
                     known = {"value": peer.calibrate(run, lambda pipe, call: generate(pipe, call, seed=self.seed))}
                     self.kept.put(key, known)
                 self.calibrated[peer.name] = known["value"]
-            except Exception:
-                self.calibrated[peer.name] = None  # its first run says why it cannot go on
+            except Exception as error:
+                self.calibrated[peer.name] = error  # becomes the error of each of its settings
 
     def _with_prompt(self, prompt: str | None) -> dict[str, Any]:
         return dict(self.call) if prompt is None else {"prompt": prompt, **self.call}
@@ -237,6 +237,8 @@ class _Comparing:
         run = Run(
             fresh(self.pipe), self._with_prompt(prompt), self.calibrated.get(entry.peer.name if entry.peer else "")
         )
+        if isinstance(run.calibrated, Exception):
+            raise run.calibrated
         try:
             yield run, run.call if entry.peer is None else entry.peer.apply(run, entry.label)
         finally:

@@ -39,7 +39,7 @@ class Observation:
         calls: in their order.
         blocks: names of the blocks, as :attr:`Call.blocks` counts them.
         flops: floating-point operations inside the denoisers (``torch.utils.flop_counter``: matrix products,
-            convolutions and attention), ``None`` if they could not be told apart.
+            convolutions and attention), ``None`` if they were not counted.
         peak_bytes: most bytes of tensors that were alive at once until the last denoising step was over, without the
             pipeline's weights.
     """
@@ -76,9 +76,15 @@ class _Observer:
         self.places: dict[str, int] = {}
         self.sizes: dict[int, int] = {}
         self.live: Any = None
+        self.counter: Any = None
+        self.counted = 0
 
     def enter(self, *_: Any) -> None:
         self.running = {}
+        self.counted = self._flops()
+
+    def _flops(self) -> int:
+        return 0 if self.counter is None else int(self.counter.get_total_flops())
 
     def ran(self, block: int, size: int) -> None:
         if self.running is not None:
@@ -87,6 +93,9 @@ class _Observer:
     def leave(self, name: str, whole: int, blocks: range, output: Any) -> None:
         running = self.running or {}
         self.running = None
+        if self.counter is not None:
+            # Not by module names: a library that calls blocks in its own wrappers confuses torch's tracking of them.
+            self.seen.flops = (self.seen.flops or 0) + self._flops() - self.counted
         tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
         last = self.last.get((name, self.branch))
         same = last is not None and last.shape == tensor.shape
@@ -155,16 +164,10 @@ def observing(pipe: Any, *, count: bool = True) -> Iterator[tuple[Observation, A
             span = range(first, len(seen.blocks))
             stack.callback(denoiser.register_forward_pre_hook(observer.enter).remove)
             stack.callback(denoiser.register_forward_hook(_leaver(observer, name, whole, span)).remove)
-        counter = None
         if count:
             observer.live = stack.enter_context(_live_tensors(pipe))
-            counter = stack.enter_context(_flop_counter())
+            observer.counter = stack.enter_context(_flop_counter())
         yield seen, observer.end_step
-        if counter is not None:
-            counts = counter.get_flop_counts()
-            kinds = {type(denoiser).__name__ for denoiser in denoisers.values()}
-            found = [sum(counts[kind].values()) for kind in kinds if kind in counts]
-            seen.flops = int(sum(found)) if found else None
 
 
 def _counter(observer: _Observer, block: int, size: int) -> Any:
@@ -194,7 +197,7 @@ def _live_tensors(pipe: Any) -> Any:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_iter
 
-    class Live(TorchDispatchMode):  # type: ignore[misc]
+    class Live(TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()
             self.known: set[int] = set()
