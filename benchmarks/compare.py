@@ -4,7 +4,8 @@
 
 Run it once with ``--steps 50`` and once with ``--steps 30``. It may be interrupted: every run is kept in
 ``benchmarks/results/compare-STEPS.sqlite`` (not committed), and the same command goes on from there. What is committed
-is ``compare-STEPS.json``, all figures without the videos. The report, with videos, lies beside it as ``.html``.
+is ``compare-STEPS.json``, all figures without the videos, and ``compare-STEPS.md``, the methods at the same speed. The
+report, with videos, lies beside them as ``.html``.
 The prompts are captions that the demo model was not trained on; MagCache is calibrated on one from the training side.
 """
 
@@ -14,6 +15,39 @@ import argparse
 
 import unicp
 from benchmarks import common
+
+
+SPEEDS = (1.5, 2.0, 2.5, 3.0)
+
+
+def table(comparison: unicp.Comparison) -> str:
+    """Markdown: PSNR of every method at the same speed, ours in bold, a dash where its curve does not reach."""
+    at = {speed: comparison.at_speedup(speed) for speed in SPEEDS}
+    ours = {point.method for point in comparison.points if point.ours}
+
+    def height(name: str) -> float:
+        found = [value for speed in SPEEDS if (value := at[speed][name]) is not None]
+        return sum(found) / len(found) if found else float("-inf")
+
+    lines = [
+        "| PSNR (dB) at | " + " | ".join(f"{speed:g}×" for speed in SPEEDS) + " |",
+        "|---|" + "---:|" * len(SPEEDS),
+    ]
+    for name in sorted(comparison.curves(), key=height, reverse=True):
+        cells = ["–" if (value := at[speed][name]) is None else f"{value:.1f}" for speed in SPEEDS]
+        lines.append(f"| {f'**{name}**' if name in ours else name} | {' | '.join(cells)} |")
+    broken: dict[str, str] = {}
+    for failure in comparison.failures:
+        broken.setdefault(failure.method, failure.error)
+    where = comparison.provenance
+    lines += ["", *(f"Did not run: {name} ({error})." for name, error in broken.items())]
+    lines += [
+        "",
+        f"{len(comparison.prompts)} captions the model never saw, {comparison.steps} steps; speed-up is wall-clock of the "
+        f"denoising loop. `{where['command']}`, {where['date']}, {where['environment']['device']}, "
+        f"{where['environment']['cores']} cores.",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -40,6 +74,7 @@ def main() -> None:
         guidance_scale=unicp.demo.GUIDANCE,
     )
     print(comparison)
+    place.with_suffix(".md").write_text(table(comparison) + "\n", "utf-8")
     print(f"written: {comparison.save(place.with_suffix('.json')).name}")
     print(f"written: {comparison.report(place.with_suffix('.html'), fps=unicp.demo.FPS).name}")
 
