@@ -16,7 +16,6 @@ import argparse
 import unicp
 from benchmarks import common
 
-
 SPEEDS = (1.5, 2.0, 2.5, 3.0)
 
 
@@ -43,8 +42,8 @@ def table(comparison: unicp.Comparison) -> str:
     lines += ["", *(f"Did not run: {name} ({error})." for name, error in broken.items())]
     lines += [
         "",
-        f"{len(comparison.prompts)} captions the model never saw, {comparison.steps} steps; speed-up is wall-clock of the "
-        f"denoising loop. `{where['command']}`, {where['date']}, {where['environment']['device']}, "
+        f"{len(comparison.prompts)} captions the model never saw, {comparison.steps} steps; speed-up is wall-clock of "
+        f"the denoising loop. `{where['command']}`, {where['date']}, {where['environment']['device']}, "
         f"{where['environment']['cores']} cores.",
     ]
     return "\n".join(lines)
