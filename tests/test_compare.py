@@ -54,6 +54,7 @@ def all_of_them(pipe: Any) -> Any:
     """Everything that is known, with few points each, on one prompt."""
     few = {"first-block-cache": (0.2,), "taylorseer": (2,), "pab": (2,), "fastercache": (2,), "magcache": (0.5,)}
     few |= {"seacache": (0.9,), "cache-dit-dbcache": (0.2,), "cache-dit-taylorseer": (0.2,), "fewer-steps": (0.5,)}
+    few["control"] = ("again",)
     peers: list[Peer] = []
     for kind in config_types().values():
         for name, configs in kind.curves(CALL["num_inference_steps"]).items():
@@ -76,8 +77,15 @@ def test_peers_that_run_do_skip(all_of_them: Any) -> None:
     fractions = {row.method: row.computed_fraction for row in all_of_them.rows()}
     assert fractions["fewer-steps"] == pytest.approx(0.5)
     assert fractions["taylorseer"] < 0.95 and fractions["pab"] < 0.95 and fractions["magcache"] < 0.95
+    assert fractions["control"] == 1
     for row in all_of_them.rows():
         assert row.computed_fraction is not None and 0 < row.computed_fraction <= 1.001, row.name
+
+
+def test_the_control_is_identical(all_of_them: Any) -> None:
+    """Nothing of the peers that ran before it reached its pipeline."""
+    control = next(row for row in all_of_them.rows() if row.method == "control")
+    assert control.quality["psnr"].value == 100 and control.quality["latent_change"].value == 0
 
 
 def test_nothing_of_a_peer_stays(pipe: Any, all_of_them: Any) -> None:

@@ -101,7 +101,7 @@ def compare(
     kept = store.Store(results)
     try:
         comparing = _Comparing(pipe, peers, texts, seed, repeats, kept, calibration_prompt, call)
-        with _shown(progress) as show, warnings.catch_warnings():
+        with _shown(progress) as show, _quiet_diffusers(), warnings.catch_warnings():
             # A setting that never skips anything is part of a curve; the results say so.
             warnings.simplefilter("ignore", UnicpWarning)
             return comparing.run(show)
@@ -340,6 +340,19 @@ def _tensor(array: Any) -> Any:
     import torch
 
     return None if array is None else torch.from_numpy(array)
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Some caches log a warning each time they are put on: that is as often as there are runs."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 @contextmanager

@@ -238,3 +238,20 @@ class FewerSteps(Peer):
 
     def apply(self, run: Run, label: str) -> Call:
         return {**run.call, "num_inference_steps": int(label.partition("=")[2])}
+
+
+@register
+class Control(Peer):
+    """The unaccelerated pipeline once more: how far it is from 1x is the noise of the timing."""
+
+    name = "control"
+    source = "the pipeline itself"
+    knob = "run"
+    grid = ("again",)
+    note = (
+        "The unaccelerated pipeline once more, measured like a method. Its videos have to be identical; how far its "
+        "speed-up is from 1 is how far the others can be wrong."
+    )
+
+    def apply(self, run: Run, label: str) -> Call:
+        return run.call
