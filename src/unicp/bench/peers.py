@@ -6,6 +6,7 @@ A new peer is one class with ``@register``; the command line, the report and the
 from __future__ import annotations
 
 import abc
+import dataclasses
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
@@ -210,8 +211,6 @@ def _one(item: Any, peers: Mapping[str, Callable[[], Peer]]) -> Peer:
 
 def _label(config: Config) -> str:
     """A short name of a config: what differs from its defaults."""
-    import dataclasses
-
     changed = []
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
