@@ -32,7 +32,7 @@ def table(comparison: unicp.Comparison) -> str:
         "| PSNR (dB) at | " + " | ".join(f"{speed:g}×" for speed in SPEEDS) + " |",
         "|---|" + "---:|" * len(SPEEDS),
     ]
-    for name in sorted(comparison.curves(), key=height, reverse=True):
+    for name in sorted(set(comparison.curves()) - {"control"}, key=height, reverse=True):
         cells = ["–" if (value := at[speed][name]) is None else f"{value:.1f}" for speed in SPEEDS]
         lines.append(f"| {f'**{name}**' if name in ours else name} | {' | '.join(cells)} |")
     broken: dict[str, str] = {}
