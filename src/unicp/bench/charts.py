@@ -134,7 +134,7 @@ def scatter(
     axes = Axes(width, height, across, _padded(heights))
     parts = axes.frame(x_title, y_title, "×")
     if any(dot.off for dot in dots):
-        parts.append(f'<text class="tick" x="{axes.left + 4}" y="{axes.top - 2}">identical</text>')
+        parts.append(f'<text class="tick" x="{width - 6}" y="{axes.top - 4}" text-anchor="end">identical</text>')
     if across[0] < 1 < across[1]:
         parts.append(
             f'<line class="one" x1="{axes.px(1)}" x2="{axes.px(1)}" y1="{axes.top}" y2="{height - axes.bottom}"/>'
