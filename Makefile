@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 PROMPT ?= a red ball bouncing fast over a gray striped background
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow format train-demo evaluate-demo bench clean
+.PHONY: help install demo test test-slow format train-demo evaluate-demo bench bench-compare clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,10 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (about an h
 	$(BIN)/python -m benchmarks.slicing
 	$(BIN)/python -m benchmarks.timeline
 	$(BIN)/python -m benchmarks.readme
+
+bench-compare: $(READY) ## measure every method and peer on the demo model, at 50 and 30 steps (hours; resumes)
+	$(BIN)/python -m benchmarks.compare --steps 50
+	$(BIN)/python -m benchmarks.compare --steps 30
 
 clean: ## remove .venv, caches and demo-out/ (training/runs stays)
 	rm -rf $(VENV) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -23,6 +23,8 @@ _HOMES = {
     "tune": "tuning",
     "calibrate": "calibration",
     "Profile": "profiles",
+    "compare": "bench.compare",
+    "Comparison": "bench.comparison",
     "ModelSpec": "specs",
     "BlockList": "specs",
     "register_spec": "specs",
@@ -34,6 +36,8 @@ __all__ = [*_HOMES, "__version__", "demo"]
 
 if TYPE_CHECKING:
     from . import demo as demo
+    from .bench.compare import compare as compare
+    from .bench.comparison import Comparison as Comparison
     from .calibration import calibrate as calibrate
     from .errors import UnicpError as UnicpError
     from .errors import UnicpWarning as UnicpWarning

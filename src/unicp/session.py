@@ -138,7 +138,7 @@ def _denoisers(target: Any) -> tuple[dict[str, Any], Any]:
     return denoisers, target
 
 
-def _resolve(config: Any) -> Config:
+def resolve_config(config: Any) -> Config:
     """A config from a config, the name of a method, or the path of a profile."""
     if isinstance(config, Config):
         return config
@@ -177,7 +177,7 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
     if group is not None:
         raise UnicpError("group= is not supported yet; context-parallel models cannot be accelerated in this version")
     denoisers, pipe = _denoisers(pipe_or_module)
-    resolved = _resolve(config)
+    resolved = resolve_config(config)
     needs = make_policy(resolved).needs()
     for denoiser in denoisers.values():
         if needs.inside and spec is None and find_spec(denoiser) is None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from .. import metrics
-from .running import Made
+from ..bench.harness import Made
 
 NOTE = (
     "One run each, after a warm-up: good for an impression. Medians of interleaved\n"

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import video
+from ..bench.harness import Made
 from ..policies import Config
 from . import comparing, records
 from .options import NONE
 from .outputs import Target
 from .pipelines import Model
-from .running import Made, make
+from .running import make
 from .screen import results, waiting
 
 WARM_UP_STEPS = 2

@@ -8,13 +8,13 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..bench.harness import Made
+from ..bench.provenance import processor
 from ..policies import Config
 from .pipelines import Model
-from .running import Made
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
@@ -67,13 +67,7 @@ def _device(device: Any) -> dict[str, Any]:
 
     if device.type == "cuda":
         return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass  # not Linux
-    return {"type": device.type, "name": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"type": device.type, "name": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
 def _plain(value: Any) -> Any:

@@ -76,3 +76,53 @@ def waiting(text: str) -> Iterator[None]:
             yield
     else:
         yield
+
+
+class Runs:
+    """Progress over the runs of a comparison, with an estimate of what is left. A context manager."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = messages()
+        self._bar: Any = None
+        if self._console.is_terminal:
+            columns = (
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
+            self._bar = Progress(*columns, console=self._console, transient=True, expand=True)
+            self._task = self._bar.add_task("", total=None, left="")
+        self._said = time.monotonic()
+
+    def __enter__(self) -> Runs:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, at: Any) -> None:
+        """``at`` is a :class:`unicp.bench.compare.Progress`."""
+        left = "" if at.seconds_left is None else f"about {_duration(at.seconds_left)} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=at.done, total=at.total, description=at.what, left=left)
+        elif time.monotonic() - self._said >= HEARTBEAT:
+            self._said = time.monotonic()
+            self._console.print(f"run {at.done}/{at.total}  {at.what}  {left}", soft_wrap=True, markup=False)
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(42), _duration(200), _duration(7300)
+    ('42 s', '3 min', '2 h 2 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -168,6 +168,15 @@ class Config:
         _check_keys(type(self), changes)
         return dataclasses.replace(self, **changes)
 
+    @classmethod
+    def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
+        """What a comparison tries of this method: for each curve, by name, configs from mild to bold, by label.
+
+        Args:
+            steps: denoising steps of the run.
+        """
+        return {cls.method: {"default": cls()}}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the method's name under ``"method"``."""
         return {"method": self.method, **dataclasses.asdict(self)}

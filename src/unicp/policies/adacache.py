@@ -125,6 +125,21 @@ class AdaCacheConfig(Config):
     warmup_steps: int = 2
     cooldown_steps: int = 2
 
+    @classmethod
+    def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
+        """The default codebook with its thresholds scaled: the paper's fill, with MoReg, and our forecast."""
+        book = CODEBOOKS[str(cls.codebook)]
+        entries = rescale(book.entries, book.steps, steps)
+        scaled = {
+            f"thresholds x {factor:g}": tuple((threshold * factor, rate) for threshold, rate in entries)
+            for factor in (0.6, 1.0, 1.5, 2.5)
+        }
+        variants: dict[str, dict[str, Any]] = {"": {}, "-moreg": {"moreg": True}, "-forecast": {"fill": "forecast"}}
+        return {
+            cls.method + suffix: {label: cls(codebook=book, **more) for label, book in scaled.items()}
+            for suffix, more in variants.items()
+        }
+
     def __post_init__(self) -> None:
         if isinstance(self.codebook, str):
             check_choice("codebook", self.codebook, tuple(CODEBOOKS))

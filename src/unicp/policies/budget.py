@@ -49,6 +49,11 @@ class BudgetConfig(Config):
     warmup_steps: int = 5
     cooldown_steps: int = 1
 
+    @classmethod
+    def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
+        """The default plan at several speeds: what the budget can do without a profile."""
+        return {cls.method: {f"{speed:g}x": cls(target_speedup=speed) for speed in (1.5, 2.0, 3.0, 4.0)}}
+
     def __post_init__(self) -> None:
         if self.profile is not None:
             try:

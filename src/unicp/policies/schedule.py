@@ -45,6 +45,11 @@ class ScheduleConfig(Config):
     damping: float = 0.85
     unit: str = "output"
 
+    @classmethod
+    def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
+        """Every second to fifth step computed, the others extrapolated."""
+        return {cls.method: {f"interval={k}": cls(interval=k, fill="linear") for k in (2, 3, 4, 5)}}
+
     def __post_init__(self) -> None:
         if (self.compute is None) == (self.interval is None):
             raise UnicpError("give exactly one of compute=(0, 1, 5, ...) and interval=2 to ScheduleConfig")

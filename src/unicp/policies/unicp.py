@@ -94,6 +94,12 @@ class UniCPConfig(Config):
     statistic: str = "mean"
     stack: Config | None = None
 
+    @classmethod
+    def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
+        """Online windows over delta: what UniCP can do without a profile."""
+        deltas = (0.05, 0.1, 0.2, 0.4)
+        return {cls.method: {f"delta={delta:g}": cls(delta=delta, delta_mlp=delta, edcw="online") for delta in deltas}}
+
     def __post_init__(self) -> None:
         if self.profile is not None:
             try:

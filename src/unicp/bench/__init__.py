@@ -1,0 +1,1 @@
+"""``compare``: every method over its main knob, against the unaccelerated pipeline, measured alike."""

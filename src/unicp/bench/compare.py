@@ -1,0 +1,380 @@
+"""``compare``: the runs themselves, in an order that is fair to every method, kept as they come."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnicpError, UnicpWarning
+from . import quality, sprites, store
+from .comparison import Comparison, Failure, Point, Result
+from .harness import Made, denoisers_of, generate, step_count
+from .isolation import fresh
+from .observe import observing
+from .peers import Peer, Run, resolve
+from .provenance import environment, provenance
+
+BASELINE = "unaccelerated"
+SHORT = 2
+"""Denoising steps of the warm-up."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a comparison is: runs done of all, what is being run, and the seconds that the rest will about take."""
+
+    done: int
+    total: int
+    what: str
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A point to measure; ``peer`` is ``None`` for the baseline."""
+
+    peer: Peer | None
+    label: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.peer.name} {self.label}" if self.peer is not None else BASELINE
+
+
+def compare(
+    pipe: Any,
+    configs: Any = None,
+    prompts: Sequence[str] | str | None = None,
+    *,
+    seed: int = 0,
+    repeats: int = 1,
+    results: str | Path | None = None,
+    calibration_prompt: str | None = None,
+    progress: bool | Callable[[Progress], None] = True,
+    **call: Any,
+) -> Comparison:
+    """Measure methods against the unaccelerated pipeline: wall-clock, arithmetic, memory, and quality at the same seed.
+
+    Every run has a fresh pipeline that shares only weights. Before anything is timed, each setting makes one video of
+    the first prompt, during which its arithmetic is counted; that video is discarded. Then all methods take turns,
+    prompt by prompt, after the unaccelerated pipeline.
+
+    Args:
+        pipe: a bare diffusers video pipeline. It is not changed.
+        configs: ``None`` compares everything that is known; else names (``"adacache"``, ``"fewer-steps"``,
+            ``"first-block-cache=0.05:0.1"``), configs, paths of profiles, or a mapping from labels to configs.
+        prompts: one video each; ``None`` when ``call`` carries ``prompt_embeds``.
+        seed: of the noise, the same for all.
+        repeats: how often every video is made; more make the timing of few prompts steadier.
+        results: file (SQLite) that keeps every run. With it an interrupted comparison continues, and a later one makes
+            only what is new. The same model, call, versions and machine are required for a result to be used again.
+        calibration_prompt: for methods that calibrate first (MagCache); by default the first prompt.
+        progress: show a bar, or a function that is told of every run.
+        **call: arguments of the pipeline's call.
+
+    Returns:
+        The :class:`~unicp.bench.comparison.Comparison`. A method that does not apply, or fails, is in its
+        ``failures`` with its own error.
+
+    Raises:
+        UnicpError: nothing to compare, no prompts, or a pipeline that is accelerated or offloaded.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if prompts is None and "prompt_embeds" not in call:
+        raise UnicpError("compare needs prompts, as in compare(pipe, ['adacache'], ['a cat on a surfboard'])")
+    texts: list[str | None] = [None] if prompts is None else list(prompts)
+    if not texts:
+        raise UnicpError("compare needs at least one prompt")
+    for word in ("generator", "output_type", "callback_on_step_end"):
+        if word in call:
+            raise UnicpError(f"compare sets {word} itself; leave it out (seed={seed} makes the noise)")
+    if repeats < 1:
+        raise UnicpError(f"repeats must be 1 or more, got {repeats}")
+    peers = resolve(configs)
+    kept = store.Store(results)
+    try:
+        comparing = _Comparing(pipe, peers, texts, seed, repeats, kept, calibration_prompt, call)
+        with _shown(progress) as show, _quiet_diffusers(), warnings.catch_warnings():
+            # A setting that never skips anything is part of a curve; the results say so.
+            warnings.simplefilter("ignore", UnicpWarning)
+            return comparing.run(show)
+    finally:
+        kept.close()
+
+
+class _Comparing:
+    def __init__(
+        self,
+        pipe: Any,
+        peers: Sequence[Peer],
+        prompts: list[str | None],
+        seed: int,
+        repeats: int,
+        kept: store.Store,
+        calibration_prompt: str | None,
+        call: Mapping[str, Any],
+    ) -> None:
+        self.pipe, self.peers, self.prompts, self.seed, self.repeats = pipe, peers, prompts, seed, repeats
+        self.kept, self.call = kept, dict(call)
+        self.calibration_prompt = calibration_prompt or prompts[0]
+        fresh(pipe)  # refuses what is not bare, before minutes are spent
+        modules = denoisers_of(pipe)
+        self.steps = step_count(pipe, call)
+        self.about: dict[str, Any] = {
+            "model": {"pipeline": type(pipe).__name__, "weights": store.weights_digest(modules)},
+            "scheduler": {"class": type(pipe.scheduler).__name__, **dict(pipe.scheduler.config)},
+            "seed": seed,
+            "call": self.call,
+            "environment": environment(pipe),
+        }
+        self.calibrated: dict[str, Any] = {}
+        self.failures: list[Failure] = []
+        self.warm: set[str] = set()
+        self.done, self.total, self.spent, self.timed = 0, 0, 0.0, 0
+
+    # --- the order ---
+
+    def run(self, show: Callable[[Progress], None]) -> Comparison:
+        baseline = _Entry(None, "")
+        entries = [_Entry(peer, label) for peer in self.peers for label in peer.labels(self.steps)]
+        self.total = (1 + len(entries)) * (1 + len(self.prompts) * self.repeats)
+        self.show = show
+        began = time.time()
+        observed: dict[str, dict[str, Any]] = {}
+        observed[BASELINE] = self._observe(baseline)
+        self._calibrate()
+        alive = []
+        for entry in entries:
+            assert entry.peer is not None
+            try:
+                observed[entry.name] = self._observe(entry)
+                alive.append(entry)
+            except Exception as error:
+                self._failed(entry, error)
+                self.total -= len(self.prompts) * self.repeats
+        results: dict[str, list[Result]] = {entry.name: [] for entry in (baseline, *alive)}
+        for repeat in range(self.repeats):
+            for number, prompt in enumerate(self.prompts):
+                reference = self._timed(baseline, prompt, number, repeat, None)
+                results[BASELINE].append(reference)
+                # Another one begins every round, so that none always runs after the same neighbour.
+                turn = (number + repeat) % max(1, len(alive))
+                for entry in alive[turn:] + alive[:turn]:
+                    try:
+                        results[entry.name].append(self._timed(entry, prompt, number, repeat, reference))
+                    except Exception as error:
+                        self._failed(entry, error)
+        broken = {(failure.method, failure.label) for failure in self.failures}
+        points = [
+            Point(
+                method=entry.peer.name,
+                label=entry.label,
+                ours=entry.peer.ours,
+                source=entry.peer.source,
+                note=entry.peer.note,
+                settings=entry.peer.settings(entry.label),
+                results=tuple(results[entry.name]),
+                observed=observed[entry.name],
+            )
+            for entry in alive
+            if entry.peer is not None and (entry.peer.name, entry.label) not in broken
+        ]
+        return Comparison(
+            baseline=Point(
+                method=BASELINE, label=f"steps={self.steps}", ours=False, source="", note="", settings={},
+                results=tuple(results[BASELINE]), observed=observed[BASELINE],
+            ),
+            points=tuple(points),
+            failures=tuple(self.failures),
+            prompts=tuple(self.prompts),
+            steps=self.steps,
+            repeats=self.repeats,
+            seed=self.seed,
+            notes=tuple(note for note in (quality.lpips_missing(),) if note),
+            provenance=provenance(self.pipe, self.about, self.peers, began),
+        )  # fmt: skip
+
+    # --- one run ---
+
+    def _key(self, kind: str, entry: _Entry, prompt: str | None, repeat: int = 0) -> store.Key:
+        method: dict[str, Any] = {"name": BASELINE}
+        if entry.peer is not None:
+            calibration = self.calibration_prompt if entry.peer.calibrates else None
+            version = entry.peer.version()
+            method = {"name": entry.peer.name, "version": version, "calibration": calibration}
+            if entry.label:
+                method.update(entry.peer.settings(entry.label))
+        return store.Key({**self.about, "kind": kind, "method": method, "prompt": prompt, "repeat": repeat})
+
+    def _calibrate(self) -> None:
+        for peer in self.peers:
+            if not peer.calibrates:
+                continue
+            key = self._key("calibration", _Entry(peer, ""), self.calibration_prompt)
+            known = self.kept.get(key)
+            try:
+                if known is None:
+                    run = Run(fresh(self.pipe), self._with_prompt(self.calibration_prompt))
+                    known = {"value": peer.calibrate(run, lambda pipe, call: generate(pipe, call, seed=self.seed))}
+                    self.kept.put(key, known)
+                self.calibrated[peer.name] = known["value"]
+            except Exception as error:
+                self.calibrated[peer.name] = error  # becomes the error of each of its settings
+
+    def _with_prompt(self, prompt: str | None) -> dict[str, Any]:
+        return dict(self.call) if prompt is None else {"prompt": prompt, **self.call}
+
+    @contextmanager
+    def _applied(self, entry: _Entry, prompt: str | None) -> Iterator[tuple[Run, Mapping[str, Any]]]:
+        """A fresh pipeline with the method on it, and the arguments to call it with."""
+        run = Run(
+            fresh(self.pipe), self._with_prompt(prompt), self.calibrated.get(entry.peer.name if entry.peer else "")
+        )
+        if isinstance(run.calibrated, Exception):
+            raise run.calibrated
+        try:
+            yield run, run.call if entry.peer is None else entry.peer.apply(run, entry.label)
+        finally:
+            if entry.peer is not None:
+                entry.peer.remove(run)
+
+    def _observe(self, entry: _Entry) -> dict[str, Any]:
+        """The discarded run: a warm-up in which the arithmetic is counted and the decisions are seen."""
+        prompt = self.prompts[0]
+        key = self._key("observation", entry, prompt)
+        known = self.kept.get(key)
+        if known is not None:
+            self._step(entry, 0.0, fresh_run=False)
+            return known
+        began = time.perf_counter()
+        with self._applied(entry, prompt) as (run, call), observing(run.pipe) as (seen, end_step):
+            generate(run.pipe, call, seed=self.seed, on_step=lambda *_: end_step())
+        found = seen.to_dict()
+        self.warm.add(entry.name)
+        self.kept.put(key, found)
+        self._step(entry, time.perf_counter() - began)
+        return found
+
+    def _timed(self, entry: _Entry, prompt: str | None, number: int, repeat: int, reference: Result | None) -> Result:
+        key = self._key("run", entry, prompt, repeat)
+        known = self.kept.get(key)
+        if known is not None:
+            self._step(entry, 0.0, fresh_run=False)
+            return Result.from_dict(known, number, repeat, self.kept.blob(key, "video"), self.kept.blob(key, "raw"))
+        began = time.perf_counter()
+        if entry.name not in self.warm:  # a comparison that continues: what happens once a process is not timed
+            with self._applied(entry, prompt) as (run, call):
+                # Two steps where the method can do with them; some know how many there must be.
+                generate(run.pipe, call if entry.peer else {**call, "num_inference_steps": SHORT}, seed=self.seed)
+            self.warm.add(entry.name)
+        gc.collect()
+        with self._applied(entry, prompt) as (run, call):
+            made = generate(run.pipe, call, seed=self.seed)
+            report = entry.peer.report(run) if entry.peer is not None else None
+        result = self._judge(made, report, prompt, number, repeat, reference)
+        video = sprites.sheet(made.frames)
+        blobs = {"video": video}
+        if entry.peer is None:
+            raw = store.pack(frames=store.sixteen_bits(made.frames), latents=_numpy(made.latents))
+            blobs["raw"] = raw
+            result = result.with_blobs(video, raw)
+        else:
+            result = result.with_blobs(video, None)
+        self.kept.put(key, result.to_dict(), **blobs)
+        self._step(entry, time.perf_counter() - began)
+        return result
+
+    def _judge(
+        self, made: Made, report: Any, prompt: str | None, number: int, repeat: int, reference: Result | None
+    ) -> Result:
+        frames = store.from_sixteen_bits(store.sixteen_bits(made.frames))
+        distances: dict[str, float | None] = {}
+        if reference is not None:
+            assert reference.raw is not None
+            held = store.unpack(reference.raw)
+            latents = made.latents.numpy() if made.latents is not None else None
+            distances = quality.distances(
+                frames, store.from_sixteen_bits(held["frames"]), _tensor(latents), _tensor(held.get("latents"))
+            )
+        return Result(
+            prompt=number,
+            repeat=repeat,
+            loop_seconds=made.loop_seconds,
+            total_seconds=made.total_seconds,
+            peak_bytes=made.peak_bytes,
+            cache_bytes=None if report is None else report.cache_bytes,
+            quality=distances,
+            caption=quality.caption_check(frames, prompt),
+            shape=tuple(frames.shape),
+        )
+
+    # --- what is said ---
+
+    def _failed(self, entry: _Entry, error: Exception) -> None:
+        assert entry.peer is not None
+        lines = str(error).strip().splitlines()
+        text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+        self.failures.append(Failure(entry.peer.name, entry.label, text if len(text) <= 400 else text[:397] + "..."))
+        self._step(entry, 0.0, fresh_run=False)
+
+    def _step(self, entry: _Entry, seconds: float, *, fresh_run: bool = True) -> None:
+        self.done += 1
+        if fresh_run:
+            self.spent, self.timed = self.spent + seconds, self.timed + 1
+        left = self.spent / self.timed * (self.total - self.done) if self.timed else None
+        self.show(Progress(self.done, self.total, entry.name, left))
+
+
+def _numpy(latents: Any) -> Any:
+    return None if latents is None else latents.numpy()
+
+
+def _tensor(array: Any) -> Any:
+    import torch
+
+    return None if array is None else torch.from_numpy(array)
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Some caches log a warning each time they are put on: that is as often as there are runs."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def _shown(progress: bool | Callable[[Progress], None]) -> Iterator[Callable[[Progress], None]]:
+    if callable(progress):
+        yield progress
+        return
+    if not progress:
+        yield lambda _: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(desc="compare", unit="run") as bar:
+
+        def show(at: Progress) -> None:
+            bar.total = at.total
+            bar.set_postfix_str(at.what, refresh=False)
+            bar.update(at.done - bar.n)
+
+        yield show
+
+
+def load(path: str | Path) -> Comparison:
+    """A comparison that :meth:`Comparison.save` wrote; without its videos."""
+    return Comparison.from_dict(json.loads(Path(path).read_text("utf-8")))

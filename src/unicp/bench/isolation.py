@@ -1,0 +1,54 @@
+"""A pipeline of its own for every run, so that nothing a method leaves behind reaches another one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from ..errors import UnicpError
+from .harness import denoisers_of
+
+
+def fresh(pipe: Any) -> Any:
+    """A twin of a pipeline that shares its weights and nothing else that a method may change.
+
+    Denoisers and scheduler are new objects; text encoder and VAE are the same ones. The twin's class is a subclass made
+    for it alone, of the same name: libraries that patch the pipeline's class (cache-dit does) patch that one.
+
+    Raises:
+        UnicpError: an acceleration is in force on the pipeline, or its modules are offloaded.
+    """
+    denoisers = denoisers_of(pipe)
+    for name, denoiser in denoisers.items():
+        check_bare(pipe, name, denoiser)
+    kind = type(pipe)
+    # type.__new__, as a class statement would: the name is what libraries look a pipeline up by.
+    isolated = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+    twin = copy.copy(pipe)
+    twin.__class__ = isolated
+    parts = vars(twin)
+    for name, denoiser in denoisers.items():
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*denoiser.parameters(), *denoiser.buffers())}
+        parts[name] = copy.deepcopy(denoiser, shared)
+    parts["scheduler"] = copy.deepcopy(pipe.scheduler)
+    return twin
+
+
+def check_bare(pipe: Any, name: str, denoiser: Any) -> None:
+    """Refuse a denoiser that is not as it was loaded: it would be no baseline."""
+    what = type(pipe).__name__
+    for module in denoiser.modules():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
+        if hooks:
+            raise UnicpError(
+                f"the {name} of this {what} has the hook {next(iter(hooks))!r} on it; compare needs the bare pipeline: "
+                "take it off first (unicp.restore(pipe), transformer.disable_cache())"
+            )
+        if hasattr(module, "_hf_hook"):
+            raise UnicpError(
+                f"the {name} of this {what} is offloaded; compare needs all of it on one device: pipe.to(...)"
+            )
+    if getattr(pipe, "_context_manager", None) is not None:
+        raise UnicpError(
+            f"cache-dit is enabled on this {what}; compare needs the bare pipeline: cache_dit.disable_cache(pipe)"
+        )

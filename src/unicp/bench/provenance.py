@@ -1,0 +1,67 @@
+"""Where results come from: machine, versions, call, command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from .harness import denoisers_of
+from .peers import Peer
+from .store import plain
+
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "torchmetrics")
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def environment(pipe: Any) -> dict[str, Any]:
+    """What a timing depends on: results are used again only in the same one."""
+    import torch
+
+    module = next(iter(denoisers_of(pipe).values()))
+    first = next(module.parameters())
+    device = torch.cuda.get_device_name(first.device) if first.device.type == "cuda" else processor()
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "versions": {"unicp": __version__, **versions, "python": platform.python_version()},
+    }
+
+
+def command() -> str:
+    """The command line of this process, without the folders of this machine."""
+    words = list(sys.argv) or ["python"]
+    return shlex.join([Path(words[0]).name, *words[1:]])
+
+
+def provenance(pipe: Any, about: Mapping[str, Any], peers: Sequence[Peer], began: float) -> dict[str, Any]:
+    """Everything needed to do it again, as plain values."""
+    denoisers = denoisers_of(pipe)
+    return {
+        "command": command(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
+        "system": platform.system(),
+        **plain(about),
+        "denoisers": {name: type(module).__name__ for name, module in denoisers.items()},
+        "parameters": sum(tensor.numel() for module in denoisers.values() for tensor in module.parameters()),
+        "methods": {peer.name: f"{peer.library} {peer.version()}" for peer in peers},
+    }

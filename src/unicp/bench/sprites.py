@@ -1,0 +1,69 @@
+"""Videos as one picture each, for a page that shows them frame by frame in step: a sheet of frames as WebP."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..video import to_uint8
+
+LARGEST = 320
+"""Pixels of the long side of a frame in a sheet, at most; larger videos are scaled down."""
+MOST_FRAMES = 48
+LOSSLESS = 128
+"""Frames of at most this many pixels a side are kept without loss, so that a difference is the methods' own."""
+QUALITY = 88
+WIDEST = 16000
+"""WebP's own limit is 16383 pixels."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the frames lie in a sheet: row by row, ``columns`` in a row."""
+
+    frames: int
+    width: int
+    height: int
+    columns: int
+    stride: int
+    lossless: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def layout(frames: int, height: int, width: int) -> Layout:
+    """The layout of a video's sheet.
+
+    >>> layout(81, 480, 832)
+    Layout(frames=41, width=320, height=185, columns=7, stride=2, lossless=False)
+    """
+    factor = min(1.0, LARGEST / max(height, width))
+    shown = (max(1, round(width * factor)), max(1, round(height * factor)))
+    stride = math.ceil(frames / MOST_FRAMES)
+    count = math.ceil(frames / stride)
+    columns = max(1, min(count, WIDEST // shown[0], math.ceil(math.sqrt(count))))
+    return Layout(count, *shown, columns, stride, max(height, width) <= LOSSLESS)
+
+
+def sheet(video: Any) -> bytes:
+    """A video (F, H, W, 3) in [0, 1] as the bytes of a WebP picture, laid out by :func:`layout`."""
+    from PIL import Image
+
+    frames = to_uint8(video)
+    plan = layout(*frames.shape[:3])
+    rows = math.ceil(plan.frames / plan.columns)
+    page = Image.new("RGB", (plan.columns * plan.width, rows * plan.height))
+    for number, frame in enumerate(frames[:: plan.stride]):
+        picture = Image.fromarray(frame)
+        if picture.size != (plan.width, plan.height):
+            picture = picture.resize((plan.width, plan.height), Image.Resampling.LANCZOS)
+        page.paste(picture, (number % plan.columns * plan.width, number // plan.columns * plan.height))
+    buffer = io.BytesIO()
+    if plan.lossless:
+        page.save(buffer, "WEBP", lossless=True, quality=60, method=4)
+    else:
+        page.save(buffer, "WEBP", quality=QUALITY, method=4)
+    return buffer.getvalue()
