@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..errors import UnicpError
 from ..slicing import SlicedAttention
 from ..specs import Unit
 from . import hooks
@@ -108,6 +109,8 @@ class Units:
             call = self.call
             if call is None:
                 return forward(*args, **kwargs)
+            if name in call.done:
+                raise UnicpError(f"{name} runs twice in one step, so that its output cannot be kept; take it out of units=")
             slicer = self.slicers.get(name)
             sliced = (lambda: slicer(forward, args, kwargs)) if slicer is not None and slicer.works else None
             output, call.done[name] = self._output(call, name, lambda: forward(*args, **kwargs), sliced)
