@@ -237,7 +237,7 @@ def runs(family_name: str, case_name: str) -> Runs:
             paths = {module: path for path, module in denoiser.named_modules()}
             watched.append((name, "", denoiser.get_submodule(family.entrance)))
             # Its first projection: the module itself is called even where a hook stands in for its forward.
-            attention = [getattr(block, family.attention) for block in family.blocks(denoiser)]
+            attention = [block.get_submodule(family.attention) for block in family.blocks(denoiser)]
             watched += [(name, paths[module], getattr(module, family.query)) for module in attention]
         with counting([part for *_, part in watched]) as counts:
             first = family.generate(pipe)

@@ -33,7 +33,7 @@ class Family:
         kept: how many of them the model goes on to use, if not all.
         text: width of a prompt's embedding.
         kinds: what a policy may measure.
-        attention, query: names of a block's first attention module and of that one's projection of queries.
+        attention, query: path of a block's first attention module and name of that one's projection of queries.
         guide: the argument of the pipeline's call that sets the strength of guidance.
         embeds: its arguments for the embeddings of prompts and negative prompts.
         callbacks: whether it takes ``callback_on_step_end``.

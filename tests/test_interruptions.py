@@ -54,7 +54,7 @@ def _in_a_callback(step: int) -> Break:
 
 def _in_a_block(family: Family, pipe: Any) -> None:
     # In the middle block of a computed step: the entry of the stack and the metric are captured, nothing is kept.
-    _raise_in_call(family, pipe, lambda d: getattr(family.blocks(d)[1], family.attention), 3, Boom())
+    _raise_in_call(family, pipe, lambda d: family.blocks(d)[1].get_submodule(family.attention), 3, Boom())
 
 
 def _in_the_output_layer(family: Family, pipe: Any) -> None:

@@ -50,9 +50,9 @@ def wan_transformer(seed: int = 0, layers: int = LAYERS) -> WanTransformer3DMode
     ).eval()
 
 
-def _wan(second: bool = False) -> WanPipeline:
+def _wan(second: bool = False, **more: Any) -> WanPipeline:
     # The boundary lies between steps 4 and 5 of 10.
-    more = {"transformer_2": wan_transformer(seed=1), "boundary_ratio": 0.78} if second else {}
+    more |= {"transformer_2": wan_transformer(seed=1), "boundary_ratio": 0.78} if second else {}
     return quiet(
         WanPipeline(
             tokenizer=None,
@@ -77,9 +77,7 @@ def _ltx() -> LTXPipeline:
         caption_channels=16,
     ).eval()
     scheduler = FlowMatchEulerDiscreteScheduler()
-    return quiet(
-        LTXPipeline(scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None, transformer=transformer)
-    )
+    return quiet(LTXPipeline(scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None, transformer=transformer))
 
 
 def _cogvideox() -> CogVideoXPipeline:
@@ -198,6 +196,8 @@ FAMILIES: dict[str, Family] = {
                 "denoisers": ("transformer", "transformer_2"),
             }
         ),
+        # One timestep a token.
+        Family(**{**vars(_WAN), "name": "wan2.2-ti2v", "build": lambda: _wan(expand_timesteps=True), "primary": False}),
         Family(
             name="ltx",
             primary=True,

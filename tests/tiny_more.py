@@ -308,6 +308,33 @@ def _kandinsky5_call(frames: int, prompts: int) -> dict[str, Any]:
     return call
 
 
+def _kandinsky6() -> Any:
+    transformer = _model(
+        "Kandinsky6Transformer3DModel",
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=16,
+        in_text_dim2=8,
+        time_dim=16,
+        model_dim=24,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=3,
+        axes_dims=(4, 4, 4),
+        in_audio_dim=4,
+        out_audio_dim=4,
+    )
+    audio = Stub(latent_hop_length=1000, config=Stub(sample_rate=16000))
+    return _pipe(
+        "Kandinsky6TI2VAPipeline",
+        transformer,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        audio_vae=audio,
+        vocoder=Stub(),
+    )
+
+
 def _sana_video() -> Any:
     transformer = _model(
         "SanaVideoTransformer3DModel",
@@ -439,6 +466,21 @@ MORE = (
         blocks=lambda denoiser: list(denoiser.visual_transformer_blocks),
         entrance="visual_embeddings",
         attention="self_attention",
+        query="to_query",
+    ),
+    _family(
+        "kandinsky6",
+        _kandinsky6,
+        call=lambda frames, prompts: {
+            "num_frames": frames,
+            "pooled_prompt_embeds": torch.ones(prompts, 8),
+            "negative_pooled_prompt_embeds": -torch.ones(prompts, 8),
+        },
+        **CONTEXTS,
+        streams=2,
+        blocks=lambda denoiser: list(denoiser.visual_transformer_blocks),
+        entrance="visual_embeddings",
+        attention="video_dec_block.self_attention",
         query="to_query",
     ),
     _family(

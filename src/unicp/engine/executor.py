@@ -244,7 +244,7 @@ class Executor:
             if call is None:
                 return forward(*args, **kwargs)
             values = [
-                args[place] if place < len(args) else kwargs[stream]
+                args[place] if place < len(args) else kwargs.get(stream)
                 for place, stream in zip(places, streams, strict=True)
             ]
             if position == 0:

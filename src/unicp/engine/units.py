@@ -110,7 +110,9 @@ class Units:
             if call is None:
                 return forward(*args, **kwargs)
             if name in call.done:
-                raise UnicpError(f"{name} runs twice in one step, so that its output cannot be kept; take it out of units=")
+                raise UnicpError(
+                    f"{name} runs twice in one step, so that its output cannot be kept; take it out of units="
+                )
             slicer = self.slicers.get(name)
             sliced = (lambda: slicer(forward, args, kwargs)) if slicer is not None and slicer.works else None
             output, call.done[name] = self._output(call, name, lambda: forward(*args, **kwargs), sliced)

@@ -1,12 +1,14 @@
 """What a denoiser looks like: structure only, no behaviour.
 
 One small file a family, each calling :func:`register_spec`. Policies that act on the denoiser's whole output need
-no spec; those that act on its blocks do.
+no spec; those that act on its blocks do, though for whole blocks ``discovery`` may find one.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.resources
+import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -154,6 +156,16 @@ def known_specs() -> dict[str, ModelSpec]:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return dict(_SPECS)
+
+
+def tested() -> dict[str, dict[str, Any]]:
+    """By transformer class, what the contract is run for: ``pipelines``, ``cases`` and whether any were ``sliced``.
+
+    Written from the tests' own lists (``python -m tests.coverage``), and compared with them by a test.
+    """
+    path = importlib.resources.files(__name__) / "tested.json"
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
+    return found
 
 
 def find_spec(denoiser: Any) -> ModelSpec | None:
