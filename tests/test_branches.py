@@ -21,6 +21,7 @@ families = pytest.mark.parametrize("family", FAMILIES)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
+    value = value.to_tuple() if hasattr(value, "to_tuple") else value
     return [v.detach().clone() for v in (value if isinstance(value, tuple) else (value,))]
 
 
