@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from pathlib import Path
@@ -26,6 +27,7 @@ RESIDUAL = case("adacache-residual").config
 CALLS = {"num_frames", "video_length", "frames"}  # what a pipeline that makes videos is asked for
 
 
+@functools.cache
 def _video_transformers(folder: Path) -> set[str]:
     """Classes named for video, and those that pipelines use which are asked for frames. Nothing is imported."""
     found = set()
