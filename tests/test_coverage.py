@@ -170,6 +170,13 @@ def test_blocks_that_cannot_be_passed_over_are_named(blocks: list[Block], said: 
     assert all(torch.equal(a, b) for a, b in zip(_run(model), plain, strict=True))
 
 
+def test_a_residual_that_cannot_be_taken_is_named() -> None:
+    model = Unknown(Block(), Block(8, 16), Block(16, 8))
+    unicp.accelerate(model, unicp.AdaCacheConfig(fill="forecast"))  # nothing acts on the blocks, they are measured
+    with pytest.raises(unicp.UnicpError, match=r"body\.layers.* begins as \(2, 6, 8\) and ends as \(2, 6, 16\)"):
+        _run(model)
+
+
 def test_what_has_no_main_list_of_blocks_is_not_found() -> None:
     assert discover(Unknown(Block(), Block())) is None  # its other layers are larger
     assert discover(torch.nn.Linear(4, 4)) is None
