@@ -18,6 +18,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from unicp import Profile, ScheduleConfig, accelerate, cli, demo, metrics, specs, video
 from unicp.cli import calls, outputs, pipelines, running, screen
 from unicp.policies import config_from_dict
+from unicp.specs.unsupported import UNSUPPORTED
 
 PROMPT = "a red ball bouncing"
 EAGER = ["--method", "schedule", "--set", "interval=2"]
@@ -302,8 +303,9 @@ def test_models_lists_every_family_and_method(capsys: Any, monkeypatch: pytest.M
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["models"]) == 0
     out = capsys.readouterr().out
-    for word in (*specs.known_specs(), "adacache", "schedule"):
+    for word in (*specs.known_specs(), *UNSUPPORTED, "adacache", "schedule"):
         assert word in out
+    assert "not tested" not in out
 
 
 PROBE = """

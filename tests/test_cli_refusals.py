@@ -145,7 +145,8 @@ def test_an_unknown_denoiser_is_refused_by_methods_that_look_inside(
     assert run(PROMPT, "--method", "schedule", "--set", "interval=2", "-o", "out.png") == 0
     capsys.readouterr()
     monkeypatch.setattr(pipelines, "load", lambda *_: pytest.fail("weights were loaded"))
-    assert "the structure of WanTransformer3DModel is not known" in refusal(run, capsys, [PROMPT])
+    said = refusal(run, capsys, [PROMPT, "--method", "unicp"])
+    assert "the structure of WanTransformer3DModel is not known" in said
 
 
 def test_a_missing_demo_model_says_how_to_get_it(run: Run, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:

@@ -36,6 +36,24 @@ def _context(name: str, index: int, sigma: float = 0.5, count: int = 10) -> Cach
     return CacheContext(name, step_index=index, sigma=sigma, num_inference_steps=count)
 
 
+def test_a_rising_timestep_is_falling_noise() -> None:
+    """Mochi: timesteps go up. A new video begins where they go down; without ``rising``, at every step."""
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    scheduler.set_timesteps(5)
+    times = scheduler.timesteps.tolist()
+    assert times == sorted(times)
+    for pipe in (Pipe(scheduler), None):
+        ticks = [
+            tick for clock in [Clock(pipe, rising=True)] for t in times * 2 for tick in [clock.tick(None, _call(t))]
+        ]
+        assert [tick.step.index for tick in ticks] == [0, 1, 2, 3, 4] * 2
+        assert [tick.new_generation for tick in ticks] == [True, False, False, False, False] * 2
+        sigmas = [tick.step.sigma for tick in ticks[:5]]
+        assert sigmas == sorted(sigmas, reverse=True)
+    clock = Clock(Pipe(scheduler))
+    assert all(clock.tick(None, _call(t)).new_generation for t in times)
+
+
 # --- branches ---------------------------------------------------------------------------------------------------------
 
 

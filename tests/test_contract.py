@@ -125,7 +125,9 @@ def test_branches_decide_together_unless_asked_otherwise(family: str, name: str)
     for index in range(10):
         records = [r for r in done.reports[0].steps if r.index == index]
         if guidance != "separate":
-            assert len({(r.action, tuple(r.units.items())) for r in records}) == 1
+            assert len({r.action for r in records}) == 1
+            for unit in {unit for r in records for unit in r.units}:  # a branch may leave one out (LTX-2's sound)
+                assert len({r.units[unit] for r in records if unit in r.units}) == 1
         expected = measuring if records[0].action in ("compute", "partial") and index not in first_steps else 0
         assert [r.metric is not None for r in records] == [i < expected for i in range(len(records))]
 

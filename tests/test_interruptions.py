@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import unicp
-from tests.contract import FEW_PAIRS, actions, case, fresh, plain, quietly
+from tests.contract import FEW_PAIRS, PRIMARY, actions, case, fresh, plain, quietly
 from tests.tiny import FAMILIES, Family, denoisers
 
 few = pytest.mark.parametrize(("family", "name"), FEW_PAIRS, ids=[f"{f}-{n}" for f, n in FEW_PAIRS])
@@ -54,7 +54,7 @@ def _in_a_callback(step: int) -> Break:
 
 def _in_a_block(family: Family, pipe: Any) -> None:
     # In the middle block of a computed step: the entry of the stack and the metric are captured, nothing is kept.
-    _raise_in_call(family, pipe, lambda d: family.blocks(d)[1].attn1, 3, Boom())
+    _raise_in_call(family, pipe, lambda d: family.blocks(d)[1].get_submodule(family.attention), 3, Boom())
 
 
 def _in_the_output_layer(family: Family, pipe: Any) -> None:
@@ -106,6 +106,25 @@ def test_the_next_run_is_right(family: str, name: str, broken: str) -> None:
     # The run that broke off has a report of its own: no more, no less.
     assert len(reports) == 2
     assert 0 < len(reports[0].steps) < len(reports[1].steps)
+
+
+OTHERS = [family for family in FAMILIES if family not in PRIMARY]
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_after_a_break_and_for_other_requests(family: str) -> None:
+    """The two tests around this one, in short, for the families that not every test is run for."""
+    chosen = FAMILIES[family]
+    pipe = chosen.build()
+    session = unicp.accelerate(pipe, case("adacache-residual").config)
+    quietly(lambda: BREAKS["block"](chosen, pipe))
+    requests: list[dict[str, Any]] = [*chosen.other.values(), {"prompts": (1, 2)}, {}]
+    for number, request in enumerate(requests, start=2):
+        latents = quietly(lambda request=request: chosen.generate(pipe, **request))
+        expected = fresh(family, "adacache-residual", **request)
+        assert torch.equal(latents, expected[0]), request
+        assert actions(session.report()) == expected[1], request
+        assert len(session.reports) == number
 
 
 @few
@@ -168,7 +187,7 @@ def test_another_dtype_is_another_generation() -> None:
     assert session.reports[1].cache_bytes * 2 == session.reports[0].cache_bytes
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PRIMARY)
 def test_diffusers_reset_ends_a_generation(family: str) -> None:
     """``_reset_stateful_cache`` in the middle of a run frees everything; the run goes on as a new generation."""
     chosen = FAMILIES[family]

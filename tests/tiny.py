@@ -5,8 +5,6 @@ No text encoder and no VAE: prompts are embeddings, and what a run returns are i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,118 +14,25 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     LattePipeline,
     LatteTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    MochiPipeline,
+    MochiTransformer3DModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
 
-STEPS = 10
+from tests.family import Family, denoisers, masks, quiet
+from tests.tiny_more import MORE
+
+__all__ = ["FAMILIES", "Family", "denoisers", "wan_transformer"]
+
 LAYERS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One kind of pipeline, and what a test has to know of its structure without asking ``unicp.specs``.
-
-    Attributes:
-        build: makes the pipeline; twice the same weights.
-        call: the arguments of the pipeline's call for a request.
-        size, frames: the usual request, in pixels and frames.
-        other: arguments of ``generate`` that give another shape, by what is different.
-        width: channels of a token.
-        branches: guidance branches as records name them, in the order of the calls.
-        rows: rows of the denoiser's batch for each prompt.
-        blocks: all blocks of a denoiser in the order in which they run.
-        entrance: submodule of the denoiser that a call runs before the blocks.
-        denoisers: names of the denoisers in the pipeline.
-    """
-
-    name: str
-    build: Callable[[], Any]
-    call: Callable[..., dict[str, Any]]
-    size: int
-    frames: int
-    other: Mapping[str, Mapping[str, Any]]
-    width: int
-    branches: tuple[str, ...]
-    rows: int
-    blocks: Callable[[Any], list[Any]]
-    entrance: str
-    denoisers: tuple[str, ...] = ("transformer",)
-    streams: int = 1
-    text: int = 16
-    kinds: tuple[str, ...] = field(default=("self_attention", "mlp", "block"))
-
-    def generate(
-        self,
-        pipe: Any,
-        *,
-        steps: int = STEPS,
-        seed: int = 0,
-        prompts: tuple[int, ...] = (1,),
-        size: int | None = None,
-        frames: int | None = None,
-        guidance: bool = True,
-        callback: Callable[..., Any] | None = None,
-    ) -> torch.Tensor:
-        """The latents of one run. A prompt is a number; negative prompts follow from it."""
-        latents: torch.Tensor = self.run(
-            pipe,
-            lambda run, **call: run(**call).frames,
-            steps=steps,
-            prompts=prompts,
-            size=size,
-            frames=frames,
-            guidance=guidance,
-            callback_on_step_end=callback,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        return latents
-
-    def run(
-        self,
-        pipe: Any,
-        verb: Callable[..., Any],
-        *,
-        steps: int = STEPS,
-        prompts: tuple[int, ...] = (1,),
-        size: int | None = None,
-        frames: int | None = None,
-        guidance: bool = True,
-        **more: Any,
-    ) -> Any:
-        """What ``verb`` makes of the pipeline and the arguments of such a run."""
-
-        def embeddings(first: int) -> torch.Tensor:
-            noise = [torch.randn(8, self.text, generator=torch.Generator().manual_seed(first + p)) for p in prompts]
-            return torch.stack(noise)
-
-        size = size or self.size
-        return verb(
-            pipe,
-            prompt_embeds=embeddings(0),
-            negative_prompt_embeds=embeddings(100),
-            height=size,
-            width=size,
-            num_inference_steps=steps,
-            guidance_scale=4.0 if guidance else 1.0,
-            output_type="latent",
-            **self.call(frames or self.frames, len(prompts)),
-            **more,
-        )
-
-
-def denoisers(family: Family, pipe: Any) -> list[Any]:
-    return [getattr(pipe, name) for name in family.denoisers]
-
-
-def _quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def wan_transformer(seed: int = 0, layers: int = LAYERS) -> WanTransformer3DModel:
@@ -145,10 +50,10 @@ def wan_transformer(seed: int = 0, layers: int = LAYERS) -> WanTransformer3DMode
     ).eval()
 
 
-def _wan(second: bool = False) -> WanPipeline:
+def _wan(second: bool = False, **more: Any) -> WanPipeline:
     # The boundary lies between steps 4 and 5 of 10.
-    more = {"transformer_2": wan_transformer(seed=1), "boundary_ratio": 0.78} if second else {}
-    return _quiet(
+    more |= {"transformer_2": wan_transformer(seed=1), "boundary_ratio": 0.78} if second else {}
+    return quiet(
         WanPipeline(
             tokenizer=None,
             text_encoder=None,
@@ -172,9 +77,7 @@ def _ltx() -> LTXPipeline:
         caption_channels=16,
     ).eval()
     scheduler = FlowMatchEulerDiscreteScheduler()
-    return _quiet(
-        LTXPipeline(scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None, transformer=transformer)
-    )
+    return quiet(LTXPipeline(scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None, transformer=transformer))
 
 
 def _cogvideox() -> CogVideoXPipeline:
@@ -193,7 +96,7 @@ def _cogvideox() -> CogVideoXPipeline:
         max_text_seq_length=8,
     ).eval()
     scheduler = CogVideoXDDIMScheduler()
-    return _quiet(
+    return quiet(
         CogVideoXPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=scheduler)
     )
 
@@ -218,9 +121,46 @@ def _latte() -> LattePipeline:
         norm_eps=1e-6,
         video_length=3,
     ).eval()
-    return _quiet(
+    return quiet(
         LattePipeline(tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=DDIMScheduler())
     )
+
+
+def _hunyuan() -> HunyuanVideoPipeline:
+    torch.manual_seed(0)
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 4, 4),
+    ).eval()
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "vae", "text_encoder_2", "tokenizer_2"))
+    return quiet(HunyuanVideoPipeline(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), **parts))
+
+
+def _mochi() -> MochiPipeline:
+    torch.manual_seed(0)
+    transformer = MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=LAYERS,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=16,
+        time_embed_dim=8,
+        max_sequence_length=8,
+    ).eval()
+    with torch.no_grad():  # zeros in a new model
+        transformer.pos_frequencies.normal_()
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "vae"))
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    return quiet(MochiPipeline(transformer=transformer, scheduler=scheduler, **parts))
 
 
 def _alternating(denoiser: Any) -> list[Any]:
@@ -230,6 +170,7 @@ def _alternating(denoiser: Any) -> list[Any]:
 
 _WAN = Family(
     name="wan",
+    primary=True,
     build=_wan,
     call=lambda frames, prompts: {"num_frames": frames},
     size=32,
@@ -255,13 +196,15 @@ FAMILIES: dict[str, Family] = {
                 "denoisers": ("transformer", "transformer_2"),
             }
         ),
+        # One timestep a token.
+        Family(**{**vars(_WAN), "name": "wan2.2-ti2v", "build": lambda: _wan(expand_timesteps=True), "primary": False}),
         Family(
             name="ltx",
+            primary=True,
             build=_ltx,
             call=lambda frames, prompts: {
                 "num_frames": frames,
-                "prompt_attention_mask": torch.ones(prompts, 8),
-                "negative_prompt_attention_mask": torch.ones(prompts, 8),
+                **masks(prompts),
             },
             size=64,
             frames=17,
@@ -275,6 +218,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="cogvideox",
+            primary=True,
             build=_cogvideox,
             call=lambda frames, prompts: {"num_frames": frames},
             size=32,
@@ -289,6 +233,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="latte",
+            primary=True,
             build=_latte,
             call=lambda frames, prompts: {"video_length": frames, "negative_prompt": None},
             size=32,
@@ -300,6 +245,46 @@ FAMILIES: dict[str, Family] = {
             blocks=_alternating,
             entrance="pos_embed",
         ),
+        Family(
+            name="hunyuan-video",
+            primary=True,
+            build=_hunyuan,
+            call=lambda frames, prompts: {
+                "num_frames": frames,
+                **masks(prompts),
+                "pooled_prompt_embeds": torch.ones(prompts, 8),
+                "negative_pooled_prompt_embeds": -torch.ones(prompts, 8),
+            },
+            guide="true_cfg_scale",
+            size=32,
+            frames=9,
+            other={"size": {"size": 48}, "frames": {"frames": 5}},
+            width=24,
+            branches=("cond", "uncond"),
+            rows=1,
+            blocks=lambda denoiser: [*denoiser.transformer_blocks, *denoiser.single_transformer_blocks],
+            entrance="x_embedder",
+            attention="attn",
+            streams=2,
+            kept=1,
+        ),
+        Family(
+            name="mochi",
+            primary=True,
+            build=_mochi,
+            call=lambda frames, prompts: {"num_frames": frames, **masks(prompts)},
+            size=32,
+            frames=13,
+            other={"size": {"size": 48}, "frames": {"frames": 7}},
+            width=24,
+            branches=("cond_uncond",),
+            rows=2,
+            blocks=lambda denoiser: list(denoiser.transformer_blocks),
+            entrance="patch_embed",
+            streams=2,
+            kept=1,
+        ),
+        *MORE,
     )
 }
 """Every family that the contract is run for, by name."""

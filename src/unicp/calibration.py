@@ -82,7 +82,8 @@ def calibrate(
         raise UnicpError("calibrate runs a pipeline: pass the pipeline, not its transformer")
     if prompts is not None and (isinstance(prompts, str) or not prompts):
         raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
-    if prompts is None and call.get("prompt_embeds") is None:
+    # Kandinsky has one for each of its encoders: prompt_embeds_qwen, prompt_embeds_clip.
+    if prompts is None and not any(name.startswith("prompt_embeds") and call[name] is not None for name in call):
         raise UnicpError("give prompts, or prompts=None and prompt_embeds=...")
     check_number("slicing_prompts", slicing_prompts, low=1, whole=True)
     check_number("tokens", tokens, low=1, whole=True)

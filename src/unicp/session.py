@@ -12,10 +12,11 @@ import torch
 from .engine import hooks
 from .engine.executor import HOOK, Executor
 from .errors import UnicpError, UnicpWarning, unknown
-from .policies import Config, config_types, make_policy
+from .policies import Config, Needs, config_types, make_policy
 from .profiles import config_of
 from .report import Generation, SessionReport, StepRecord
 from .specs import ModelSpec, find_spec, known_specs
+from .specs.discovery import discover
 
 DENOISERS = ("transformer", "transformer_2")
 """Components of a pipeline that are accelerated, where it has them."""
@@ -27,7 +28,7 @@ class Session:
     Made by :func:`accelerate`. Holds one independent state for each denoiser.
     """
 
-    def __init__(self, denoisers: dict[str, Any], config: Config, spec: ModelSpec | None, pipe: Any) -> None:
+    def __init__(self, denoisers: dict[str, Any], config: Config, specs: dict[str, Any], pipe: Any) -> None:
         self.config = config
         self._generation: Generation | None = None
         self._reports: list[SessionReport] = []
@@ -35,9 +36,7 @@ class Session:
         self._executors: list[Executor] = []
         try:
             for name, denoiser in denoisers.items():
-                self._executors.append(
-                    Executor(denoiser, name, config, spec or find_spec(denoiser), pipe, self._begin, self._close)
-                )
+                self._executors.append(Executor(denoiser, name, config, specs[name], pipe, self._begin, self._close))
         except BaseException:
             self.restore()
             raise
@@ -164,7 +163,8 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
             both are accelerated, each with a state of its own. Give the pipeline where you can: its scheduler tells
             how many steps there are and where a video begins.
         config: a config such as ``AdaCacheConfig()``, the name of a method (``"adacache"``), or the path of a profile.
-        spec: the structure of a model that is not built in.
+        spec: the structure of a model that is not built in. Without one, methods that look at blocks only take the
+            list of blocks that holds most of the denoiser's parameters, and check at the first call that it will do.
         group: process group of a context-parallel model. Not supported yet.
 
     Returns:
@@ -179,15 +179,24 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
     denoisers, pipe = _denoisers(pipe_or_module)
     resolved = resolve_config(config)
     needs = make_policy(resolved).needs()
-    for denoiser in denoisers.values():
-        if needs.inside and spec is None and find_spec(denoiser) is None:
-            raise UnicpError(
-                f"{resolved.method} looks into the blocks of the denoiser, and the structure of "
-                f"{type(denoiser).__name__} is not known; known: {', '.join(sorted(known_specs()))}. Describe it with "
-                "a ModelSpec (spec=...), or use a ScheduleConfig, which works on any denoiser"
-            )
+    specs = {name: spec or _spec_of(denoiser, resolved, needs) for name, denoiser in denoisers.items()}
     restore(pipe_or_module)
-    return Session(denoisers, resolved, spec, pipe)
+    return Session(denoisers, resolved, specs, pipe)
+
+
+def _spec_of(denoiser: Any, config: Config, needs: Needs) -> ModelSpec | None:
+    """What is known of a denoiser: registered, or where the method must know it, found by structure."""
+    found = find_spec(denoiser)
+    if found is None and needs.inside and not needs.units:
+        found = discover(denoiser)
+    if found is None and needs.inside:
+        what = "attention modules and MLPs" if needs.units else "blocks"
+        raise UnicpError(
+            f"{config.method} looks into the {what} of the denoiser, and the structure of {type(denoiser).__name__} is "
+            f"not known; known: {', '.join(sorted(known_specs()))}. Describe it with a ModelSpec (spec=...), or use a "
+            "ScheduleConfig, which works on any denoiser"
+        )
+    return found
 
 
 def restore(pipe_or_module: Any) -> None:

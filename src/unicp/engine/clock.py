@@ -32,10 +32,13 @@ class Clock:
     when a branch is called twice at one step, or when the input's shape, dtype or device changes.
     """
 
-    def __init__(self, pipe: Any = None, timestep: str = "timestep", hidden: str = "hidden_states") -> None:
+    def __init__(
+        self, pipe: Any = None, timestep: str = "timestep", hidden: str = "hidden_states", rising: bool = False
+    ) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else None
         self._timestep = timestep
         self._hidden = hidden
+        self._rising = rising  # the timestep rises as the noise falls
         self.reset()
 
     def reset(self) -> None:
@@ -79,7 +82,7 @@ class Clock:
                 fresh = index < self.step.index
             else:
                 moved = noise != self._noise or (name in self._branches and self._comes_again(noise))
-                fresh = noise is not None and self._noise is not None and noise > self._noise
+                fresh = self._went_back(noise)
             branch = name or self._nth(1 if moved else len(self._branches) + 1)
             fresh = fresh or (not moved and branch in self._branches)
             signature = self._signature(call)
@@ -106,6 +109,11 @@ class Clock:
                 index=index, count=count, position=position, sigma=float(sigma), sigmas=self._sigmas(scheduler)
             )
         return Tick(self.step, branch, fresh, moved)
+
+    def _went_back(self, noise: float | None) -> bool:
+        if noise is None or self._noise is None:
+            return False
+        return noise < self._noise if self._rising else noise > self._noise
 
     @staticmethod
     def _nth(number: int) -> str:
@@ -166,6 +174,8 @@ class Clock:
     def _sigma_of(self, scheduler: Any, index: int, noise: float | None) -> float:
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is not None and self._timesteps is not None and len(sigmas) > len(self._timesteps) > index:
-            return float(sigmas[index])
-        levels = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000
-        return (noise or 0.0) / levels
+            sigma = float(sigmas[index])
+        else:
+            levels = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000
+            sigma = (noise or 0.0) / levels
+        return 1.0 - sigma if self._rising else sigma

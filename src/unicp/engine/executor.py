@@ -15,9 +15,9 @@ from ..policies import Config, Plan, Policy, Step, make_policy
 from ..report import Generation, StepRecord
 from ..specs import BlockList, ModelSpec
 from . import hooks
-from .branches import BranchCache, tensor_in
 from .clock import Clock, Tick
 from .inside import Inside, plan_book
+from .kept import BranchCache, leading, residuals, shape_of
 from .layout import relayout
 from .measure import Probe, forecast_error
 
@@ -36,7 +36,7 @@ class Call:
     cache: BranchCache
     batch: int
     frames: int
-    entry: dict[str, Any] = field(default_factory=dict)  # the streams as they enter the first block
+    entry: list[Any] = field(default_factory=list)  # the streams as they enter the first block
 
 
 class Executor:
@@ -66,7 +66,7 @@ class Executor:
         self.config = config
         self.needs = make_policy(config).needs()
         self.spec = spec
-        self.clock = Clock(pipe, *((spec.timestep, spec.hidden) if spec else ()))
+        self.clock = Clock(pipe, *((spec.timestep, spec.hidden, spec.rising_timestep) if spec else ()))
         self._open = generation
         self._ended = ended
         self.generation: Generation | None = None
@@ -104,9 +104,9 @@ class Executor:
             self.book = plan_book(self.config, self.denoiser, self.name, pipe)
         hooks.install(self.denoiser, self.hook, HOOK)
         if self.spec is not None and self.needs.keep == "stack":
-            for position, (_, block, described) in enumerate(self.spec.blocks(self.denoiser)):
+            for position, (name, block, described) in enumerate(self.spec.stack(self.denoiser)):
                 names = list(inspect.signature(type(block).forward).parameters)[1:]
-                hook = hooks.ReplacingHook(self._block_act(position, described, names))
+                hook = hooks.ReplacingHook(self._block_act(position, name, described, names))
                 self._blocks.append(block)
                 self._block_hooks.append(hook)
                 self._layouts.append(described)
@@ -194,7 +194,7 @@ class Executor:
             index=tick.step.index, sigma=tick.step.sigma, branch=tick.branch, action=plan.action, denoiser=self.name
         )
         if not plan.runs and self.needs.keep == "output":
-            output, record.action = cache.filled(plan, tick.step.sigma, self.needs.order)
+            output, record.action = cache.filled_output(tick.step.sigma, plan)
         else:
             hidden = named.get(self.spec.hidden) if self.spec else None
             batch = hidden.shape[0] if hidden is not None else 1
@@ -212,9 +212,9 @@ class Executor:
             if measuring and self._probe is not None:
                 scalars = self._probe.compare(key, batch, frames)
             elif measuring and self.needs.check:
-                scalars = forecast_error(tensor_in(output), cache.outputs, cache.sigmas, tick.step.sigma)
+                scalars = forecast_error(leading(output), cache.leading(), cache.sigmas, tick.step.sigma)
             if plan.runs and self.needs.keep == "output":
-                cache.keep(output, tick.step.sigma, self.needs.order)
+                cache.keep_output(tick.step.sigma, output, self.needs.order)
             if measuring:
                 self._pending.append((self._policies[key], tick.step, record, scalars, changes))
         assert self.generation is not None
@@ -242,7 +242,7 @@ class Executor:
 
     # -- filling ---------------------------------------------------------------------------------------------------
 
-    def _block_act(self, position: int, described: BlockList, names: list[str]) -> Callable[..., Any]:
+    def _block_act(self, position: int, name: str, described: BlockList, names: list[str]) -> Callable[..., Any]:
         streams = described.streams
         missing = [stream for stream in streams if stream not in names]
         if missing:
@@ -254,44 +254,63 @@ class Executor:
             if call is None:
                 return forward(*args, **kwargs)
             values = [
-                args[place] if place < len(args) else kwargs[stream]
+                args[place] if place < len(args) else kwargs.get(stream)
                 for place, stream in zip(places, streams, strict=True)
             ]
             if position == 0:
-                call.entry = dict(zip(streams, values, strict=True))
+                call.entry = values
             last = position == len(self._blocks) - 1
             if call.plan.runs:
                 output = forward(*args, **kwargs)
+                self._check(name, described, values, output)
                 if last:
                     self._keep_residual(call, described, output)
                 return output
             if last:
-                values = self._filled_stack(call, described)
+                values = self._filled_stack(call, described, values)
             return values[0] if len(values) == 1 else tuple(values)
 
         return act
 
+    def _check(self, name: str, described: BlockList, values: list[Any], output: Any) -> None:
+        """Whether a block has returned its streams, each in the shape in which it came."""
+        returned = output if isinstance(output, tuple) else (output,)
+        took, gave = [shape_of(value) for value in values], [shape_of(value) for value in returned]
+        if took != gave:
+            raise UnicpError(
+                f"block {name!r} of {type(self.denoiser).__name__} took {' and '.join(described.streams)} of shape "
+                f"{' and '.join(map(str, took))} and returned {' and '.join(map(str, gave))}; only blocks that return "
+                "what they took, changed, can be passed over. Describe it with a ModelSpec (see BlockList.streams), or "
+                "use a ScheduleConfig, which needs no blocks"
+            )
+
     def _entry(self, call: Call, described: BlockList) -> list[Any]:
-        """The streams that entered the stack, in the last block's layout."""
+        """The streams that entered the stack, as far as they are kept, in the last block's layout."""
+        assert self.spec is not None
         first = self._layouts[0].layout
-        video, *others = described.streams
-        entered = relayout(call.entry[video], first, described.layout, call.batch, call.frames)
-        return [entered, *(call.entry[stream] for stream in others)]
+        video, *others = call.entry
+        entered = relayout(video, first, described.layout, call.batch, call.frames)
+        return [entered, *others][: self.spec.kept]
 
     def _keep_residual(self, call: Call, described: BlockList, output: Any) -> None:
-        outputs = output if isinstance(output, tuple) else (output,)
+        assert self.spec is not None
+        outputs = (output if isinstance(output, tuple) else (output,))[: self.spec.kept]
         entered = self._entry(call, described)
-        for before, after in zip(entered, outputs, strict=True):
-            if before.shape != after.shape:
-                raise UnicpError(
-                    f"{type(self.denoiser).__name__}: the blocks are entered with {tuple(before.shape)} and "
-                    f"left at {described.path!r} as {tuple(after.shape)}; it cannot be cached. Check its spec"
-                )
-        call.cache.residuals = tuple((after - before).detach() for before, after in zip(entered, outputs, strict=True))
+        before, after = [shape_of(value) for value in entered], [shape_of(value) for value in outputs]
+        if before != after:
+            raise UnicpError(
+                f"{type(self.denoiser).__name__}: the blocks are entered with {' and '.join(map(str, before))} and "
+                f"left at {described.path!r} as {' and '.join(map(str, after))}; it cannot be cached. Check its spec"
+            )
+        call.cache.residuals = residuals(entered, outputs)
 
-    def _filled_stack(self, call: Call, described: BlockList) -> list[Any]:
+    def _filled_stack(self, call: Call, described: BlockList, values: list[Any]) -> list[Any]:
         assert call.cache.residuals is not None
-        return [before + r for before, r in zip(self._entry(call, described), call.cache.residuals, strict=True)]
+        filled = [
+            before if residual is None else before + residual
+            for before, residual in zip(self._entry(call, described), call.cache.residuals, strict=True)
+        ]
+        return filled + values[len(filled) :]
 
     # -- accounting and resetting ----------------------------------------------------------------------------------
 

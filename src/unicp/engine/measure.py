@@ -78,6 +78,11 @@ class Probe:
         def stop(hidden: Any) -> None:
             if self.armed and position in self._starts:
                 source = self._starts.pop(position)
+                if hidden.shape != source.shape:
+                    raise UnicpError(
+                        f"the residual of {kind!r} in block {position} ({described.path}) of {spec.family} begins as "
+                        f"{tuple(source.shape)} and ends as {tuple(hidden.shape)}; check `residuals` in its spec"
+                    )
                 self._residuals[position] = (hidden - source).detach().to(source.dtype)
 
         def stop_before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

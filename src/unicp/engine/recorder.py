@@ -80,7 +80,7 @@ class Recorder:
         self.steps: int | None = None
         self.batch = 1
         self._on_step = on_step
-        self._clock = Clock(pipe, spec.timestep, spec.hidden)
+        self._clock = Clock(pipe, spec.timestep, spec.hidden, spec.rising_timestep)
         self._names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._handles: list[Any] = []
         self._hook = hooks.DenoiserHook(self._call, lambda: None, self)
@@ -154,7 +154,7 @@ class ErrorRecorder(Recorder):
     def watch(self) -> None:
         for unit in self.spec.units(self.denoiser):
             self._handles.append(unit.module.register_forward_hook(self._noting(unit.name)))
-        blocks = self.spec.blocks(self.denoiser)
+        blocks = self.spec.stack(self.denoiser)
         (_, first, entered), (_, last, left) = blocks[0], blocks[-1]
 
         def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

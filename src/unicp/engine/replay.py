@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from ..specs import find_spec
 from . import hooks
 from .clock import Clock
+from .kept import leading
 
 REPLAY_HOOK = "unicp_replay"
 
@@ -87,14 +89,16 @@ class Player:
             if record:
                 self.calls.append(_host(output))
             if tick.new_step:
-                take.deciding.append(_tensor(output).detach().float().cpu())
+                take.deciding.append(leading(output).detach().float().cpu())
             return output
 
         with ExitStack() as stack:
             for denoiser in self.denoisers.values():
                 hook = hooks.DenoiserHook(lambda *_: None, lambda: None, self)
                 names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
-                hook.act = functools.partial(called, hook, Clock(self.pipe), names)
+                spec = find_spec(denoiser)
+                known = (spec.timestep, spec.hidden, spec.rising_timestep) if spec else ()
+                hook.act = functools.partial(called, hook, Clock(self.pipe, *known), names)
                 hooks.install(denoiser, hook, REPLAY_HOOK)
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
             stack.enter_context(_watched(self.pipe.scheduler, take, change, on_step))
@@ -120,7 +124,7 @@ class _watched:
                 model_output = self.change(index, model_output)
             self.take.given.append(model_output.detach().float().cpu())
             result = own(model_output, *args, **kwargs)
-            self.take.latents = _tensor(result).detach().float().cpu()
+            self.take.latents = leading(result).detach().float().cpu()
             self.take.ended = _now()
             if self.on_step is not None:
                 self.on_step(index + 1, len(self.scheduler.timesteps))
@@ -140,12 +144,8 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _tensor(output: Any) -> Any:
-    return output if hasattr(output, "clone") else output[0]
-
-
 def _host(output: Any) -> Any:
-    return (type(output), _tensor(output).detach().cpu())
+    return (type(output), leading(output).detach().cpu())
 
 
 def _to(kept: Any, args: Any, kwargs: Any) -> Any:

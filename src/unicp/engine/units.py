@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..errors import UnicpError
 from ..maps import MapAttention
 from ..slicing import SlicedAttention
 from ..specs import Unit
@@ -120,6 +121,10 @@ class Units:
             call = self.call
             if call is None:
                 return forward(*args, **kwargs)
+            if name in call.done:
+                raise UnicpError(
+                    f"{name} runs twice in one step, so that its output cannot be kept; take it out of units="
+                )
             slicer = self.slicers.get(name)
             sliced = (lambda: slicer(forward, args, kwargs)) if slicer is not None and slicer.works else None
             mapper = self.mappers.get(name)

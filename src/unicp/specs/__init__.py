@@ -1,12 +1,14 @@
 """What a denoiser looks like: structure only, no behaviour.
 
 One small file a family, each calling :func:`register_spec`. Policies that act on the denoiser's whole output need
-no spec; those that act on its blocks do.
+no spec; those that act on its blocks do, though for whole blocks ``discovery`` may find one.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.resources
+import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +40,9 @@ class BlockList:
             attention it is taken in the temporal blocks (AdaCache's reference does so).
         units: submodules of a block whose output may be kept for later steps while the rest of the block runs, with
             their kind (one of :data:`UNIT_KINDS`), in the order in which they run: ``{"attn1": "self_attention"}``.
+            One that is ``None`` in a block (the text's MLP in a last block) is passed over.
+        stacked: the list is part of the stack that is passed over as a whole. A control branch beside it is not: its
+            blocks run at every step that the denoiser does, though their units may be kept.
         plain_values: the attention processors use values as ``to_v`` returns them and infer the head size from them,
             so that a basis of the values may be folded into the weights around them.
     """
@@ -48,6 +53,7 @@ class BlockList:
     residuals: Mapping[str, str | None] = field(default_factory=lambda: {"self_attention": None})
     measured: bool = True
     units: Mapping[str, str] = field(default_factory=dict)
+    stacked: bool = True
     plain_values: bool = False
 
 
@@ -81,7 +87,10 @@ class ModelSpec:
         interleaved: the lists alternate (block 0 of each, then block 1 of each) instead of running one after another.
         frames: number of token frames of a call, from the denoiser and its arguments by name.
         timestep: name of the argument that carries the timestep.
-        hidden: name of the argument that carries the latents.
+        hidden: name of the argument that carries the latents, samples first.
+        rising_timestep: the timestep rises as the noise falls (Mochi).
+        kept: how many of the last block's streams the model goes on to use, from the first; ``None`` is all. The others
+            are not filled.
 
     Register your own with :func:`register_spec`, or pass it to ``accelerate(..., spec=...)``.
     """
@@ -93,6 +102,8 @@ class ModelSpec:
     interleaved: bool = False
     timestep: str = "timestep"
     hidden: str = "hidden_states"
+    rising_timestep: bool = False
+    kept: int | None = None
 
     def blocks(self, denoiser: Any) -> list[tuple[str, Any, BlockList]]:
         """All blocks in order of execution: (name, module, its list)."""
@@ -110,12 +121,17 @@ class ModelSpec:
             return [block for group in zip(*lists, strict=True) for block in group]
         return [block for group in lists for block in group]
 
+    def stack(self, denoiser: Any) -> list[tuple[str, Any, BlockList]]:
+        """The blocks that are passed over together, as :meth:`blocks`."""
+        return [block for block in self.blocks(denoiser) if block[2].stacked]
+
     def units(self, denoiser: Any) -> list[Unit]:
         """Every unit of every block, in order of execution."""
         return [
             Unit(name=f"{name}.{path}", kind=kind, module=block.get_submodule(path), block=i, described=described)
             for i, (name, block, described) in enumerate(self.blocks(denoiser))
             for path, kind in described.units.items()
+            if getattr(block, path, path) is not None
         ]
 
 
@@ -140,6 +156,16 @@ def known_specs() -> dict[str, ModelSpec]:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return dict(_SPECS)
+
+
+def tested() -> dict[str, dict[str, Any]]:
+    """By transformer class, what the contract is run for: ``pipelines``, ``cases`` and whether any were ``sliced``.
+
+    Written from the tests' own lists (``python -m tests.coverage``), and compared with them by a test.
+    """
+    path = importlib.resources.files(__name__) / "tested.json"
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
+    return found
 
 
 def find_spec(denoiser: Any) -> ModelSpec | None:

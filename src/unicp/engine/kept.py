@@ -1,0 +1,77 @@
+"""What is kept for one guidance branch from one computed step to the next, and what it fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree  # diffusers registers its outputs there
+
+from .. import fill
+from ..policies import Plan
+
+
+def shape_of(value: Any) -> Any:
+    """The shape of a tensor as a tuple; of anything else, its type's name."""
+    return tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
+
+
+def residuals(entered: Sequence[Any], left: Sequence[Any]) -> tuple[Any, ...]:
+    """What was added to each stream; ``None`` for a stream that is not there (a video without sound)."""
+    pairs = zip(entered, left, strict=True)
+    return tuple(None if before is None else (after - before).detach() for before, after in pairs)
+
+
+def leading(output: Any) -> Any:
+    """The first tensor in a denoiser's output: of the video, where there is sound too."""
+    return next(x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor))
+
+
+@dataclass
+class BranchCache:
+    """What is kept for one guidance branch.
+
+    Attributes:
+        residuals: of the stack, one a stream, in the last block's layout.
+        outputs: the denoiser's outputs, newest first, each as its list of leaves: tensors, and what is none.
+        sigmas: their noise levels.
+        structure: how a filled output is put together from its leaves.
+    """
+
+    residuals: tuple[Any, ...] | None = None
+    outputs: list[list[Any]] = field(default_factory=list)
+    sigmas: list[float] = field(default_factory=list)
+    structure: Any = None
+
+    def tensors(self) -> list[Any]:
+        leaves = [*(self.residuals or ()), *(leaf for output in self.outputs for leaf in output)]
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def leading(self) -> list[Any]:
+        """The first tensor of every kept output, newest first."""
+        return [leading(output) for output in self.outputs]
+
+    def keep_output(self, sigma: float, output: Any, order: int) -> None:
+        """Keep an output for a fill of this order."""
+        if sigma in self.sigmas:  # second-order schedulers visit a noise level twice; the last visit counts
+            again = self.sigmas.index(sigma)
+            del self.outputs[again], self.sigmas[again]
+        leaves, self.structure = pytree.tree_flatten(output)
+        # A copy: pipelines may go on to change what they were given.
+        self.outputs.insert(0, [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in leaves])
+        self.sigmas.insert(0, sigma)
+        del self.outputs[order + 1 :], self.sigmas[order + 1 :]
+
+    def filled_output(self, sigma: float, plan: Plan) -> tuple[Any, str]:
+        """What stands in for the output at ``sigma``, and the action as records call it."""
+        kept = 1 if plan.action == "reuse" else len(self.sigmas) if plan.order is None else 1 + plan.order
+        sigmas = self.sigmas[:kept]
+        factors = fill.weights(sigmas, sigma, plan.damping)
+        leaves = []
+        for known in zip(*self.outputs[: len(sigmas)], strict=True):
+            tensor = isinstance(known[0], torch.Tensor)
+            value = fill.extrapolate(known, factors) if tensor else known[0]
+            leaves.append(value.clone() if tensor and value is known[0] else value)
+        return pytree.tree_unflatten(leaves, self.structure), "forecast" if len(sigmas) > 1 else "reuse"

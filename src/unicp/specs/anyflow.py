@@ -1,0 +1,23 @@
+"""AnyFlow: blocks as Wan, one timestep a frame, and the one it goes to; latents (B, F, C, H, W)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import ModelSpec, register_spec
+from .wan import SPEC as WAN
+
+
+def _frames(denoiser: Any, call: Mapping[str, Any]) -> int:
+    return int(call["hidden_states"].shape[1] // denoiser.config.patch_size[0])
+
+
+SPEC = register_spec(
+    ModelSpec(
+        family="anyflow",
+        classes=("AnyFlowTransformer3DModel",),
+        block_lists=WAN.block_lists,
+        frames=_frames,
+    )
+)

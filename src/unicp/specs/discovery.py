@@ -1,0 +1,58 @@
+"""The structure of a denoiser that no spec describes, as far as its modules show it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from . import BlockList, ModelSpec
+
+TIMESTEPS = ("timestep", "timesteps", "t", "sigma", "time")
+"""Names that the timestep goes by, likeliest first."""
+
+MOST = 0.5
+"""The list of blocks holds more than this part of the denoiser's parameters."""
+
+
+def discover(denoiser: Any) -> ModelSpec | None:
+    """A spec for a denoiser whose parameters lie mostly in one list of blocks of one class, or ``None``.
+
+    The blocks are taken to change the first argument of their forward and to return it, a tensor of the same shape;
+    what does not hold shows at the first call, in an error that names block and shapes. Attention modules are not
+    looked for, so that the spec has no units; the residual of a whole block stands for self-attention's. The number
+    of frames is not known, so that no motion is measured.
+    """
+    whole = _size(denoiser)
+    path, blocks = max(_lists(denoiser), key=lambda found: _size(found[1]), default=("", None))
+    if blocks is None or _size(blocks) <= MOST * whole:
+        return None
+    arguments, streams = _arguments(denoiser), _arguments(blocks[0])
+    if not arguments or not streams:
+        return None
+    return ModelSpec(
+        family=f"{type(denoiser).__name__} (by its structure)",
+        classes=(type(denoiser).__name__,),
+        block_lists=(BlockList(path=path, streams=(streams[0],)),),
+        frames=lambda denoiser, call: 1,
+        timestep=next((name for name in TIMESTEPS if name in arguments), TIMESTEPS[0]),
+        hidden=arguments[0],
+    )
+
+
+def _lists(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Lists of two or more modules of one class, by path; not those inside of another one."""
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if type(child).__name__ == "ModuleList" and len(child) > 1 and len({type(block) for block in child}) == 1:
+            yield path, child
+        else:
+            yield from _lists(child, f"{path}.")
+
+
+def _size(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _arguments(module: Any) -> list[str]:
+    return list(inspect.signature(type(module).forward).parameters)[1:]
