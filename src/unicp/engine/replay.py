@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree  # diffusers registers its outputs there
 
 from ..specs import find_spec
 from . import hooks
@@ -81,13 +82,15 @@ class Player:
             if not began:
                 began.append(_now())
             place = next(counter)
-            tick = clock.tick(hook.contexts.current, {**dict(zip(names, args, strict=False)), **kwargs})
+            named = {**dict(zip(names, args, strict=False)), **kwargs}
+            tick = clock.tick(hook.contexts.current, named)
             if not record and tick.step.index < play_until:
-                output = _to(self.calls[place], args, kwargs)
+                device = next(value for value in named.values() if isinstance(value, torch.Tensor)).device
+                output = _moved(self.calls[place], device)
             else:
                 output = forward(*args, **kwargs)
             if record:
-                self.calls.append(_host(output))
+                self.calls.append(_moved(output, "cpu"))
             if tick.new_step:
                 take.deciding.append(leading(output).detach().float().cpu())
             return output
@@ -144,14 +147,6 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _host(output: Any) -> Any:
-    return (type(output), leading(output).detach().cpu())
-
-
-def _to(kept: Any, args: Any, kwargs: Any) -> Any:
-    kind, tensor = kept
-    near = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), tensor)
-    tensor = tensor.to(near.device)
-    if issubclass(kind, torch.Tensor):
-        return tensor
-    return (tensor,) if kind is tuple else kind(tensor)
+def _moved(output: Any, device: Any) -> Any:
+    """An output of whatever type, with its tensors on a device."""
+    return pytree.tree_map(lambda x: x.detach().to(device) if isinstance(x, torch.Tensor) else x, output)
