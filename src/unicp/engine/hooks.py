@@ -14,6 +14,8 @@ from typing import Any
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import HookFunctionReference, StateManager
 
+from ..errors import UnicpError
+
 
 class ContextReceiver(StateManager):
     """Takes the cache context that a pipeline sets; keeps no state of its own."""
@@ -53,6 +55,13 @@ class ReplacingHook(ModelHook):
         super().__init__()
         self.act = act
         self.installed: Any = None
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        # A copy would go on deciding for the original.
+        raise UnicpError("an accelerated model cannot be copied: unicp.restore(...) it, copy it, accelerate both")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UnicpError("an accelerated model cannot be pickled: unicp.restore(...) it before")
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         return self.act(self.fn_ref.original_forward, args, kwargs)

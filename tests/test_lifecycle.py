@@ -1,0 +1,200 @@
+"""What people do to a pipeline between, around and instead of two runs. docs/robustness.md lists it."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import threading
+import weakref
+from typing import Any
+
+import pytest
+import torch
+
+import unicp
+from tests.contract import actions, case, fresh, plain, quietly
+from tests.tiny import FAMILIES, STEPS
+from unicp.errors import UnicpError
+from unicp.policies import Config
+
+WAN = FAMILIES["wan"]
+METHODS = {
+    "adacache": case("adacache-residual").config,
+    "forecast": case("adacache-forecast").config,
+    "unicp": case("unicp-online").config,
+    "budget": case("budget-default").config,
+}
+methods = pytest.mark.parametrize("config", METHODS.values(), ids=METHODS)
+
+
+def result_of(config: Config, **request: Any) -> torch.Tensor:
+    pipe = WAN.build()
+    unicp.accelerate(pipe, config)
+    latents: torch.Tensor = quietly(lambda: WAN.generate(pipe, **request))
+    return latents
+
+
+@methods
+def test_an_accelerated_pipeline_is_not_copied_silently(config: Config) -> None:
+    pipe = WAN.build()
+    session = unicp.accelerate(pipe, config)
+    with pytest.raises(UnicpError, match=r"cannot be copied: unicp.restore"):
+        copy.deepcopy(pipe.transformer)
+    with pytest.raises((UnicpError, pickle.PicklingError, AttributeError, TypeError)):
+        pickle.dumps(pipe.transformer)
+    assert torch.equal(quietly(lambda: WAN.generate(pipe)), result_of(config))
+    session.restore()
+    twin = copy.deepcopy(pipe.transformer)
+    assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), pipe.transformer.parameters(), strict=True))
+    buffer = io.BytesIO()
+    torch.save(pipe.transformer.state_dict(), buffer)
+
+
+@methods
+def test_the_state_dict_is_that_of_the_original(config: Config) -> None:
+    pipe = WAN.build()
+    before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    unicp.accelerate(pipe, config)
+    quietly(lambda: WAN.generate(pipe))
+    after = pipe.transformer.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@methods
+def test_two_threads_with_two_pipelines(config: Config) -> None:
+    expected = [result_of(config, seed=seed) for seed in (0, 1)]
+    made: dict[int, torch.Tensor] = {}
+
+    def work(seed: int) -> None:
+        pipe = WAN.build()
+        unicp.accelerate(pipe, config)
+        made[seed] = WAN.generate(pipe, seed=seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, wanted in enumerate(expected):
+        torch.testing.assert_close(made[seed], wanted)  # torch's thread count may differ, and with it the rounding
+
+
+@methods
+def test_a_pipeline_may_be_interrupted_by_its_own_flag(config: Config) -> None:
+    """``pipe._interrupt``: diffusers goes through the remaining steps without calling the denoiser."""
+    pipe = WAN.build()
+    unicp.accelerate(pipe, config)
+
+    def stop(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            pipe._interrupt = True
+        return tensors
+
+    quietly(lambda: WAN.generate(pipe, callback=stop))
+    assert torch.equal(quietly(lambda: WAN.generate(pipe)), result_of(config))
+
+
+@methods
+def test_everything_is_freed_with_the_pipeline(config: Config) -> None:
+    def used() -> weakref.ref[torch.nn.Module]:
+        pipe = WAN.build()
+        session = unicp.accelerate(pipe, config)
+        quietly(lambda: WAN.generate(pipe))
+        session.restore()
+        return weakref.ref(pipe.transformer)
+
+    gone = used()
+    gc.collect()
+    assert gone() is None
+
+
+@methods
+def test_the_same_transformer_in_two_pipelines(config: Config) -> None:
+    pipe = WAN.build()
+    twin = WAN.build()
+    twin.transformer = pipe.transformer
+    session = unicp.accelerate(pipe, config)
+    first = quietly(lambda: WAN.generate(pipe))
+    second = quietly(lambda: WAN.generate(twin))
+    assert torch.equal(first, second)
+    assert actions(session.reports[0]) == actions(session.reports[1])
+    unicp.restore(twin)
+    assert torch.equal(WAN.generate(pipe), plain("wan"))
+
+
+@methods
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 8])
+def test_few_steps(config: Config, steps: int) -> None:
+    pipe = WAN.build()
+    session = unicp.accelerate(pipe, config)
+    latents = quietly(lambda: WAN.generate(pipe, steps=steps))
+    assert bool(latents.isfinite().all())
+    report = quietly(session.report)
+    assert report.count == steps
+    assert report.steps[0].action == report.steps[1].action == "compute"
+
+
+@methods
+def test_an_attention_processor_set_afterwards(config: Config) -> None:
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+    class Doubling(WanAttnProcessor):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs) * 2
+
+    def changed(pipe: Any) -> torch.Tensor:
+        pipe.transformer.set_attn_processor(Doubling())
+        latents: torch.Tensor = quietly(lambda: WAN.generate(pipe))
+        return latents
+
+    before, after = WAN.build(), WAN.build()
+    unicp.accelerate(after, config)
+    pipe = WAN.build()
+    pipe.transformer.set_attn_processor(Doubling())
+    unicp.accelerate(pipe, config)
+    wanted = quietly(lambda: WAN.generate(pipe))
+    assert torch.equal(changed(after), wanted)
+    assert not torch.equal(changed(before), plain("wan"))
+
+
+@methods
+def test_fused_projections(config: Config) -> None:
+    pipe, twin = WAN.build(), WAN.build()
+    unicp.accelerate(pipe, config)
+    for each in (pipe, twin):
+        each.transformer.fuse_qkv_projections()
+    unicp.accelerate(twin, config)
+    assert torch.equal(quietly(lambda: WAN.generate(pipe)), quietly(lambda: WAN.generate(twin)))
+
+
+@methods
+def test_many_runs_of_changing_requests_equal_fresh_ones(config: Config) -> None:
+    name = {id(v): k for k, v in METHODS.items()}[id(config)]
+    full = {"adacache": "adacache-residual", "forecast": "adacache-forecast", "unicp": "unicp-online"}
+    pipe = WAN.build()
+    session = unicp.accelerate(pipe, config)
+    requests: list[dict[str, Any]] = [{}, {"steps": 7}, {"size": 48}, {"frames": 5}, {"guidance": False}, {"seed": 3}]
+    for request in requests * 2:
+        latents = quietly(lambda request=request: WAN.generate(pipe, **request))
+        assert torch.equal(latents, fresh("wan", full.get(name, "budget-default"), **request)[0])
+        assert not session.cached_tensors()
+    assert len(session.reports) == 2 * len(requests)
+    assert STEPS == 10
+
+
+@pytest.mark.slow
+@methods
+def test_two_hundred_runs_keep_nothing(config: Config) -> None:
+    pipe = WAN.build()
+    for number in range(200):
+        session = unicp.accelerate(pipe, config)
+        quietly(lambda number=number: WAN.generate(pipe, size=(32, 48)[number % 2], steps=4 + number % 5))
+        assert not session.cached_tensors()
+    unicp.restore(pipe)
+    assert torch.equal(WAN.generate(pipe), plain("wan"))
+    gc.collect()
+    ours = [o for o in gc.get_objects() if type(o).__module__.startswith("unicp.engine")]
+    assert len(ours) < 100
