@@ -118,6 +118,7 @@ def test_other_families_after_a_break_and_for_other_requests(family: str) -> Non
     pipe = chosen.build()
     session = unicp.accelerate(pipe, case("adacache-residual").config)
     quietly(lambda: BREAKS["block"](chosen, pipe))
+    assert session.cached_tensors() == []
     requests: list[dict[str, Any]] = [*chosen.other.values(), {"prompts": (1, 2)}, {}]
     for number, request in enumerate(requests, start=2):
         latents = quietly(lambda request=request: chosen.generate(pipe, **request))

@@ -282,6 +282,17 @@ def test_changed_weights_are_folded_again() -> None:
     assert folded._folded is None
 
 
+def test_a_processor_that_reshapes_values_is_not_folded() -> None:
+    """CogVideoX views values by the head size of the keys: folded ones would be torn apart."""
+    torch.manual_seed(0)
+    module = FAMILIES["cogvideox"].build().transformer.transformer_blocks[0].attn1
+    p = torch.linalg.qr(torch.randn(2, 16, 16))[0][..., :8]
+    video, text = torch.randn(1, 12, 32), torch.randn(1, 4, 32)
+    call: Any = (module.forward, (), {"hidden_states": video, "encoder_hidden_states": text})
+    wanted = SlicedAttention(module, p, p)(*call)
+    torch.testing.assert_close(SlicedAttention(module, p, p, True)(*call), wanted)
+
+
 def test_an_unknown_processor_is_left_alone_and_reported() -> None:
     class Own:
         def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -207,6 +207,10 @@ class Folded:
         return [w for w in (self.value_weight, self.value_bias, self.out_weight) if w is not None]
 
 
+class _ValuesReshaped(Exception):
+    """A processor took folded values for ones of the full head size."""
+
+
 class SlicedAttention:
     """The sliced twin of one attention module.
 
@@ -238,6 +242,10 @@ class SlicedAttention:
             return forward(*args, **kwargs)
         self.attn.processor = twin
         try:
+            return forward(*args, **kwargs)
+        except _ValuesReshaped:
+            # Its processor infers no head size from the values: from now on they are projected online.
+            self._may_fold, self._folded = False, None
             return forward(*args, **kwargs)
         finally:
             self.attn.processor = own
@@ -272,6 +280,8 @@ class SlicedAttention:
     ) -> Any:
         if kwargs.get("scale") is None:
             kwargs["scale"] = 1.0 / math.sqrt(query.shape[-1])
+        if self._folded is not None and value.shape[-1] != self.p_v.shape[-1]:
+            raise _ValuesReshaped
         into = "bhti,hij->bhtj" if heads_first else "bthi,hij->bthj"
         back = "bhtj,hij->bhti" if heads_first else "bthj,hij->bthi"
         if self.p_qk is not None:
