@@ -308,3 +308,12 @@ def test_files_are_found_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     files = project_files()
     assert Path(__file__).resolve() in files
     assert not [path for path in files if ".venv" in path.parts]
+
+
+def test_every_test_that_the_docs_name_is_there() -> None:
+    text = (ROOT / "docs" / "robustness.md").read_text("utf-8")
+    file = ""
+    for found_file, name in re.findall(r"`(test_\w+\.py)?(?:::)?(test_\w+)?`", text):
+        file = found_file or file
+        source = (ROOT / "tests" / file).read_text("utf-8")
+        assert not name or f"def {name}(" in source, f"{file}::{name}"

@@ -185,6 +185,34 @@ def test_many_runs_of_changing_requests_equal_fresh_ones(config: Config) -> None
     assert len(session.reports) == 2 * len(requests)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        unicp.AdaCacheConfig(codebook=((1e6, 3),)),
+        unicp.UniCPConfig(delta=1e6, max_window=2),
+        unicp.BudgetConfig(target_speedup=1.6, warmup_steps=2, override_reserve=0.1),
+    ],
+    ids=lambda config: config.method,
+)
+def test_a_measurement_that_is_no_number_computes_and_is_said(config: Any) -> None:
+    """From step 4 on the model makes NaN: whatever was planned before, nothing is reused once that was measured."""
+    pipe = FAMILIES["wan"].build()
+    session = unicp.accelerate(pipe, config)
+
+    def poison(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * float("nan") if session.records and session.records[-1].index >= 3 else output
+
+    broken = pipe.transformer.blocks[1].attn1.to_out[0].register_forward_hook(poison)
+    FAMILIES["wan"].generate(pipe)
+    broken.remove()
+    report = session.report()
+    assert any("were not finite numbers" in note for note in report.notes)
+    first = min(r.index for r in report.steps if r.index >= 4 and r.action in ("compute", "partial"))
+    late = [r for r in report.steps if r.index > first]
+    assert late and all(r.action != "reuse" and r.action != "forecast" for r in late)
+    assert not any(action == "reuse" for r in late for name, action in r.units.items() if name == "blocks.1.attn1")
+
+
 @pytest.mark.slow
 @methods
 def test_two_hundred_runs_keep_nothing(config: Config) -> None:
