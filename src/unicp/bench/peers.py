@@ -194,7 +194,7 @@ def _one(item: Any, peers: Mapping[str, Callable[[], Peer]]) -> Peer:
         from ..session import resolve_config
 
         config = resolve_config(text)
-        return Ours(text.rpartition("/")[2].removesuffix(".safetensors"), {_label(config): config})
+        return Ours(text.rpartition("/")[2].removesuffix(".safetensors"), config.spread() or {_label(config): config})
     name, equals, values = text.partition("=")
     if name not in peers:
         raise unknown("method", name, [*peers, "PROFILE.safetensors"])

@@ -177,6 +177,10 @@ class Config:
         """
         return {cls.method: {"default": cls()}}
 
+    def spread(self) -> dict[str, Config]:
+        """What a comparison tries of this very config, by label: itself, or its like at other costs."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the method's name under ``"method"``."""
         return {"method": self.method, **dataclasses.asdict(self)}
