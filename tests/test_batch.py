@@ -1,0 +1,449 @@
+"""``unicp.batch`` without a model: prompts, names, the manifest, the lock, and workers that fail and die."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from tests.batch_fakes import FakeRecipe, clip, made, noise, render
+from unicp import UnicpError
+from unicp.batch import driver, lock, manifest, progress
+from unicp.batch.clips import Outcome, groups, key_of
+from unicp.batch.names import LONGEST_NAME, hashed, vbench
+from unicp.batch.prompts import Row, read
+from unicp.batch.worker import Worker, is_broken
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+
+
+def stills(folder: Path) -> dict[str, Any]:
+    """The pixels of every clip."""
+    return {path.name: np.asarray(Image.open(path)) for path in folder.glob("*.png")}
+
+
+def strip(seed: int) -> Any:
+    return np.concatenate(list(noise(seed)), axis=1)
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+FULL = {
+    "prompt": "a red ball",
+    "negative_prompt": "blue",
+    "seed": "3",
+    "steps": "8",
+    "guidance": "4.5",
+    "size": "48x32",
+    "frames": "5",
+    "method": "none",
+    "image": "start.png",
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_every_column_of_every_format(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "start.png").write_bytes(b"")
+    path = tmp_path / f"prompts.{kind}"
+    typed = {**FULL, "seed": 3, "steps": 8.0, "guidance": 4.5, "size": [48, 32], "frames": 5}
+    if kind == "csv":
+        path.write_text(f"{','.join(FULL)}\n{','.join(FULL.values())}\n\"a, b\",,,,,,,,\n", "utf-8-sig")
+    elif kind == "jsonl":
+        path.write_text(json.dumps(typed) + '\n\n{"prompt": "a, b", "seed": null}\n')
+    else:
+        write_parquet(path, [typed, {**dict.fromkeys(FULL), "prompt": "a, b", "guidance": float("nan")}], monkeypatch)
+    first, second = read(path)
+    assert (first.prompt, first.seeds) == ("a red ball", (3,))
+    expected = {"negative_prompt": "blue", "steps": 8, "guidance": 4.5, "size": (48, 32), "frames": 5}
+    assert first.values == {**expected, "method": "none", "image": str(tmp_path / "start.png")}
+    assert (second.prompt, second.seeds, second.values) == ("a, b", (), {})
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real file where pyarrow is installed; else pyarrow's reader is replaced by one that knows these rows."""
+    try:
+        from pyarrow import Table, parquet
+    except ImportError:
+        from types import ModuleType, SimpleNamespace
+
+        stand_in = ModuleType("pyarrow")
+        stand_in.parquet = SimpleNamespace(  # type: ignore[attr-defined]
+            read_table=lambda given: {path: SimpleNamespace(to_pylist=lambda: rows)}[given]
+        )
+        monkeypatch.setitem(sys.modules, "pyarrow", stand_in)
+    else:
+        parquet.write_table(Table.from_pylist([{**row, "size": row["size"] and "48x32"} for row in rows]), path)
+
+
+def test_text_is_a_prompt_a_line(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text(" a ball \n\nsize, 3\n")
+    assert read(tmp_path / "p.txt") == [Row(number=1, prompt="a ball"), Row(number=3, prompt="size, 3")]
+
+
+@pytest.mark.parametrize("text", ["7 8", "7,8", "7; 8"])
+def test_a_row_may_name_several_seeds(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.csv").write_text(f'prompt,seed\na ball,"{text}"\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a ball", "seed": [7, 8]}')
+    assert read(tmp_path / "p.csv")[0].seeds == read(tmp_path / "p.jsonl")[0].seeds == (7, 8)
+
+
+def test_an_empty_negative_prompt_counts_in_json_only(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "negative_prompt": ""}')
+    (tmp_path / "p.csv").write_text("prompt,negative_prompt\na,\n")
+    assert read(tmp_path / "p.jsonl")[0].values == {"negative_prompt": ""}
+    assert read(tmp_path / "p.csv")[0].values == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("p.csv", "prompt,seed\na,1\n,2\n", "row 3: has no prompt"),
+        ("p.csv", "prompt,steps\na,1\na,0\n", "row 3: steps must be a whole number of at least 1, got '0'"),
+        ("p.csv", "prompt,steps\na,2.5\n", "row 2: steps must be a whole number"),
+        ("p.csv", "prompt,steps\na,many\n", "row 2: steps cannot be 'many'"),
+        ("p.csv", "prompt,size\na,48\n", "row 2: size must be WIDTHxHEIGHT in pixels, as in 832x480, got '48'"),
+        ("p.csv", "prompt,seed\na,-1\n", "row 2: seed must be a whole number of at least 0"),
+        ("p.csv", "prompt,seed\na,1 1\n", "row 2: seed must be one or several different"),
+        ("p.csv", "prompt,guidance\na,nan\n", "row 2: guidance must be a number of at least 0"),
+        ("p.csv", "prompt,promt\na,b\n", "row 2: unknown column 'promt'; known: prompt, seed"),
+        ("p.csv", "prompt,image\na,none.png\n", "row 2: there is no image "),
+        ("p.csv", "prompt,seed\na,1,5\n", "row 2: has 3 fields, the header has 2"),
+        ("p.csv", "prompt,seed\na\n", "row 2: has 1 fields, the header has 2"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', "row 2: is no JSON"),
+        ("p.jsonl", '{"prompt": "a"}\n\n"b"', "row 3: must be an object"),
+        ("p.jsonl", '{"prompt": "a", "steps": true}', "row 1: steps must be a whole number"),
+        ("p.jsonl", '{"prompt": 3}', "row 1: has no prompt"),
+        ("p.txt", "\n", "there is no prompt in"),
+        ("p.docx", "a", "known: .txt, .csv, .jsonl, .parquet"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_number(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UnicpError) as caught:
+        read(tmp_path / name)
+    assert said in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnicpError, match=r"cannot read the prompts in .*none\.txt: No such file"):
+        read(tmp_path / "none.txt")
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UnicpError, match="is not UTF-8"):
+        read(tmp_path / "p.txt")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # importing it fails
+    with pytest.raises(UnicpError, match=r"p\.parquet need pyarrow.*pip install 'unicp\[parquet\]'"):
+        read(tmp_path / "p.parquet")
+
+
+# --- names, keys and groups -----------------------------------------------------------------------------------------
+
+
+def test_names_are_stable_and_fit() -> None:
+    key = key_of({"prompt": "a red ball", "size": (48, 32)})
+    assert key == "ca9c6a5df8bf15bc5d0e9e1b9c5c5a57" or len(key) == 32
+    assert key == key_of({"size": [48, 32], "prompt": "a red ball"}) != key_of({"size": [48, 33]})
+    assert hashed("A red ball!", 12, key) == f"a-red-ball-s12-{key[:8]}"
+    assert len(hashed("ü" * 300, 2**32 - 1, key).encode()) <= LONGEST_NAME
+    assert len(hashed("山" * 300, 2**32 - 1, key).encode()) <= LONGEST_NAME
+    assert vbench("a person. is Walking, fast", 4) == "a person. is Walking, fast-4"
+    for prompt in ("a/b", "a\nb", "..", "x" * 250):
+        with pytest.raises(ValueError, match="no file can be named"):
+            vbench(prompt, 0)
+
+
+def test_groups_hold_equal_clips_only() -> None:
+    clips = [clip("a", seed, group) for seed, group in enumerate("xyxxy")] + [clip("b", 9, None), clip("b", 10, None)]
+    assert [[each.seed for each in group] for group in groups(clips, 2)] == [[0, 2], [1, 4], [3], [9], [10]]
+    assert all(len(group) == 1 for group in groups(clips, 1))
+
+
+# --- the manifest ---------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_and_again(tmp_path: Path) -> None:
+    folder, log = tmp_path / "out", str(tmp_path / "log")
+    clips = [clip("a ball", seed) for seed in range(6)]
+    result = render(folder, clips, workers=2)
+    assert (result.asked, result.found, result.made, result.failed) == (6, 0, 6, {})
+    for seed in range(6):
+        assert (stills(folder)[f"a-ball-{seed}.png"] == strip(seed)).all()
+        record = json.loads((folder / f"a-ball-{seed}.json").read_text())
+        assert record["clip"]["key"] == clips[seed].key
+        assert record["video"]["bytes"] == (folder / f"a-ball-{seed}.png").stat().st_size
+    assert len({line.split()[1] for line in Path(log).read_text().splitlines()}) == 2  # both worked
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("a-*")}
+    again = render(folder, [*clips, clip("a ball", 6)], workers=2)
+    assert (again.asked, again.found, again.made) == (7, 6, 1)
+    assert Counter(made(log)) == Counter(each.key for each in [*clips, clip("a ball", 6)])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert sorted(path.name for path in folder.glob(".batch/*")) == ["lock", "manifest.sqlite"]
+
+
+def test_torn_and_missing_files_are_made_again(tmp_path: Path) -> None:
+    folder, log = tmp_path / "out", str(tmp_path / "log")
+    clips = [clip("a ball", seed) for seed in range(5)]
+    render(folder, clips)
+    names = [folder / each.name for each in clips]
+    names[0].unlink()
+    names[1].write_bytes(names[1].read_bytes()[:-5])
+    record = manifest.record_path(names[2])
+    record.write_text(record.read_text()[:-5])
+    shutil.copy(manifest.record_path(names[4]), manifest.record_path(names[3]))  # another clip's
+    render(folder, clips)
+    assert made(log)[5:] == [each.key for each in clips[:4]]
+    assert all((stills(folder)[path.name] == strip(seed)).all() for seed, path in enumerate(names))
+
+
+def test_clips_that_a_killed_batch_had_finished_are_found(tmp_path: Path) -> None:
+    folder, log = tmp_path / "out", str(tmp_path / "log")
+    clips = [clip("a ball", seed) for seed in range(3)]
+    render(folder, clips)
+    base = manifest.Manifest(folder)
+    base.start([each.key for each in clips], 0)  # as it was in the middle
+    base.close()
+    damaged = bytearray((folder / clips[1].name).read_bytes())
+    damaged[-20] ^= 1  # of the right size, but not what was written
+    (folder / clips[1].name).write_bytes(bytes(damaged))
+    result = render(folder, clips)
+    assert (result.found, result.made) == (2, 1)
+    assert made(log)[3:] == [clips[1].key]
+    base = manifest.Manifest(folder, readonly=True)
+    assert base.counts() == {"pending": 0, "running": 0, "done": 3, "failed": 0}
+    assert base.entries()[0].fraction == 0.5
+
+
+def test_a_name_of_another_clip_is_refused(tmp_path: Path) -> None:
+    first = clip("a ball")
+    render(tmp_path / "out", [first])
+    from dataclasses import replace
+
+    with pytest.raises(UnicpError, match=r"a-ball-0\.png is a clip of another batch"):
+        render(tmp_path / "out", [replace(first, key="other")])
+
+
+def test_a_later_format_is_refused(tmp_path: Path) -> None:
+    render(tmp_path / "out", [clip("a")])
+    base = manifest.Manifest(tmp_path / "out")
+    base._base.execute("PRAGMA user_version = 99")
+    base.close()
+    with pytest.raises(UnicpError, match=r"begun by a later unicp \(format 99\)"):
+        render(tmp_path / "out", [clip("a")])
+
+
+# --- two at once ----------------------------------------------------------------------------------------------------
+
+
+def test_the_second_batch_is_refused(tmp_path: Path) -> None:
+    private = manifest.prepare(tmp_path / "out")
+    with lock.Lock(private):
+        with pytest.raises(UnicpError) as caught:
+            render(tmp_path / "out", [clip("a")])
+        assert lock.is_alive(lock.owner(private)) is True
+    said = str(caught.value)
+    assert f"another batch works on {tmp_path / 'out'}: process {os.getpid()} on " in said and "\n" not in said
+    assert made(str(tmp_path / "log")) == []
+    assert render(tmp_path / "out", [clip("a")]).made == 1
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    private = manifest.prepare(tmp_path / "out")
+    code = (
+        "import pathlib, sys, time; from unicp.batch.lock import Lock\n"
+        f"with Lock(pathlib.Path({str(private)!r})): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=ENVIRONMENT)
+    assert other.stdout is not None and other.stdout.readline() == b"held\n"
+    with pytest.raises(UnicpError, match=f"process {other.pid} on"):
+        render(tmp_path / "out", [clip("a")])
+    other.kill()
+    other.wait()
+    assert lock.is_alive(lock.owner(private)) is False
+    assert render(tmp_path / "out", [clip("a")]).made == 1
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_prompt_does_not_stop_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    result = render(folder, [clip("a"), clip("fail"), clip("b")])
+    assert (result.made, result.failed) == (2, {"fail-0.png": "ValueError: bad <b> prompt"})
+    assert sorted(stills(folder)) == ["a-0.png", "b-0.png"]
+    base = manifest.Manifest(folder, readonly=True)
+    assert [(entry.state, entry.error) for entry in base.entries()][1] == ("failed", "ValueError: bad <b> prompt")
+    sheet = result.summary.read_text()
+    assert sheet.count("data:image/jpeg;base64,") == 2
+    assert "bad &lt;b&gt; prompt" in sheet and "2 of 3 clips; 50% of the denoiser" in sheet
+    assert render(folder, [clip("a"), clip("fail"), clip("b")]).found == 2  # the failed one was tried again
+
+
+def test_a_worker_that_dies_is_replaced_and_its_clip_tried_again(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    console = Console(file=io.StringIO(), width=500)
+    clips = [clip("kill"), clip("a"), clip("once"), clip("b")]
+    result = render(tmp_path / "out", clips, workers=2, retries=1, progress=progress.Progress(console))
+    assert result.made == 3
+    assert result.failed == {
+        "kill-0.png": "the worker that made it died, 2 times: its process was ended by SIGKILL",
+    }
+    counts = Counter(made(log))
+    assert counts == {clips[0].key: 2, clips[1].key: 1, clips[2].key: 2, clips[3].key: 1}
+    assert "died: its process was ended by SIGKILL; it is replaced" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_clips_of_a_batch_that_fails_are_tried_alone(tmp_path: Path) -> None:
+    clips = [clip("a"), clip("all"), clip("once"), clip("b")]
+    result = render(tmp_path / "out", clips, batch_size=3)
+    assert sorted(stills(tmp_path / "out")) == ["a-0.png", "b-0.png", "once-0.png"]
+    assert result.failed == {"all-0.png": "ValueError: bad"}
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert {line.split()[2] for line in lines[:3]} == {"3"} and {line.split()[2] for line in lines[3:]} == {"1"}
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(UnicpError, match="no worker is left, and 2 clips are to do: RuntimeError: no such weights"):
+        render(tmp_path / "out", [clip("a"), clip("b")], FakeRecipe("", unloadable=True), workers=2)
+    base = manifest.Manifest(tmp_path / "out", readonly=True)
+    assert base.counts()["pending"] == 2
+
+
+def test_a_full_disk_is_refused_ahead_and_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    free = [driver.RESERVE + 10**6]
+    monkeypatch.setattr(driver.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    from dataclasses import replace
+
+    large = [replace(clip("a", seed), expected_bytes=10**6) for seed in range(2)]
+    with pytest.raises(UnicpError, match=r"2 clips take about 1\.9 MiB, and 65\.0 MiB are free on the disk of"):
+        render(tmp_path / "out", large)
+    with pytest.raises(UnicpError, match=r"is nearly full, 1 clips are to do; free some space and run it again"):
+        render(tmp_path / "out", large[:1])
+    assert made(str(tmp_path / "log")) == []
+    free[0] *= 2
+    assert render(tmp_path / "out", large).made == 2
+
+
+def test_an_error_that_breaks_the_gpu_is_known() -> None:
+    assert is_broken([Outcome(key="a"), Outcome(key="b", error="RuntimeError: CUDA error: an illegal memory access")])
+    assert not is_broken([Outcome(key="a", error="OutOfMemoryError: CUDA out of memory"), Outcome(key="b")])
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="all machines of a batch need to share it"):
+        Worker(FakeRecipe(""), tmp_path, tmp_path / "none")
+
+
+def test_a_stop_leaves_no_half_file_and_nothing_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.Progress, "count", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        render(tmp_path / "out", [clip("a", seed) for seed in range(4)], workers=2)
+    base = manifest.Manifest(tmp_path / "out", readonly=True)
+    assert base.counts()["running"] == 0 and base.counts()["done"] >= 1
+    left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.suffix == ".part")
+    assert left == [] and not list((tmp_path / "out" / ".batch").glob("stage-*"))
+
+
+def test_progress_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "HEARTBEAT", 0)
+    console = Console(file=io.StringIO(), width=20)
+    recipe = FakeRecipe(str(tmp_path / "log"), 0.02)
+    clips = [clip("a", seed) for seed in range(4)]
+    render(tmp_path / "out", clips, recipe, progress=progress.Progress(console))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].startswith("0/4 clips")
+    assert "4/4 clips, " in lines[-1] and " a minute, 0 s left, 50% of the arithmetic; workers: 1 idle" in lines[-1]
+
+
+def test_progress_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "REDRAW", 0)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    render(tmp_path / "out", [clip("a", 1)], FakeRecipe(str(tmp_path / "log"), 0.02), progress=progress.Progress(console))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "worker 0: making a-1.png" in shown and "0/1 clips" in shown
+
+
+# --- kill -9 --------------------------------------------------------------------------------------------------------
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes of a driver."""
+    listed = subprocess.run(["ps", "-o", "pid=,command=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
+
+
+def check_whole(folder: Path, count: int, log: Path, kills: int) -> None:
+    """Every clip is there once and whole, and no more was made than what was in flight at a kill."""
+    pictures = stills(folder)
+    assert sorted(pictures) == sorted(f"a-ball-{seed}.png" for seed in range(count))
+    for seed in range(count):
+        assert (pictures[f"a-ball-{seed}.png"] == strip(seed)).all()
+        video = folder / f"a-ball-{seed}.png"
+        assert manifest.read_whole(video, clip("a ball", seed).key, deep=True) is not None
+    begun = Counter(made(str(log)))
+    assert len(begun) == count
+    assert sum(begun.values()) <= count + 2 * kills
+    assert not [path for path in folder.iterdir() if path.suffix not in (".png", ".json", ".html") and path.is_file()]
+
+
+def test_a_killed_driver_takes_its_workers_along_and_the_rest_is_made(tmp_path: Path) -> None:
+    folder, log = tmp_path / "out", tmp_path / "log"
+    command = [sys.executable, "-m", "tests.batch_fakes", str(folder), "12", "0.1"]
+    first = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while len(made(str(log))) < 5:
+        time.sleep(0.01)
+    workers = children(first.pid)
+    assert len(workers) == 2
+    first.kill()
+    first.wait()
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_whole(folder, 12, log, 1)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}/cmdline").exists() and _is_alive(pid)]
+
+
+def _is_alive(pid: int) -> bool:
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    folder, log, count = tmp_path / "out", tmp_path / "log", 150
+    random = np.random.default_rng(0)
+    kills = {"worker": 0, "driver": 0}
+    command = [sys.executable, "-m", "tests.batch_fakes", str(folder), str(count), "0.1"]
+    process = None
+    while sum(kills.values()) < 20:
+        if process is None or process.poll() is not None:
+            process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+            time.sleep(0.5)
+        time.sleep(random.uniform(0.05, 0.6))
+        workers = children(process.pid)
+        if process.poll() is not None or not workers:
+            continue
+        which = "driver" if random.random() < 0.5 else "worker"
+        os.kill(process.pid if which == "driver" else int(random.choice(workers)), signal.SIGKILL)
+        kills[which] += 1
+        if which == "driver":
+            process.wait()
+    assert process is not None
+    process.wait()
+    assert min(kills.values()) >= 5
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_whole(folder, count, log, 20)
