@@ -21,7 +21,8 @@ from unicp.batch.local import LocalEngine
 
 @dataclass(frozen=True)
 class FakeRecipe:
-    """What a prompt says is done: ``fail``, ``kill`` (the worker, always), ``once`` (only while ``log`` lacks it)."""
+    """What a prompt says is done: ``fail``, ``kill`` (the worker, always), ``once`` (the worker,
+    the first time), ``crowd`` (where there are others)."""
 
     log: str
     seconds: float = 0.0
@@ -48,7 +49,7 @@ class FakeMaker:
         for clip, again in zip(clips, said, strict=True):
             if "kill" in clip.prompt or ("once" in clip.prompt and not again):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if "all" in clip.prompt:
+            if "crowd" in clip.prompt:
                 raise MemoryError("too many at once") if len(clips) > 1 else ValueError("bad\nprompt")
         return [
             ValueError("bad <b> prompt")

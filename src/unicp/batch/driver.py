@@ -69,6 +69,7 @@ class Driver:
         self._gone: dict[int, str] = {}
         self._deaths: Counter[str] = Counter()
         self._failed_loads: Counter[int] = Counter()
+        self._names = {clip.key: clip.name for group in self.queue for clip in group}
         self._largest = max((clip.expected_bytes for group in self.queue for clip in group), default=0)
 
     def run(self, workers: int) -> None:
@@ -151,20 +152,20 @@ class Driver:
             self._deaths[clip.key] += 1
             if self._deaths[clip.key] > self.retries:
                 text = f"the worker that made it died, {self._deaths[clip.key]} times: {why}"
-                self._note([Outcome(key=clip.key, error=text)], [clip])
+                self._note([Outcome(key=clip.key, error=text)])
             else:
                 self.manifest.release([clip.key])
                 self.queue.append([clip])
 
-    def _note(self, outcomes: Sequence[Outcome], clips: Sequence[Clip] = ()) -> None:
+    def _note(self, outcomes: Sequence[Outcome]) -> None:
         self.manifest.finish(outcomes)
         for outcome in outcomes:
             if outcome.error is None:
                 self.made += 1
                 self._largest = max(self._largest, outcome.bytes)
             else:
-                self.failed[outcome.key] = outcome.error
-            self.progress.count(outcome)
+                self.failed[self._names[outcome.key]] = outcome.error
+            self.progress.count(outcome, self._names[outcome.key])
 
 
 def check_disk(folder: Path, clips: Sequence[Clip], manifest: Manifest) -> None:
@@ -234,8 +235,7 @@ def run(
                         driver.run(workers)
                 finally:
                     engine.close()
-                names = {clip.key: clip.name for clip in clips}
-                failed = {names[key]: error for key, error in driver.failed.items()}
+                failed = driver.failed
             sheet = summary.write(manifest)
         finally:
             running = [entry.key for entry in manifest.entries() if entry.state == states.RUNNING]

@@ -15,6 +15,8 @@ from .clips import Outcome
 HEARTBEAT = 10.0
 """Seconds between two lines where there is no terminal."""
 REDRAW = 0.25
+LINES = 20
+"""Failed clips that are told of at once, at most; all are in the manifest."""
 WARNINGS = 5
 """Different warnings that are shown of one batch, at most."""
 SHOWN_WORKERS = 16
@@ -71,7 +73,7 @@ class Progress:
         what = f"{clip} and {count - 1} more" if count > 1 else clip
         self._workers[number] = (state, what, time.monotonic())
 
-    def count(self, outcome: Outcome) -> None:
+    def count(self, outcome: Outcome, name: str) -> None:
         """A clip is made, or has failed."""
         if outcome.error is None:
             self._made += 1
@@ -79,7 +81,9 @@ class Progress:
                 self._fractions.append(outcome.fraction)
         else:
             self._failed += 1
-            self.say(f"a clip failed: {outcome.error}")
+            if self._failed <= LINES:
+                more = "; those that follow are not shown" if self._failed == LINES else ""
+                self.say(f"{name} failed: {outcome.error}{more}")
         for text in outcome.warnings:
             self._warned[text] += 1
             if self._warned[text] == 1 and len(self._warned) <= WARNINGS:
