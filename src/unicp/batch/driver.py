@@ -83,12 +83,13 @@ class Driver:
         self.engine.start()
         while self.queue or self._busy:
             self._hand_out()
+            self.progress.show()
             for message in self.engine.wait(0.5):
                 self._take(message)
             if len(self._gone) == workers:
                 left = sum(map(len, self.queue))
                 raise UnicpError(f"no worker is left, and {left} clips are to do: {next(iter(self._gone.values()))}")
-            self.progress.show()
+        self.progress.show()
 
     def _hand_out(self) -> None:
         while self._idle and self.queue:

@@ -133,4 +133,4 @@ class Progress:
 
         rows = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in self.lines()]
         bar = ProgressBar(total=max(1, self._total), completed=self._found + self._made)
-        self._live.update(Group(Text(self.text()), bar, *rows), refresh=True)
+        self._live.update(Group(Text(self.text()), *rows, bar), refresh=True)  # a bar ends no line
