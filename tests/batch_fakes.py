@@ -22,7 +22,8 @@ from unicp.batch.local import LocalEngine
 @dataclass(frozen=True)
 class FakeRecipe:
     """What a prompt says is done: ``fail``, ``kill`` (the worker, always), ``once`` (the worker,
-    the first time), ``crowd`` (where there are others)."""
+    the first time), ``crowd`` (where there are others), ``gpu`` (in a
+    way that leaves the GPU unusable)."""
 
     log: str
     seconds: float = 0.0
@@ -49,6 +50,8 @@ class FakeMaker:
         for clip, again in zip(clips, said, strict=True):
             if "kill" in clip.prompt or ("once" in clip.prompt and not again):
                 os.kill(os.getpid(), signal.SIGKILL)
+            if "gpu" in clip.prompt:
+                raise RuntimeError("CUDA error: device-side assert triggered")
             if "crowd" in clip.prompt:
                 raise MemoryError("too many at once") if len(clips) > 1 else ValueError("bad\nprompt")
         return [

@@ -25,6 +25,7 @@ from tests.batch_fakes import FakeRecipe, clip, made, noise, render
 from unicp import UnicpError
 from unicp.batch import driver, lock, manifest, progress
 from unicp.batch.clips import Outcome
+from unicp.batch.local import LocalEngine
 from unicp.batch.worker import Worker, is_broken
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -219,6 +220,31 @@ def test_a_stop_leaves_no_half_file_and_nothing_running(tmp_path: Path, monkeypa
     assert base.counts()["running"] == 0 and base.counts()["done"] >= 1
     left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.suffix == ".part")
     assert left == [] and not list((tmp_path / "out" / ".batch").glob("stage-*"))
+
+
+def test_workers_do_not_see_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal sends it to all processes; the driver alone decides what becomes of it."""
+    start = LocalEngine.restart
+
+    def interrupted(self: LocalEngine, worker: int) -> None:
+        start(self, worker)
+        pid = self._processes[worker].pid
+        assert pid is not None
+        for _ in range(20):  # while it begins and while it works
+            os.kill(pid, signal.SIGINT)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(LocalEngine, "restart", interrupted)
+    result = render(tmp_path / "out", [clip("a")])
+    assert (result.made, made(str(tmp_path / "log"))) == (1, [clip("a").key])
+
+
+def test_a_worker_whose_gpu_is_in_error_is_replaced(tmp_path: Path) -> None:
+    clips = [clip("gpu"), clip("a"), clip("b")]
+    result = render(tmp_path / "out", clips)
+    assert (result.made, list(result.failed)) == (2, ["gpu-0.png"])
+    pids = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()]
+    assert pids[0] != pids[1] == pids[2]
 
 
 def test_progress_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

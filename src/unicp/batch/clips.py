@@ -59,18 +59,18 @@ class Outcome:
         key: the clip's.
         error: in a line; ``None`` where its files are on disk.
         seconds: spent on it, writing included; of a batch, its share.
+        thumbnail: a small JPEG.
         bytes: size of the video's file.
         fraction: see :class:`Rendered`.
-        thumbnail: a small JPEG.
         warnings: of the library, while it was made.
     """
 
     key: str
     error: str | None = None
     seconds: float = 0.0
+    thumbnail: bytes | None = field(default=None, repr=False)
     bytes: int = 0
     fraction: float | None = None
-    thumbnail: bytes | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
 
 

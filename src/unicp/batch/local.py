@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,6 +26,19 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A process that is started in here never sees Ctrl-C, not even while it begins; ours comes afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: Connection, recipe: Recipe, folder: Path, stage: Path, device: str | None) -> None:
@@ -72,7 +85,8 @@ class LocalEngine:
         process = self._context.Process(
             target=_serve, args=(theirs, setting.recipe, setting.folder, setting.stage, device), daemon=True
         )
-        process.start()
+        with _interrupts_blocked():
+            process.start()
         theirs.close()  # else its end would not be seen
         self._pipes[worker], self._processes[worker] = ours, process
 
@@ -92,6 +106,9 @@ class LocalEngine:
                 continue
             if kind == MADE:
                 messages.append(Message(worker=worker, kind=MADE, outcomes=tuple(content)))
+                if is_broken(content):
+                    self._drop(worker)
+                    messages.append(Message(worker=worker, kind=DIED, error="its GPU was left in error"))
             else:
                 messages.append(Message(worker=worker, kind=kind, error=content))
         return messages

@@ -159,6 +159,7 @@ class Manifest:
                         f"{self.folder / clip.name} is a clip of another batch, made with other options; "
                         "name another folder, or go on with the same options"
                     )
+                known[clip.name] = clip.key
                 spec = json.dumps(dict(clip.values), ensure_ascii=False)
                 self._base.execute(
                     "INSERT OR IGNORE INTO clips (key, name, prompt, seed, spec, state, updated) "

@@ -164,7 +164,7 @@ def _row(path: Path, number: int, record: Any) -> Row:
     prompt = given.pop("prompt", None)
     if not isinstance(prompt, str) or not prompt.strip():
         raise UnicpError(f"{where}: has no prompt; every row needs words in the column prompt")
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in given.items():
         try:
             values[name] = _seeds(value) if name == "seed" else READERS[name](value)

@@ -17,8 +17,8 @@ from .worker import Worker, first_line, is_broken
 class RayWorker:
     """An actor. Its model is loaded by :meth:`load`, so that what loading raises can be told from a death."""
 
-    def __init__(self, recipe: Recipe, folder: str, stage: str) -> None:
-        self._common = (recipe, Path(folder), Path(stage))
+    def __init__(self, recipe: Recipe, folder: str, stage: str, device: str | None) -> None:
+        self._common = (recipe, Path(folder), Path(stage), device)
         self._worker: Worker | None = None
 
     def load(self) -> str:
@@ -80,10 +80,13 @@ class RayEngine:
     Args:
         ray: what :func:`connect` returned.
         cpus, gpus: of a worker; fractions are possible.
+        device: ``None`` is the first of those that Ray lets a worker see.
     """
 
-    def __init__(self, setting: Setting, ray: Any, *, cpus: float = 1.0, gpus: float = 0.0) -> None:
-        self._setting, self._ray = setting, ray
+    def __init__(
+        self, setting: Setting, ray: Any, *, cpus: float = 1.0, gpus: float = 0.0, device: str | None = None
+    ) -> None:
+        self._setting, self._ray, self._device = setting, ray, device
         self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
         self._actors: dict[int, Any] = {}
         self._due: dict[Any, tuple[int, str]] = {}
@@ -98,7 +101,7 @@ class RayEngine:
         actor = (
             self._ray.remote(RayWorker)
             .options(**self._options)
-            .remote(setting.recipe, str(setting.folder), str(setting.stage))
+            .remote(setting.recipe, str(setting.folder), str(setting.stage), self._device)
         )
         self._actors[worker] = actor
         self._due[actor.load.remote()] = (worker, READY)

@@ -23,7 +23,7 @@ RETRIES_HELP = "How often a clip is tried again whose worker died."
 ADDRESS_HELP = "A Ray cluster, as auto or ray://HOST:10001; else one is started here."
 GPUS_HELP = "For ray; fractions share a GPU. By default 1 where the cluster has any."
 THREADS_HELP = "CPU threads of a worker; by default its share of the cores."
-DEVICE_HELP = "For local: cuda (all GPUs), cuda:1, mps or cpu; by default the first there is."
+DEVICE_HELP = "cuda (all GPUs), cuda:1, mps or cpu; by default the first there is."
 
 
 def batch(
@@ -82,7 +82,7 @@ def batch(
     for what, value, known in (("engine", engine, ENGINES), ("--names", names, NAMES)):
         if value not in known:
             raise unknown(what, value, known)
-    if engine == "local" and (address is not None or gpus is not None):
+    if engine == "local" and (address or gpus):
         raise UnicpError("--address and --gpus-per-worker are for --engine ray; add it, or leave them out")
     given = {
         "--steps": steps,

@@ -44,13 +44,21 @@ REASONS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The rows of a file, and what the command says for all of them; checked, no weights are loaded."""
+    """The rows of a file, and what the command says for all of them; checked, no weights are loaded.
+
+    Attributes:
+        configs: by method as the rows name it; of ``None``, the command's.
+        contents: the same, as they go into the keys of clips.
+        given: values by option; ``None`` where not given.
+        suffix: of the clips' files.
+    """
 
     file: Path
     rows: Sequence[Row]
     model: Model
     method: str
     configs: Mapping[str | None, Config | None]
+    contents: Mapping[str | None, Any]
     given: Mapping[str, Any]
     fps: float | None
     suffix: str
@@ -77,14 +85,22 @@ class Plan:
         configs: dict[str | None, Config | None] = {None: making.absolute(options.read_method(method, settings))}
         for row in rows:
             named = row.values.get("method")
-            if named not in configs:
+            if named is not None and named not in configs:
                 with _of_row(file, row):
                     configs[named] = making.absolute(options.read_method(named, []))
         found = pipelines.find(model)
         for config in configs.values():
             pipelines.check_method(found, config)
         return cls(
-            file=file, rows=rows, model=found, method=method, configs=configs, given=given, fps=fps, suffix=suffix
+            file=file,
+            rows=rows,
+            model=found,
+            method=method,
+            configs=configs,
+            contents={name: making.of_content(config) for name, config in configs.items()},
+            given=given,
+            fps=fps,
+            suffix=suffix,
         )
 
     def clips(self, *, seed: int, seeds: int, names: str, dtype: str | None, scale: int | None) -> list[Clip]:
@@ -145,7 +161,7 @@ class Plan:
             "call": call,
             "fps": fps,
             "image": None if image is None else digest(Path(image)),
-            "config": making.of_content(config),
+            "config": self.contents[named],
             "model": making.identity(self.model),
             "format": self.suffix,
         }
@@ -211,9 +227,11 @@ class Place:
             gpus = self.gpus
             if gpus is None:
                 gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
-            workers = self.workers or ray_engine.worker_count(ray, gpus)
+            room = ray_engine.worker_count(ray, gpus)  # asked in any case: without room they would wait for ever
             threads = self.threads or (max(1, int(self.cpus)) if not gpus else None)
-            return partial(ray_engine.RayEngine, ray=ray, cpus=self.cpus, gpus=gpus), workers, threads
+            device = self.device or (None if gpus else "cpu")
+            make_engine = partial(ray_engine.RayEngine, ray=ray, cpus=self.cpus, gpus=gpus, device=device)
+            return make_engine, self.workers or room, threads
         device, _ = options.read_device(self.device, dtype)
         devices = [str(device)]
         if device.type == "cuda" and device.index is None:
