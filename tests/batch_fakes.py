@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from unicp.batch import driver
 from unicp.batch.clips import Clip, Rendered, key_of
 from unicp.batch.local import LocalEngine
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+"""Of a process that is to find this tree."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class FakeMaker:
 
 def noise(seed: int) -> Any:
     return np.random.default_rng(seed).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+
+
+def stills(folder: Path) -> dict[str, Any]:
+    """The pixels of every clip in a folder."""
+    return {path.name: np.asarray(Image.open(path)) for path in folder.glob("*.png")}
 
 
 def made(log: str) -> list[str]:

@@ -18,23 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
-from tests.batch_fakes import FakeRecipe, clip, made, noise, render
+from tests.batch_fakes import ENVIRONMENT, FakeRecipe, clip, made, noise, render, stills
 from unicp import UnicpError
 from unicp.batch import driver, lock, manifest, progress
 from unicp.batch.clips import Outcome
 from unicp.batch.local import LocalEngine
 from unicp.batch.worker import Worker, is_broken
-
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-
-
-def stills(folder: Path) -> dict[str, Any]:
-    """The pixels of every clip."""
-    return {path.name: np.asarray(Image.open(path)) for path in folder.glob("*.png")}
 
 
 def strip(seed: int) -> Any:
@@ -266,76 +257,3 @@ def test_progress_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "worker 0: making a-1.png" in shown and "0/1 clips" in shown
-
-
-# --- kill -9 --------------------------------------------------------------------------------------------------------
-
-
-def children(pid: int) -> list[int]:
-    """Worker processes of a driver."""
-    listed = subprocess.run(
-        ["ps", "-ww", "-o", "pid=,command=", "--ppid", str(pid)], capture_output=True, text=True
-    ).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
-
-
-def check_whole(folder: Path, count: int, log: Path, kills: int) -> None:
-    """Every clip is there once and whole, and no more was made than what was in flight at a kill."""
-    pictures = stills(folder)
-    assert sorted(pictures) == sorted(f"a-ball-{seed}.png" for seed in range(count))
-    for seed in range(count):
-        assert (pictures[f"a-ball-{seed}.png"] == strip(seed)).all()
-        video = folder / f"a-ball-{seed}.png"
-        assert manifest.read_whole(video, clip("a ball", seed).key, deep=True) is not None
-    begun = Counter(made(str(log)))
-    assert len(begun) == count
-    assert sum(begun.values()) <= count + 2 * kills
-    assert not [path for path in folder.iterdir() if path.suffix not in (".png", ".json", ".html") and path.is_file()]
-
-
-def test_a_killed_driver_takes_its_workers_along_and_the_rest_is_made(tmp_path: Path) -> None:
-    folder, log = tmp_path / "out", tmp_path / "log"
-    command = [sys.executable, "-m", "tests.batch_fakes", str(folder), "12", "0.1"]
-    first = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    while len(made(str(log))) < 5:
-        time.sleep(0.01)
-    workers = children(first.pid)
-    assert len(workers) == 2
-    first.kill()
-    first.wait()
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    check_whole(folder, 12, log, 1)
-    assert not [pid for pid in workers if Path(f"/proc/{pid}/cmdline").exists() and _is_alive(pid)]
-
-
-def _is_alive(pid: int) -> bool:
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
-    folder, log, count = tmp_path / "out", tmp_path / "log", 150
-    random = np.random.default_rng(0)
-    kills = {"worker": 0, "driver": 0}
-    command = [sys.executable, "-m", "tests.batch_fakes", str(folder), str(count), "0.1"]
-    process = None
-    while sum(kills.values()) < 20:
-        if process is None or process.poll() is not None:
-            process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-            time.sleep(0.5)
-        time.sleep(random.uniform(0.05, 0.6))
-        workers = children(process.pid)
-        if process.poll() is not None or not workers:
-            continue
-        which = "driver" if random.random() < 0.5 else "worker"
-        os.kill(process.pid if which == "driver" else int(random.choice(workers)), signal.SIGKILL)
-        kills[which] += 1
-        if which == "driver":
-            process.wait()
-    assert process is not None
-    process.wait()
-    assert min(kills.values()) >= 5
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    check_whole(folder, count, log, 20)
