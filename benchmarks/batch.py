@@ -3,8 +3,8 @@
     python -m benchmarks.batch [--prompts 60] [--steps 50]
 
 Every worker has one CPU thread, so that two can be compared with one. The overhead is what a clip takes beyond making
-and writing it: hashing, flushing to the disk, the thumbnail, the manifest, handing over. Read it off one worker: of two,
-one waits for the other's last clip. Needs the `ray` extra.
+and writing it: hashing, flushing to the disk, the thumbnail, the manifest, handing over. Read it off one worker: of
+two, one waits for the other's last clip. Needs the `ray` extra.
 """
 
 from __future__ import annotations

@@ -236,6 +236,9 @@ def test_a_worker_whose_gpu_is_in_error_is_replaced(tmp_path: Path) -> None:
     assert (result.made, list(result.failed)) == (2, ["gpu-0.png"])
     pids = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()]
     assert pids[0] != pids[1] == pids[2]
+    more = [clip("x"), clip("gpu", 1), clip("y")]
+    result = render(tmp_path / "out", more, batch_size=3)  # the others of a forward are not to blame
+    assert (result.made, list(result.failed)) == (2, ["gpu-1.png"])
 
 
 def test_progress_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

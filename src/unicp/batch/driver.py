@@ -20,6 +20,7 @@ from .engines import DIED, MADE, READY, Engine, Message, Setting
 from .lock import Lock
 from .manifest import Manifest
 from .progress import Progress
+from .worker import is_broken
 
 RETRIES = 2
 """How often a clip is tried again after the worker that was making it died."""
@@ -117,8 +118,11 @@ class Driver:
             self._failed_loads[worker] = 0
             self._rest(worker)
         elif message.kind == MADE:
-            self._busy.pop(worker)
-            self._note(message.outcomes)
+            clips = self._busy.pop(worker)
+            if len(clips) > 1 and is_broken(message.outcomes):
+                self._retry(clips)  # one of them left the GPU in error; the others have done nothing
+            else:
+                self._note(message.outcomes)
             self._rest(worker)
         elif message.kind == DIED:
             if worker in self._idle:
@@ -155,8 +159,12 @@ class Driver:
                 text = f"the worker that made it died, {self._deaths[clip.key]} times: {why}"
                 self._note([Outcome(key=clip.key, error=text)])
             else:
-                self.manifest.release([clip.key])
-                self.queue.append([clip])
+                self._retry([clip])
+
+    def _retry(self, clips: Sequence[Clip]) -> None:
+        """Put clips at the end of the queue, each alone."""
+        self.manifest.release([clip.key for clip in clips])
+        self.queue.extend([clip] for clip in clips)
 
     def _note(self, outcomes: Sequence[Outcome]) -> None:
         self.manifest.finish(outcomes)
