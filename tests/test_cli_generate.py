@@ -16,7 +16,8 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
 from unicp import Profile, ScheduleConfig, accelerate, cli, demo, metrics, specs, video
-from unicp.cli import calls, outputs, pipelines, running, screen
+from unicp.batch.names import LONGEST, slug
+from unicp.cli import calls, pipelines, running, screen
 from unicp.policies import config_from_dict
 from unicp.specs.unsupported import UNSUPPORTED
 
@@ -291,12 +292,12 @@ def test_other_pipelines_get_only_what_was_asked_for(pipeline: str, length: str,
 
 
 def test_a_name_is_cut_at_a_word_and_never_empty() -> None:
-    assert outputs.slug("Über die Brücke!") == "über-die-brücke"
-    assert outputs.slug("?!") == "video"
-    assert outputs.slug("../../etc/passwd") == "etc-passwd"
-    long = outputs.slug("word " * 40)
-    assert len(long) <= outputs.LONGEST and long.endswith("word")
-    assert len(outputs.slug("w" * 300)) == outputs.LONGEST
+    assert slug("Über die Brücke!") == "über-die-brücke"
+    assert slug("?!") == "video"
+    assert slug("../../etc/passwd") == "etc-passwd"
+    long = slug("word " * 40)
+    assert len(long) <= LONGEST and long.endswith("word")
+    assert len(slug("w" * 300)) == LONGEST
 
 
 def test_models_lists_every_family_and_method(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

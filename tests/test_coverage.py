@@ -18,7 +18,7 @@ from tests.contract import case
 from tests.coverage import PATH, covered
 from tests.tiny import FAMILIES
 from unicp import specs
-from unicp.specs import BlockList, ModelSpec, find_spec, known_specs, tested
+from unicp.specs import BlockList, ModelSpec, find_spec, known_specs
 from unicp.specs.discovery import discover
 from unicp.specs.unsupported import UNSUPPORTED
 
@@ -80,9 +80,11 @@ def test_an_unknown_transformer_would_be_named(tmp_path: Path) -> None:
 
 
 def test_what_was_tested_is_what_the_contract_is_run_for() -> None:
-    assert tested() == covered(), "run: python -m tests.coverage"
-    assert json.loads(PATH.read_text("utf-8")) == tested()
-    assert tested().keys() == known_specs().keys(), "a spec that the contract is not run for must not be registered"
+    assert specs.tested() == covered(), "run: python -m tests.coverage"
+    assert json.loads(PATH.read_text("utf-8")) == specs.tested()
+    assert specs.tested().keys() == known_specs().keys(), (
+        "a spec that the contract is not run for must not be registered"
+    )
 
 
 # --- structural discovery -------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from .. import demo
@@ -31,7 +31,9 @@ def demo_defaults() -> dict[str, Any]:
     return {"--steps": demo.STEPS, "--guidance": demo.GUIDANCE, "--frames": demo.FRAMES, "--size": size}
 
 
-def build(model: Model, options: Mapping[str, Any], fps: float | None) -> tuple[dict[str, Any], float]:
+def build(
+    model: Model, options: Mapping[str, Any], fps: float | None, supplied: Collection[str] = ("prompt",)
+) -> tuple[dict[str, Any], float]:
     """Arguments for the pipeline's call, and the frames a second of the file.
 
     Only what was asked for is passed on, so that every pipeline keeps its own defaults; the demo model's are those
@@ -40,6 +42,7 @@ def build(model: Model, options: Mapping[str, Any], fps: float | None) -> tuple[
     Args:
         options: values by option, as in :data:`ARGUMENTS`; ``None`` where not given.
         fps: ``--fps``; pipelines that are told a frame rate are told this one.
+        supplied: arguments that the caller adds to the call.
 
     Raises:
         UnicpError: the pipeline makes no video from text, or does not take an option that was given.
@@ -54,10 +57,13 @@ def build(model: Model, options: Mapping[str, Any], fps: float | None) -> tuple[
         for word, parameter in list(takes.items())[1:]
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and word != "prompt"
+        and word not in supplied
     ]
     if needed:
         raise UnicpError(f"{model.name} is a {name}, which needs {needed[0]!r} too; name a text-to-video --model")
+    for word in supplied:
+        if word not in takes:
+            raise UnicpError(f"{name} does not take {word!r}; leave it out, or name another --model")
     given = {option: value for option, value in options.items() if value is not None}
     call: dict[str, Any] = {}
     for option, value in {**(demo_defaults() if model.is_demo else {}), **given}.items():

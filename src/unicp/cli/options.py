@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..batch.prompts import parse_size
 from ..errors import UnicpError, unknown
 from ..policies import Config, config_from_dict, config_types
 from ..profiles import config_of
@@ -50,10 +50,10 @@ def read_size(text: str) -> tuple[int, int]:
     >>> read_size("832x480")
     (832, 480)
     """
-    match = re.fullmatch(r"(\d+)\s*[x×]\s*(\d+)", text.strip().lower())
-    if match is None or not int(match[1]) or not int(match[2]):
-        raise UnicpError(f"--size must be WIDTHxHEIGHT in pixels, as in 832x480, got {text!r}")
-    return int(match[1]), int(match[2])
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UnicpError(f"--size {error}") from None
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, Any]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..batch.names import slug
 from ..errors import UnicpError
 from ..video import WRITERS, check_suffix
-
-LONGEST = 60
 
 
 @dataclass(frozen=True)
@@ -44,22 +42,6 @@ class Target:
         """Everything that will be written."""
         own = [self.video, self.record]
         return own + ([self.baseline.video, self.baseline.record, self.side_by_side] if compare else [])
-
-
-def slug(prompt: str) -> str:
-    """A file name from a prompt: its words in lower case, as many as fit.
-
-    >>> slug("A red ball, bouncing FAST!")
-    'a-red-ball-bouncing-fast'
-    """
-    words = re.findall(r"[^\W_]+", prompt.lower())
-    name = ""
-    for word in words:
-        longer = f"{name}-{word}" if name else word[:LONGEST]
-        if len(longer) > LONGEST:
-            break
-        name = longer
-    return name or "video"
 
 
 def plan(prompts: Sequence[str], output: str | None, kind: str | None, compare: bool) -> list[Target]:

@@ -6,11 +6,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import UnicpError
-from ..planning import Segment, StepPlan, growing, resampled
 from . import Config, Needs, Plan, Policy, Step, check_number, no_numbers, register
+
+if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
+    from ..planning import Segment, StepPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,8 @@ class PlanBook:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PlanBook:
         """From plain values, as profiles hold them."""
+        from ..planning import Segment, StepPlan
+
         plans = []
         for entry in values["plans"]:
             segments = tuple(
@@ -194,6 +198,8 @@ class BudgetPolicy(Policy):
         self.book = errors
 
     def _begin(self, step: Step) -> None:
+        from ..planning import growing, resampled
+
         config = self.config
         count = step.count
         if self.book is not None:

@@ -1,0 +1,131 @@
+"""What one worker does: it loads the model once, makes clips, and puts their files in place whole."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import video
+from ..errors import UnicpWarning
+from .clips import Clip, Maker, Outcome, Recipe, Rendered
+from .manifest import digest, record_path
+
+THUMBNAIL = 160
+"""Pixels of a thumbnail's width."""
+BROKEN = ("CUDA error", "device-side assert", "HIP error", "illegal memory access")
+"""What errors say after which a process can compute nothing more on its GPU."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error in a line of at most 300 characters."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def is_broken(outcomes: Sequence[Outcome]) -> bool:
+    """Whether the worker of these outcomes has to be replaced."""
+    return any(words in outcome.error for outcome in outcomes if outcome.error for words in BROKEN)
+
+
+def thumbnail(frames: Any) -> bytes:
+    """The middle frame of a video as a small JPEG."""
+    from PIL import Image
+
+    picture = Image.fromarray(video.to_uint8(frames[len(frames) // 2 : len(frames) // 2 + 1])[0])
+    height = max(1, round(picture.height * THUMBNAIL / picture.width))
+    enlarged = picture.width < THUMBNAIL
+    picture = picture.resize((THUMBNAIL, height), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=75)
+    return data.getvalue()
+
+
+def _flush(path: Path) -> None:
+    """To the disk itself: a file must not get its name before its content."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+class Worker:
+    """A loaded model and a place for its clips.
+
+    Args:
+        recipe: how clips are made.
+        folder: of the clips. It is to exist: where workers run on several machines, it is shared by all.
+        stage: a folder for unfinished files, on the same file system; nobody else's.
+        device: ``None`` is the recipe's choice.
+
+    Raises:
+        Exception: whatever loading the model raises.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, stage: Path, device: str | None = None) -> None:
+        if not stage.is_dir():
+            raise FileNotFoundError(f"this worker does not see {folder}: all machines of a batch need to share it")
+        self._folder, self._stage = folder, stage
+        self._maker: Maker = recipe.load(device)
+
+    def make(self, clips: Sequence[Clip]) -> list[Outcome]:
+        """Make clips of one group and write them. An error is the clip's own; it stops no other."""
+        began = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UnicpWarning)
+            made = self._render(clips)
+        share = (time.perf_counter() - began) / len(clips)
+        told = tuple(dict.fromkeys(str(each.message) for each in caught))
+        return [
+            self._write(clip, result, share, told) if isinstance(result, Rendered) else _failed(clip, result, share)
+            for clip, result in zip(clips, made, strict=True)
+        ]
+
+    def _render(self, clips: Sequence[Clip]) -> list[Rendered | Exception]:
+        try:
+            return list(self._maker.make(clips))
+        except Exception as error:
+            if len(clips) == 1 or is_broken([_failed(clips[0], error, 0.0)]):
+                return [error] * len(clips)
+        # One of them may be at fault, or there is not the memory for so many at once.
+        return [result for clip in clips for result in self._render([clip])]
+
+    def _write(self, clip: Clip, made: Rendered, seconds: float, told: tuple[str, ...]) -> Outcome:
+        began = time.perf_counter()
+        target = self._folder / clip.name
+        part = self._stage / f"{clip.key}{target.suffix}"
+        note = self._stage / f"{clip.key}.json"
+        try:
+            try:
+                video.write(made.frames, part, suffix=target.suffix.lower(), fps=made.fps, scale=made.scale)
+                size = part.stat().st_size
+                seconds += time.perf_counter() - began
+                about = {"key": clip.key, "seconds": seconds, "computed_fraction": made.fraction}
+                values = {**made.record, "clip": {**about, **made.record.get("clip", {})}}
+                values["video"] = {**made.record.get("video", {}), "file": clip.name, "bytes": size}
+                values["video"]["sha256"] = digest(part)
+                if told:
+                    values["warnings"] = list(told)
+                note.write_text(self._maker.document(values), "utf-8")
+                small = thumbnail(made.frames)
+                for path in (part, note):
+                    _flush(path)
+                # The record comes last: where it is, the video is whole.
+                part.replace(target)
+                note.replace(record_path(target))
+            finally:
+                part.unlink(missing_ok=True)
+                note.unlink(missing_ok=True)
+        except Exception as error:
+            return _failed(clip, error, seconds)
+        return Outcome(
+            key=clip.key, seconds=seconds, bytes=size, fraction=made.fraction, thumbnail=small, warnings=told
+        )
+
+
+def _failed(clip: Clip, error: BaseException, seconds: float) -> Outcome:
+    return Outcome(key=clip.key, error=first_line(error), seconds=seconds)

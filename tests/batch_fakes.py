@@ -1,0 +1,103 @@
+"""A recipe without a model, for tests of the batch: its clips are noise of their seed, made in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unicp.batch import driver
+from unicp.batch.clips import Clip, Rendered, key_of
+from unicp.batch.local import LocalEngine
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+"""Of a process that is to find this tree."""
+
+
+@dataclass(frozen=True)
+class FakeRecipe:
+    """What a prompt says is done: ``fail``, ``kill`` (the worker, always), ``once`` (the worker,
+    the first time), ``crowd`` (where there are others), ``gpu`` (in a
+    way that leaves the GPU unusable)."""
+
+    log: str
+    seconds: float = 0.0
+    unloadable: bool = False
+
+    def load(self, device: str | None) -> FakeMaker:
+        if self.unloadable:
+            raise RuntimeError("no such weights")
+        return FakeMaker(self)
+
+
+class FakeMaker:
+    def __init__(self, recipe: FakeRecipe) -> None:
+        self.recipe = recipe
+
+    def document(self, values: Mapping[str, Any]) -> str:
+        return json.dumps(values)
+
+    def make(self, clips: Sequence[Clip]) -> list[Rendered | Exception]:
+        said = ["once" in clip.prompt and clip.key in made(self.recipe.log) for clip in clips]
+        with open(self.recipe.log, "a") as log:
+            log.write("".join(f"{clip.key} {os.getpid()} {len(clips)}\n" for clip in clips))
+        time.sleep(self.recipe.seconds)
+        for clip, again in zip(clips, said, strict=True):
+            if "kill" in clip.prompt or ("once" in clip.prompt and not again):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "gpu" in clip.prompt:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            if "crowd" in clip.prompt:
+                raise MemoryError("too many at once") if len(clips) > 1 else ValueError("bad\nprompt")
+        return [
+            ValueError("bad <b> prompt")
+            if "fail" in clip.prompt
+            else Rendered(frames=noise(clip.seed), fps=8, scale=1, record={"prompt": clip.prompt}, fraction=0.5)
+            for clip in clips
+        ]
+
+
+def noise(seed: int) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+
+
+def stills(folder: Path) -> dict[str, Any]:
+    """The pixels of every clip in a folder."""
+    return {path.name: np.asarray(Image.open(path)) for path in folder.glob("*.png")}
+
+
+def made(log: str) -> list[str]:
+    """Keys of the clips that were begun, in order."""
+    path = Path(log)
+    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def clip(prompt: str, seed: int = 0, group: str | None = "same") -> Clip:
+    key = key_of({"prompt": prompt, "seed": seed})
+    return Clip(key=key, name=f"{prompt.replace(' ', '-')}-{seed}.png", prompt=prompt, seed=seed, group=group)
+
+
+def render(folder: Path, clips: Sequence[Clip], recipe: Any = None, **options: Any) -> driver.Result:
+    """A batch of fake clips on this machine."""
+    recipe = recipe or FakeRecipe(str(folder.with_name("log")))
+    return driver.run(clips, folder, recipe, LocalEngine, **options)
+
+
+if __name__ == "__main__":  # python -m tests.batch_fakes FOLDER COUNT SECONDS: what is killed in a test
+    target, count, pause = sys.argv[1:]
+    many = [clip("a ball", seed) for seed in range(int(count))]
+    recipe = FakeRecipe(str(Path(target).with_name("log")), float(pause))
+    # As `python -m` names this module __main__, the workers would look for the recipe there.
+    from tests.batch_fakes import FakeRecipe as Importable
+
+    render(Path(target), many, Importable(recipe.log, recipe.seconds), workers=2)
