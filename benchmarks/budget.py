@@ -85,23 +85,31 @@ def prediction(pipe: Any, profile: Profile, count: int) -> dict[str, Any]:
         "prompt": prompt, "height": unicp.demo.HEIGHT, "width": unicp.demo.WIDTH, "num_frames": unicp.demo.FRAMES,
         "num_inference_steps": unicp.demo.STEPS, "guidance_scale": unicp.demo.GUIDANCE, "output_type": "latent",
     }  # fmt: skip
-    take = player.run({**call, "generator": torch.Generator().manual_seed(0)})
+    take = player.run({**call, "generator": torch.Generator().manual_seed(0)}, record=True)
     points = np.concatenate([np.array(p) for p in profile.metadata["gains"].values()])
     at = np.unique(points[:, 0])
     gains = np.exp([np.median(np.log(points[points[:, 0] == a, 1])) for a in at])
     curve = np.exp(np.interp(np.arange(unicp.demo.STEPS), at, np.log(gains)))
     outputs = np.stack([t.double().numpy().ravel() for t in take.given])
-    t = Trajectories(sigmas=np.array(player.sigmas), grams=gram(outputs)[None], gains=curve)
-    predicted, real = [], []
+    known = {"sigmas": np.array(take.sigmas), "grams": gram(outputs)[None]}
+    weights = np.array(take.weights)
+    ways = {
+        "Euler's weights": Trajectories(**known),
+        "the solver's weights": Trajectories(**known, weights=weights),
+        "the solver's weights and gains": Trajectories(**known, weights=weights, gains=curve),
+    }
+    predicted: dict[str, list[float]] = {name: [] for name in ways}
+    real = []
     for plan in track(random_plans(count, unicp.demo.STEPS), "random plans"):
-        predicted.append(error(t, plan))
+        for name, t in ways.items():
+            predicted[name].append(error(t, plan))
         config = ScheduleConfig(compute=plan.compute, warmup_steps=1, fill="linear")
         with unicp.accelerate(pipe, config):
             made = Player(pipe, {}).run({**call, "generator": torch.Generator().manual_seed(0)})
         real.append(float((made.latents - take.latents).norm() / take.latents.norm()))
     return {
         "plans": count,
-        "spearman": float(spearmanr(predicted, real).statistic),
+        "spearman": {name: float(spearmanr(values, real).statistic) for name, values in predicted.items()},
         "gains": [at.tolist(), gains.tolist()],
     }
 
@@ -154,7 +162,8 @@ def main() -> None:
     reached = mean(row["psnr"] >= 35 for row in rows["budget, min_psnr=35"])
     print(f"min_psnr=35 reached by {reached:.0%} of the prompts")
     predicted = prediction(pipe, profile, args.random_plans)
-    print(f"predicted against real error of {predicted['plans']} random plans: Spearman {predicted['spearman']:.2f}")
+    for name, value in predicted["spearman"].items():
+        print(f"predicted against real error of {predicted['plans']} random plans, {name}: Spearman {value:.2f}")
     common.save(
         "budget",
         {"prompts": prompts, "steps": unicp.demo.STEPS, "tuning_prompts": args.tuning_prompts, "table": table,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 
 import unicp
 from tests.contract import plain, quietly
@@ -20,8 +20,8 @@ from unicp.policies import Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
 
 WAN = FAMILIES["wan"]
-PLANNED = ("wan", "wan2.2", "ltx")
-"""Families whose scheduler has sigmas."""
+PLANNED = ("wan", "wan2.2", "ltx", "cogvideox", "latte", "mochi")
+"""Multistep and single-step solvers, schedulers with and without sigmas, timesteps that fall and that rise."""
 
 
 def tuned(family: str = "wan", pipe: Any = None, **more: Any) -> Profile:
@@ -183,9 +183,10 @@ def test_an_interrupted_tuning_goes_on(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnicpError, match="CogVideoXDDIMScheduler has no sigmas"):
-        tuned("cogvideox")
     pipe = WAN.build()
+    pipe.scheduler = HeunDiscreteScheduler()
+    with pytest.raises(UnicpError, match="HeunDiscreteScheduler does not take one step for each noise level"):
+        tuned(pipe=pipe)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     with pytest.raises(UnicpError, match="draws noise; tune needs a deterministic one"):
         tuned(pipe=pipe)

@@ -53,7 +53,7 @@ def additive(t: Trajectories, compute: tuple[int, ...], limits: Limits) -> float
             if order > place:
                 continue
             nodes = list(compute[: place + 1])[::-1][: order + 1]
-            c = planning.deviation(t.sigmas, nodes, b, damping)
+            c = planning.deviation(t, nodes, b, damping)
             lengths = np.sqrt(np.maximum([c @ g @ c for g in t.grams], 0))
             best = min(best, t.gains[b - 1] * np.mean(lengths**limits.power) ** (1 / limits.power))
         total += best**limits.gamma
@@ -105,7 +105,7 @@ def test_the_gram_error_is_that_of_the_vectors(steps: int, seed: int) -> None:
     b = int(rng.integers(a + 2, steps + 1))
     nodes = [a, *sorted(rng.choice(a, size=min(a, int(rng.integers(0, 3))), replace=False), reverse=True)]
     damping = float(rng.uniform(0, 1))
-    c = planning.deviation(t.sigmas, nodes, b, damping)
+    c = planning.deviation(t, nodes, b, damping)
     for outputs, products in zip(runs, t.grams, strict=True):
         d = np.zeros(outputs.shape[1])
         for place, s in enumerate(range(a + 1, b)):
@@ -122,7 +122,7 @@ def test_linear_forecasts_are_exact_on_linear_series_and_have_the_right_sign() -
     t = Trajectories(sigmas=sigmas, grams=planning.gram(outputs)[None])
     exact = StepPlan(steps=5, compute=(0, 1, 4), segments=(Segment(after=1, until=4, order=1, damping=1.0),))
     assert planning.error(t, exact) == pytest.approx(0, abs=1e-7)
-    c = planning.deviation(sigmas, [1], 3, 1.0)  # step 2 repeats step 1
+    c = planning.deviation(t, [1], 3, 1.0)  # step 2 repeats step 1
     # Sigma falls, so the width is negative; the first output grows with sigma, so the repeated one is too large.
     assert (c @ outputs)[0] == pytest.approx((0.5 - 0.6) * (outputs[1, 0] - outputs[2, 0]))
     assert (c @ outputs)[0] < 0

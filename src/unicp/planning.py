@@ -9,6 +9,10 @@ skipped steps between two computed ones is, to first order, the vector
 in which errors of neighbouring steps cancel or add up with their signs. It is linear in the outputs, ``d = sum_n c_n
 v_n``, so that its length follows from inner products alone: ``|d|^2 = c^T G c`` with the Gram matrix ``G`` of one
 unaccelerated run. Every segment of every plan is scored without running the model again.
+
+The difference of sigmas is the weight that Euler's method gives an output. Multistep solvers give other ones: UniPC at
+12 steps a third of it to one step and twice as much to the next. The weights of the deployed solver stand in its place
+(:class:`unicp.engine.solver.Solver`).
 """
 
 from __future__ import annotations
@@ -77,13 +81,17 @@ class Trajectories:
         grams: (P, N, N) inner products of the outputs of each of P runs, divided by the mean square of that run's
             outputs.
         gains: (N,) how much an error present at a step is amplified by the end of the run.
+        weights: (N,) what the solver makes of each output; by default the differences of the sigmas.
     """
 
     sigmas: Array
     grams: Array
     gains: Array = field(default_factory=lambda: np.ones(0))
+    weights: Array = field(default_factory=lambda: np.ones(0))
 
     def __post_init__(self) -> None:
+        if not len(self.weights):
+            object.__setattr__(self, "weights", np.diff(self.sigmas))
         if not len(self.gains):
             object.__setattr__(self, "gains", np.ones(self.steps))
 
@@ -102,18 +110,19 @@ def gram(outputs: Array) -> Array:
     return np.asarray(products / max(float(np.trace(products)) / len(products), 1e-30))
 
 
-def deviation(sigmas: Array, nodes: Sequence[int], until: int, damping: float) -> Array:
+def deviation(trajectories: Trajectories, nodes: Sequence[int], until: int, damping: float) -> Array:
     """Coefficients (N,) of ``d`` for the steps skipped between ``nodes[0]`` and ``until``.
 
     Args:
-        sigmas: (N + 1,) noise levels.
+        trajectories: its sigmas and weights are looked at.
         nodes: computed steps the forecast looks at, newest first, 1 to 3 of them.
         until: next computed step.
         damping: weight of the extrapolation per further skipped step.
     """
-    c = np.zeros(len(sigmas) - 1)
+    sigmas = trajectories.sigmas
+    c = np.zeros(trajectories.steps)
     for skipped, s in enumerate(range(nodes[0] + 1, until)):
-        width = sigmas[s + 1] - sigmas[s]
+        width = trajectories.weights[s]
         factors = fill.weights([float(sigmas[n]) for n in nodes], float(sigmas[s]), damping**skipped)
         for node, factor in zip(nodes, factors, strict=True):
             c[node] += width * factor
@@ -136,9 +145,7 @@ def error(trajectories: Trajectories, plan: StepPlan, power: float = 4.0) -> flo
     total = np.zeros(trajectories.steps)
     for segment in plan.segments:
         nodes = _nodes(plan.compute, segment)
-        total += trajectories.gains[segment.until - 1] * deviation(
-            trajectories.sigmas, nodes, segment.until, segment.damping
-        )
+        total += trajectories.gains[segment.until - 1] * deviation(trajectories, nodes, segment.until, segment.damping)
     return spread(_lengths(trajectories, total), power)
 
 
@@ -250,7 +257,7 @@ def _edge(
             if order >= len(path):
                 continue
             nodes = path[::-1][: order + 1]
-            c = deviation(trajectories.sigmas, nodes, until, damping)
+            c = deviation(trajectories, nodes, until, damping)
             length = gain * spread(_lengths(trajectories, c), limits.power)
             if length < best[0]:
                 best = (length, Segment(after=last, until=until, order=order, damping=damping))

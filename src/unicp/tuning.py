@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,6 @@ def tune(
     check_number("seed", seed, low=0, whole=True)
     if any(hooks.find(denoiser, HOOK) is not None for denoiser in denoisers.values()):
         raise UnicpError("the pipeline is accelerated; tune measures it as it is: unicp.restore(pipe) first")
-    if not hasattr(pipe.scheduler, "sigmas"):
-        raise UnicpError(f"tune plans along sigma, and {type(pipe.scheduler).__name__} has no sigmas")
     texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
     tuner = _Tuner(pipe, denoisers, texts, call, seed, EFFORTS[effort], checkpoint)
     with progress_bar(progress, "tuning") as show:
@@ -180,15 +179,19 @@ class _Tuner:
         take = self.player.run(
             self.arguments(index), record=gains, on_step=lambda s, n: show(f"{what}, as it is", s, n)
         )
-        if len(take.given) != len(self.player.sigmas) - 1:
-            raise UnicpError("the solver visits noise levels more than once; tune needs a scheduler that does not")
+        if len(take.given) != len(take.sigmas) - 1 or any(a <= b for a, b in pairwise(take.sigmas[:-1])):
+            raise UnicpError(
+                f"{type(self.pipe.scheduler).__name__} does not take one step for each noise level; tune needs a "
+                "scheduler that does"
+            )
         self._keep_frames(index, take)
         outputs = np.stack([t.double().numpy().ravel() for t in take.given])
-        self.state["sigmas"] = self.player.sigmas
+        self.state["sigmas"] = take.sigmas
         self.state["grams"][name] = gram(outputs).tolist()
         self.state["deciding"][name] = gram(np.stack([t.double().numpy().ravel() for t in take.deciding])).tolist()
         if gains:
-            self.state["gains"][name] = self._gains(index, take, outputs, show)
+            self.state["weights"] = take.weights or np.diff(take.sigmas).tolist()
+            self.state["gains"][name] = self._gains(index, take, show)
             idle = self.player.run(self.arguments(index), play_until=10**9)
             self.state["seconds"][name] = [take.seconds, idle.seconds]
             if float((idle.latents - take.latents).norm()) > 1e-4 * float(take.latents.norm()):
@@ -198,9 +201,9 @@ class _Tuner:
                 )
         self._save_state()
 
-    def _gains(self, index: int, take: Take, outputs: Any, show: Callable[[str, int, int], None]) -> list[list[float]]:
-        """How much an error at a step has grown by the end: (step, gain) at some steps."""
-        sigmas, count = self.player.sigmas, len(take.given)
+    def _gains(self, index: int, take: Take, show: Callable[[str, int, int], None]) -> list[list[float]]:
+        """How much larger an error at a step is at the end than the solver alone makes it: (step, gain) at some."""
+        sigmas, weight, count = take.sigmas, self.state["weights"], len(take.given)
         positions = np.unique(np.linspace(1, count - 1, self.effort.gain_positions).round().astype(int))
         found = []
         for number, position in enumerate(positions):
@@ -219,7 +222,7 @@ class _Tuner:
                 change=change,
                 on_step=lambda s, n, what=what: show(what, s, n),  # type: ignore[misc]
             )
-            size = abs(sigmas[position + 1] - sigmas[position]) * float(wrong.norm())
+            size = abs(weight[position]) * float(wrong.norm())
             found.append([float(position), float((run.latents - take.latents).norm()) / max(size, 1e-12)])
         return found
 
@@ -235,7 +238,12 @@ class _Tuner:
         for points in self.state["gains"].values():
             at, gain = np.array(points).T
             curves.append(np.interp(np.arange(count), at, np.log(np.maximum(gain, 1e-6))))
-        return Trajectories(sigmas=np.array(self.state["sigmas"]), grams=grams, gains=np.exp(np.median(curves, axis=0)))
+        return Trajectories(
+            sigmas=np.array(self.state["sigmas"]),
+            grams=grams,
+            gains=np.exp(np.median(curves, axis=0)),
+            weights=np.array(self.state["weights"]),
+        )
 
     def _real(self, plan: StepPlan, index: int, show: Callable[[int, int], None]) -> tuple[float, float | None]:
         """Relative error of the final latents under a plan, and PSNR of the video in dB."""

@@ -165,17 +165,17 @@ class Clock:
     def _sigmas(self, scheduler: Any) -> tuple[float, ...] | None:
         """The noise levels of the whole run, read from the scheduler once a generation."""
         if self._run is None:
-            sigmas = getattr(scheduler, "sigmas", None)
-            if sigmas is None or self._timesteps is None or len(sigmas) < len(self._timesteps):
+            if self._timesteps is None:
                 return None
-            self._run = tuple(float(s) for s in sigmas[: len(self._timesteps)])
+            levels = [float(level) for level in self._timesteps.tolist()]
+            self._run = tuple(self._sigma_of(scheduler, index, level) for index, level in enumerate(levels))
         return self._run
 
     def _sigma_of(self, scheduler: Any, index: int, noise: float | None) -> float:
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is not None and self._timesteps is not None and len(sigmas) > len(self._timesteps) > index:
             sigma = float(sigmas[index])
-        else:
+        else:  # the timestep, as a share of all, stands in for it
             levels = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000
             sigma = (noise or 0.0) / levels
         return 1.0 - sigma if self._rising else sigma

@@ -17,6 +17,7 @@ from ..specs import find_spec
 from . import hooks
 from .clock import Clock
 from .kept import leading
+from .solver import Solver
 
 REPLAY_HOOK = "unicp_replay"
 
@@ -29,6 +30,8 @@ class Take:
         given: what the scheduler's ``step`` was given at each step (after guidance), on the host.
         deciding: output of the guidance branch that is called first, at each step, on the host.
         latents: after the last step.
+        sigmas: noise level of each step, as the clock tells it, and the one where the run ends.
+        weights: what the solver makes of each output (:meth:`Solver.response`), where the run was recorded.
         result: what the pipeline returned.
         seconds: of the denoising loop, and the clock at its end.
     """
@@ -36,6 +39,8 @@ class Take:
     given: list[Any] = field(default_factory=list)
     deciding: list[Any] = field(default_factory=list)
     latents: Any = None
+    sigmas: list[float] = field(default_factory=list)
+    weights: list[float] | None = None
     result: Any = None
     seconds: float = 0.0
     ended: float = 0.0
@@ -52,7 +57,6 @@ class Player:
     def __init__(self, pipe: Any, denoisers: dict[str, Any]) -> None:
         self.pipe, self.denoisers = pipe, denoisers
         self.calls: list[Any] = []
-        self.sigmas: list[float] = []
 
     def run(
         self,
@@ -92,6 +96,7 @@ class Player:
             if record:
                 self.calls.append(_moved(output, "cpu"))
             if tick.new_step:
+                take.sigmas.append(tick.step.sigma)
                 take.deciding.append(leading(output).detach().float().cpu())
             return output
 
@@ -104,11 +109,12 @@ class Player:
                 hook.act = functools.partial(called, hook, Clock(self.pipe, *known), names)
                 hooks.install(denoiser, hook, REPLAY_HOOK)
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
-            stack.enter_context(_watched(self.pipe.scheduler, take, change, on_step))
+            watched = stack.enter_context(_watched(self.pipe.scheduler, take, change, on_step))
             take.result = self.pipe(**call)
         take.seconds = take.ended - began[0] if began else 0.0
-        scheduler = self.pipe.scheduler
-        self.sigmas = [float(s) for s in scheduler.sigmas[: len(scheduler.timesteps) + 1]]
+        take.sigmas.append(0.0)
+        if record and watched.solver is not None:
+            take.weights = watched.solver.response()
         return take
 
 
@@ -117,12 +123,16 @@ class _watched:
 
     def __init__(self, scheduler: Any, take: Take, change: Any, on_step: Any) -> None:
         self.scheduler, self.take, self.change, self.on_step = scheduler, take, change, on_step
+        self.solver: Solver | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _watched:
         own = self.scheduler.step
 
         def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
             index = len(self.take.given)
+            if self.solver is None:
+                self.solver = Solver(self.scheduler, own)
+            self.solver.called(model_output, *args, **kwargs)
             if self.change is not None:
                 model_output = self.change(index, model_output)
             self.take.given.append(model_output.detach().float().cpu())
@@ -136,6 +146,7 @@ class _watched:
         # diffusers looks at the signature to decide what to pass.
         step.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
         self.scheduler.step = step
+        return self
 
     def __exit__(self, *_: object) -> None:
         del self.scheduler.step

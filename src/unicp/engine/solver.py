@@ -1,0 +1,63 @@
+"""What a scheduler makes of the outputs it is given: its own weight for each of them, without running a model."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+
+
+class Solver:
+    """A scheduler as it was before its first step, and what it was called with at each.
+
+    Args:
+        scheduler: with its timesteps set, nothing stepped.
+        step: its own ``step``.
+    """
+
+    def __init__(self, scheduler: Any, step: Any) -> None:
+        self._fresh = copy.deepcopy(scheduler)
+        self._fresh.__dict__.pop("step", None)  # a watched one would be the original's
+        self._signature = inspect.signature(step)
+        self._calls: list[dict[str, Any]] = []
+        self._shapes: list[torch.Size] = []
+
+    def called(self, *args: Any, **kwargs: Any) -> None:
+        """Remember a call of ``step``; its samples are not kept."""
+        named = dict(self._signature.bind(*args, **kwargs).arguments)
+        sample = named.get("sample")
+        self._shapes.append(sample.shape if isinstance(sample, torch.Tensor) else torch.Size())
+        self._calls.append({name: value for name, value in named.items() if name not in ("sample", "model_output")})
+
+    def response(self) -> list[float] | None:
+        """How much of each output is in the latents at the end, all other outputs being as they are.
+
+        The samplers of diffusion models are linear in what the model returns. So one run of the sampler tells it, on
+        latents of as many numbers as there are steps, which start at zero and get a one at their own step.
+
+        Returns:
+            One weight a step; for Euler on flow matching the difference of neighbouring sigmas. ``None`` if the
+            scheduler cannot be run so: it asks for more than the latents, or is not linear.
+        """
+        count = len(self._calls)
+        found = []
+        try:
+            for scale in (1.0, 2.0):
+                scheduler = copy.deepcopy(self._fresh)
+                shape = (1,) * (len(self._shapes[0]) - 1) + (count,)
+                sample = torch.zeros(shape)
+                for place, call in enumerate(self._calls):
+                    if any(isinstance(v, torch.Tensor) and v.shape == self._shapes[0] for v in call.values()):
+                        return None
+                    output = torch.zeros(shape)
+                    output[..., place] = scale
+                    result = scheduler.step(**{**call, "model_output": output, "sample": sample})
+                    sample = result[0] if isinstance(result, tuple) else result.prev_sample
+                found.append(sample.flatten().double() / scale)
+        except Exception:  # whatever a scheduler makes of latents so small: it is not needed for this
+            return None
+        once, twice = found
+        linear = bool(once.isfinite().all()) and torch.allclose(once, twice, rtol=1e-3, atol=1e-6)
+        return [float(value) for value in once] if linear and bool((once != 0).any()) else None
