@@ -3,8 +3,7 @@
     python -m training.transformer --steps 6000      # resumes from training/runs/transformer.pt
 
 The learning rate warms up, stays, and falls linearly to zero over the last ``--decay`` steps. A run may be
-stopped at any time and resumed with another ``--steps``: only the fall depends on it. Which object moves where is
-learned last, so the end of a training may draw videos of two objects more often (``--two-objects``).
+stopped at any time and resumed with another ``--steps``: only the fall depends on it.
 """
 
 from __future__ import annotations
@@ -73,7 +72,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--caption-dropout", type=float, default=0.1)
-    parser.add_argument("--two-objects", type=float, default=1.0, help="how much more often they are drawn")
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
@@ -104,7 +102,6 @@ def main() -> None:
     first = chunks[0]["latents"].float()
     mean, std = first.mean((0, 2, 3, 4)), first.std((0, 2, 3, 4))
     shape = (1, -1, 1, 1, 1)
-    often = torch.tensor([args.two_objects if " and " in caption else 1.0 for caption in captions[:-1]])
     words = tokenizer(captions, padding="max_length", max_length=REAL_TOKENS, return_tensors="pt")
     if int(words.attention_mask.sum(1).max()) >= REAL_TOKENS:
         raise SystemExit(f"a caption has {REAL_TOKENS} tokens or more; the last token must be padding")
@@ -132,7 +129,7 @@ def main() -> None:
             for optim in optims:
                 for group in optim.param_groups:
                     group["lr"] = lr
-            rows = torch.multinomial(often, args.batch, replacement=True, generator=generator)
+            rows = torch.randint(len(latents), (args.batch,), generator=generator)
             dropped = torch.rand(args.batch, generator=generator) < args.caption_dropout
             text = torch.where(dropped, torch.tensor(len(captions) - 1), rows)
             clean = ((latents[rows].float() - mean.view(shape)) / std.view(shape)).to(device)
