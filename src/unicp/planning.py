@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +80,8 @@ class Trajectories:
         sigmas: (N + 1,) noise levels, the last one where the run ends.
         grams: (P, N, N) inner products of the outputs of each of P runs, divided by the mean square of that run's
             outputs.
-        gains: (N,) how much an error present at a step is amplified by the end of the run.
+        gains: (P, N), or (N,) for all runs: how much an error present at a step is amplified by the end of the run. It
+            differs by more than a factor of ten between prompts.
         weights: (N,) what the solver makes of each output; by default the differences of the sigmas.
     """
 
@@ -92,8 +93,8 @@ class Trajectories:
     def __post_init__(self) -> None:
         if not len(self.weights):
             object.__setattr__(self, "weights", np.diff(self.sigmas))
-        if not len(self.gains):
-            object.__setattr__(self, "gains", np.ones(self.steps))
+        gains = self.gains if len(self.gains) else np.ones(self.steps)
+        object.__setattr__(self, "gains", np.broadcast_to(gains, (len(self.grams), self.steps)))
 
     @property
     def steps(self) -> int:
@@ -131,22 +132,34 @@ def deviation(trajectories: Trajectories, nodes: Sequence[int], until: int, damp
 
 
 def spread(lengths: Array, power: float) -> float:
-    """One number for the errors of several prompts: their power mean, towards the worst for large powers."""
+    """One number for the errors of several prompts: their power mean.
+
+    Zero is the geometric mean (that of the PSNR, then); large powers go towards the worst.
+    """
+    if power == 0:
+        return float(np.exp(np.mean(np.log(np.maximum(lengths, 1e-30)))))
     return float(np.mean(lengths**power) ** (1 / power))
 
 
-def _lengths(trajectories: Trajectories, c: Array) -> Array:
-    squares = np.einsum("i,pij,j->p", c, trajectories.grams, c)
-    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+def _squares(trajectories: Trajectories, c: Array) -> Array:
+    """``c^T G c`` for every run (P,)."""
+    used = np.flatnonzero(c)
+    grams = trajectories.grams[:, used[:, None], used[None, :]]
+    return np.maximum(np.einsum("i,pij,j->p", c[used], grams, c[used]), 0.0)
 
 
-def error(trajectories: Trajectories, plan: StepPlan, power: float = 4.0) -> float:
-    """Predicted error of a whole plan: all segments' deviations, amplified and added up as vectors."""
-    total = np.zeros(trajectories.steps)
+def _gain(trajectories: Trajectories, after: int, until: int) -> Array:
+    """Gain (P,) of an error that comes in between two computed steps."""
+    return np.asarray(trajectories.gains[:, after + 1 : until].mean(1))
+
+
+def errors(trajectories: Trajectories, plan: StepPlan) -> Array:
+    """Predicted error of a whole plan for every run (P,): its segments' deviations, amplified, added up as vectors."""
+    total = np.zeros((len(trajectories.grams), trajectories.steps))
     for segment in plan.segments:
-        nodes = _nodes(plan.compute, segment)
-        total += trajectories.gains[segment.until - 1] * deviation(trajectories, nodes, segment.until, segment.damping)
-    return spread(_lengths(trajectories, total), power)
+        c = deviation(trajectories, _nodes(plan.compute, segment), segment.until, segment.damping)
+        total += _gain(trajectories, segment.after, segment.until)[:, None] * c
+    return np.asarray(np.sqrt(np.maximum(np.einsum("pi,pij,pj->p", total, trajectories.grams, total), 0.0)))
 
 
 def _nodes(compute: Sequence[int], segment: Segment) -> list[int]:
@@ -162,30 +175,56 @@ class Limits:
         warmup, cooldown: first and last steps, always computed; at least 1 and 0.
         gap: most skipped steps in a row.
         power: of the mean over prompts (:func:`spread`).
-        gamma: exponent with which segments' errors add up: 1 as lengths in one direction, 2 as independent ones.
         keep: how many of the best paths are compared by their whole error, for each number of computed steps.
     """
 
     warmup: int = 2
     cooldown: int = 1
     gap: int = 7
-    power: float = 4.0
-    gamma: float = 2.0
+    power: float = 0.0
     keep: int = 24
 
 
 def plans(trajectories: Trajectories, limits: Limits | None = None) -> dict[int, StepPlan]:
     """The best plan for every number of computed steps that is possible.
 
-    Dynamic programming over (the computed step before the last, the last computed step, how many so far): exact for
-    costs that are a sum over segments, where a segment's error depends on the two last computed steps (a second-order
-    forecast looks at a third; it is scored with the third of the best path so far). The ``keep`` best paths of every
-    number are then scored as a whole (:func:`error`), and the best of those is taken.
+    What is minimised is the power mean of the runs' errors (:func:`spread`). It is not a sum over segments, but its
+    majorant is: the weighted sum of squares, with weights ``error ** (power - 2)``. They come from the plans of the
+    round before, so that runs in which errors grow most do not decide alone.
 
     Returns:
         By number of computed steps, rising; more steps never have a larger predicted error.
     """
     limits = limits or Limits()
+    shares = np.ones(len(trajectories.grams))
+    memory: Memory = {}
+    for last in (False, False, True):
+        found = _search(trajectories, limits if last else replace(limits, keep=min(limits.keep, 4)), shares, memory)
+        if last or limits.power == 2:
+            break
+        reached = errors(trajectories, nearest(found, 0.45 * trajectories.steps))
+        shares = np.maximum(reached, 1e-12) ** (limits.power - 2)
+        shares /= shares.mean()
+    # A dearer plan that is predicted to be worse is no plan: take the cheaper one instead.
+    result: dict[int, StepPlan] = {}
+    for number, plan in found.items():
+        if not result or plan.predicted <= min(p.predicted for p in result.values()):
+            result[number] = plan
+    return result
+
+
+Memory = dict[tuple[int, ...], list[tuple[Array, Segment]]]
+"""Squared errors (P,) of a segment with each fill, by the path's end and where the segment ends."""
+
+
+def _search(trajectories: Trajectories, limits: Limits, shares: Array, memory: Memory) -> dict[int, StepPlan]:
+    """The plans of least weighted sum of squares.
+
+    Dynamic programming over (the computed step before the last, the last computed step, how many so far): exact for
+    costs that are a sum over segments, where a segment's error depends on the two last computed steps (a second-order
+    forecast looks at a third; it is scored with the third of the best path so far). The ``keep`` best paths of every
+    number are then scored as a whole (:func:`errors`), and the best of those is taken.
+    """
     count = trajectories.steps
     start = min(limits.warmup, count) - 1
     first_of_last = count - limits.cooldown
@@ -193,12 +232,11 @@ def plans(trajectories: Trajectories, limits: Limits | None = None) -> dict[int,
     Path = tuple[float, tuple[int, ...], tuple[Segment, ...]]
     level: dict[tuple[int, int], list[Path]] = {(start - 1, start): [(0.0, tuple(range(start + 1)), ())]}
     finished: dict[int, list[Path]] = {}
-    memory: dict[tuple[int, ...], tuple[float, Segment | None]] = {}
     computed = start + 1
     while level:
         for paths in level.values():
             for cost, path, segments in paths:
-                ended = _edge(trajectories, limits, path, count, memory)
+                ended = _edge(trajectories, shares, path, count, memory)
                 if path[-1] >= first_of_last or limits.cooldown == 0:
                     if path[-1] == count - 1:
                         finished.setdefault(computed, []).append((cost, path, segments))
@@ -212,7 +250,7 @@ def plans(trajectories: Trajectories, limits: Limits | None = None) -> dict[int,
             for until in range(last + 1, furthest + 1):
                 bucket = following.setdefault((last, until), [])
                 for cost, path, segments in paths:
-                    extra, segment = _edge(trajectories, limits, path, until, memory)
+                    extra, segment = _edge(trajectories, shares, path, until, memory)
                     bucket.append((cost + extra, (*path, until), segments + ((segment,) if segment else ())))
         level = {state: heapq.nsmallest(limits.keep, paths, key=lambda p: p[0]) for state, paths in following.items()}
         computed += 1
@@ -221,29 +259,13 @@ def plans(trajectories: Trajectories, limits: Limits | None = None) -> dict[int,
         candidates = []
         for _, path, segments in heapq.nsmallest(limits.keep, finished[number], key=lambda p: p[0]):
             plan = StepPlan(steps=count, compute=path, segments=segments)
-            candidates.append(
-                StepPlan(
-                    steps=count,
-                    compute=path,
-                    segments=segments,
-                    predicted=error(trajectories, plan, limits.power),
-                )
-            )
+            candidates.append(replace(plan, predicted=spread(errors(trajectories, plan), limits.power)))
         best[number] = min(candidates, key=lambda plan: plan.predicted)
-    # A dearer plan that is predicted to be worse is no plan: take the cheaper one instead.
-    result: dict[int, StepPlan] = {}
-    for number, plan in best.items():
-        if not result or plan.predicted <= min(p.predicted for p in result.values()):
-            result[number] = plan
-    return result
+    return best
 
 
 def _edge(
-    trajectories: Trajectories,
-    limits: Limits,
-    path: tuple[int, ...],
-    until: int,
-    memory: dict[tuple[int, ...], tuple[float, Segment | None]],
+    trajectories: Trajectories, shares: Array, path: tuple[int, ...], until: int, memory: Memory
 ) -> tuple[float, Segment | None]:
     """Cost of skipping from the end of a path to ``until``, with the forecast that is best there."""
     last = path[-1]
@@ -251,19 +273,16 @@ def _edge(
         return 0.0, None
     key = (*path[-3:], -until)
     if key not in memory:
-        best: tuple[float, Segment | None] = (math.inf, None)
-        gain = trajectories.gains[min(until, trajectories.steps) - 1]
+        memory[key] = []
+        gains = _gain(trajectories, last, until)
         for order, damping in FILLS:
-            if order >= len(path):
-                continue
-            nodes = path[::-1][: order + 1]
-            c = deviation(trajectories, nodes, until, damping)
-            length = gain * spread(_lengths(trajectories, c), limits.power)
-            if length < best[0]:
-                best = (length, Segment(after=last, until=until, order=order, damping=damping))
-        memory[key] = best
-    length, segment = memory[key]
-    return length**limits.gamma, segment
+            if order < len(path):
+                c = deviation(trajectories, path[::-1][: order + 1], until, damping)
+                segment = Segment(after=last, until=until, order=order, damping=damping)
+                memory[key].append((gains**2 * _squares(trajectories, c), segment))
+    costs = [float(shares @ squares) for squares, _ in memory[key]]
+    place = int(np.argmin(costs))
+    return costs[place], memory[key][place][1]
 
 
 def nearest(found: dict[int, StepPlan], computed: float) -> StepPlan:

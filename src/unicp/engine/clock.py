@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UnicpError
 from ..policies import Step
+from .solver import planned_response
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,17 @@ class Clock:
     """
 
     def __init__(
-        self, pipe: Any = None, timestep: str = "timestep", hidden: str = "hidden_states", rising: bool = False
+        self,
+        pipe: Any = None,
+        timestep: str = "timestep",
+        hidden: str = "hidden_states",
+        rising: bool = False,
+        weigh: bool = False,
     ) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else None
         self._timestep = timestep
         self._hidden = hidden
+        self._weigh = weigh  # steps are to know what the solver makes of them
         self._rising = rising  # the timestep rises as the noise falls
         self.reset()
 
@@ -50,6 +57,7 @@ class Clock:
         self._timesteps: Any = None
         self._noise_levels: list[float] | None = None
         self._run: tuple[float, ...] | None = None
+        self._weights: tuple[float, ...] | None = None
 
     @property
     def branches(self) -> list[str]:
@@ -104,9 +112,16 @@ class Clock:
                 index = self._index_of(noise)
             if sigma is None:
                 sigma = self._sigma_of(scheduler, index, noise)
+            if self._weigh and fresh:
+                self._weights = planned_response(scheduler)
             position = 0 if fresh or self.step is None else self.step.position + 1
             self.step = Step(
-                index=index, count=count, position=position, sigma=float(sigma), sigmas=self._sigmas(scheduler)
+                index=index,
+                count=count,
+                position=position,
+                sigma=float(sigma),
+                sigmas=self._sigmas(scheduler),
+                weights=self._weights,
             )
         return Tick(self.step, branch, fresh, moved)
 

@@ -66,7 +66,8 @@ class Executor:
         self.config = config
         self.needs = make_policy(config).needs()
         self.spec = spec
-        self.clock = Clock(pipe, *((spec.timestep, spec.hidden, spec.rising_timestep) if spec else ()))
+        known = (spec.timestep, spec.hidden, spec.rising_timestep) if spec else ()
+        self.clock = Clock(pipe, *known, weigh=self.needs.correct)
         self._open = generation
         self._ended = ended
         self.generation: Generation | None = None
@@ -194,7 +195,7 @@ class Executor:
             index=tick.step.index, sigma=tick.step.sigma, branch=tick.branch, action=plan.action, denoiser=self.name
         )
         if not plan.runs and self.needs.keep == "output":
-            output, record.action = cache.filled_output(tick.step.sigma, plan)
+            output, record.action = cache.filled_output(tick.step.sigma, plan, self._weight(tick.step))
         else:
             hidden = named.get(self.spec.hidden) if self.spec else None
             batch = hidden.shape[0] if hidden is not None else 1
@@ -214,7 +215,10 @@ class Executor:
             elif measuring and self.needs.check:
                 scalars = forecast_error(leading(output), cache.leading(), cache.sigmas, tick.step.sigma)
             if plan.runs and self.needs.keep == "output":
-                cache.keep_output(tick.step.sigma, output, self.needs.order)
+                made, weight = output, self._weight(tick.step)
+                if self.needs.correct:
+                    output = cache.corrected(tick.step.sigma, weight, made)
+                cache.keep_output(tick.step.sigma, made, self.needs.order)
             if measuring:
                 self._pending.append((self._policies[key], tick.step, record, scalars, changes))
         assert self.generation is not None
@@ -225,6 +229,11 @@ class Executor:
             if self.inside is not None:
                 self.generation.sliced(self.name, self.inside.units.slice_tensors())
         return output
+
+    def _weight(self, step: Step) -> float | None:
+        """The solver's weight of a step's output, where it is wanted and known."""
+        weights = step.weights if self.needs.correct else None
+        return weights[step.index] if weights is not None and step.index < len(weights) else None
 
     def settle(self) -> None:
         """Hand the last step's measurements to its policies and records: the one transfer from the device."""

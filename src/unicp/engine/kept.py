@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree  # diffusers registers its outputs the
 from .. import fill
 from ..policies import Plan
 
+LEAST_WEIGHT = 0.2
+"""A step whose output weighs less than this, relative to the skipped ones, is not given their correction."""
+
 
 def shape_of(value: Any) -> Any:
     """The shape of a tensor as a tuple; of anything else, its type's name."""
@@ -38,12 +41,15 @@ class BranchCache:
         outputs: the denoiser's outputs, newest first, each as its list of leaves: tensors, and what is none.
         sigmas: their noise levels.
         structure: how a filled output is put together from its leaves.
+        forecasts: what was filled since the last computed step, as (sigma, the solver's weight of that step, factors
+            of the kept outputs, newest first).
     """
 
     residuals: tuple[Any, ...] | None = None
     outputs: list[list[Any]] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)
     structure: Any = None
+    forecasts: list[tuple[float, float, list[float]]] = field(default_factory=list)
 
     def tensors(self) -> list[Any]:
         leaves = [*(self.residuals or ()), *(leaf for output in self.outputs for leaf in output)]
@@ -64,11 +70,51 @@ class BranchCache:
         self.sigmas.insert(0, sigma)
         del self.outputs[order + 1 :], self.sigmas[order + 1 :]
 
-    def filled_output(self, sigma: float, plan: Plan) -> tuple[Any, str]:
-        """What stands in for the output at ``sigma``, and the action as records call it."""
+    def corrected(self, sigma: float, weight: float | None, output: Any) -> Any:
+        """A computed output, and what the forecasts before it were off by.
+
+        With the new output the skipped ones can be told better: the polynomial through it and the two outputs before,
+        between its nodes now instead of beyond them. What the solver has been given too much or too little is
+        ``sum_s w_s (better_s - forecast_s)``, with the solver's weights ``w``; divided by the weight of this step and
+        added to its output, the latents get it all at once. The sum is linear in the kept outputs, so nothing but a
+        few factors had to be remembered.
+
+        Args:
+            sigma: noise level of this step.
+            weight: the solver's weight of this step's output.
+            output: what the denoiser returned; it is not changed.
+        """
+        skipped, self.forecasts = self.forecasts, []
+        widest = max((abs(w) for _, w, _ in skipped), default=0.0)
+        if not skipped or not weight or abs(weight) < LEAST_WEIGHT * widest or sigma in self.sigmas:
+            return output
+        nodes = [sigma, *self.sigmas[:2]]
+        factors = [1.0] + [0.0] * len(self.sigmas)
+        for at, w, used in skipped:
+            for place, factor in enumerate(fill.weights(nodes, at)):
+                factors[place] += w / weight * factor
+            for place, factor in enumerate(used):
+                factors[1 + place] -= w / weight * factor
+        leaves, structure = pytree.tree_flatten(output)
+        changed = [
+            fill.extrapolate(known, factors) if isinstance(known[0], torch.Tensor) else known[0]
+            for known in zip(leaves, *self.outputs, strict=True)
+        ]
+        return pytree.tree_unflatten(changed, structure)
+
+    def filled_output(self, sigma: float, plan: Plan, weight: float | None = None) -> tuple[Any, str]:
+        """What stands in for the output at ``sigma``, and the action as records call it.
+
+        Args:
+            sigma: noise level of this step.
+            plan: says from how many kept outputs, and how damped.
+            weight: the solver's weight of this step's output, if it is to be corrected later.
+        """
         kept = 1 if plan.action == "reuse" else len(self.sigmas) if plan.order is None else 1 + plan.order
         sigmas = self.sigmas[:kept]
         factors = fill.weights(sigmas, sigma, plan.damping)
+        if weight:
+            self.forecasts.append((sigma, weight, factors))
         leaves = []
         for known in zip(*self.outputs[: len(sigmas)], strict=True):
             tensor = isinstance(known[0], torch.Tensor)

@@ -61,3 +61,22 @@ class Solver:
         once, twice = found
         linear = bool(once.isfinite().all()) and torch.allclose(once, twice, rtol=1e-3, atol=1e-6)
         return [float(value) for value in once] if linear and bool((once != 0).any()) else None
+
+
+def planned_response(scheduler: Any) -> tuple[float, ...] | None:
+    """:meth:`Solver.response` of a run that is about to begin, called as pipelines do.
+
+    ``None`` if the scheduler wants to be called otherwise, is not linear, or draws noise.
+    """
+    timesteps = getattr(scheduler, "timesteps", None)
+    if timesteps is None:
+        return None
+    sample = torch.zeros(1, 1, 1, 1, 2)
+    solver = Solver(scheduler, scheduler.step)
+    try:
+        for t in timesteps:
+            solver.called(sample, t, sample, return_dict=False)
+    except TypeError:
+        return None
+    found = solver.response()
+    return None if found is None else tuple(found)

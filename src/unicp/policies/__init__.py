@@ -37,6 +37,8 @@ class Step:
             the second of two denoisers (Wan 2.2).
         sigma: noise level, falling over the run.
         sigmas: noise levels of all steps of the run, or ``None`` where nobody says.
+        weights: what the pipeline's solver makes of the output of each step (``engine/solver.py``), where a policy
+            asked for it and it can be told.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Step:
     position: int
     sigma: float
     sigmas: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
+    weights: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def is_last(self, steps: int) -> bool:
         """Whether this is one of the last ``steps`` steps; never, where the number of steps is unknown."""
@@ -91,6 +94,8 @@ class Needs:
             ``"mlp"``.
         check: at every computed step compare the denoiser's output with what a forecast would have made of it; that is
             then the change that :meth:`Policy.observe` is given.
+        correct: at a computed step, make good what the forecasts since the last one were off by, as far as the new
+            output shows it (:meth:`BranchCache.corrected`).
         unit_changes: compare the full output of every unit with the one before.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
     """
@@ -103,6 +108,7 @@ class Needs:
     separate: bool = False
     units: tuple[str, ...] = ()
     check: bool = False
+    correct: bool = False
     unit_changes: bool = False
     map_bytes: int = 0
 

@@ -28,6 +28,7 @@ class BudgetConfig(Config):
             ``min_psnr``.
         min_psnr: in dB against the unaccelerated video: the cheapest plan that reached it for four of five prompts in
             ``tune``. Needs a profile.
+        correct: at a computed step, make good what the forecasts before it were off by, as the new output shows it.
         override_reserve: share of the steps that may be computed beyond the plan, 0 to 1, where forecasts turn out
             worse than calibration saw.
         override_zscore: how many standard deviations worse, above 0.
@@ -46,6 +47,7 @@ class BudgetConfig(Config):
     profile: str | None = None
     target_speedup: float | None = None
     min_psnr: float | None = None
+    correct: bool = True
     override_reserve: float = 0.05
     override_zscore: float = 3.0
     warmup_steps: int = 5
@@ -192,7 +194,7 @@ class BudgetPolicy(Policy):
         self._computed: list[int] = []
 
     def needs(self) -> Needs:
-        return Needs(keep="output", order=2, check=self.config.override_reserve > 0)
+        return Needs(keep="output", order=2, check=self.config.override_reserve > 0, correct=self.config.correct)
 
     def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:
         self.book = errors
