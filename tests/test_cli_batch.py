@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 
 from tests.batch_fakes import FakeRecipe, clip, made
-from unicp import Profile, ScheduleConfig, UnicpError, cli
+from unicp import ScheduleConfig, UnicpError, cli
 from unicp.batch import driver, manifest, ray_engine
 from unicp.batch.clips import Clip
 from unicp.batch.worker import Worker
 from unicp.cli import calls, pipelines
 from unicp.cli.batching import Plan
-from unicp.cli.making import PipelineMaker, PipelineRecipe, of_content
+from unicp.cli.making import PipelineMaker, PipelineRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = """prompt,seed,negative_prompt,size,method
@@ -293,17 +293,6 @@ def test_refusals_of_the_words_themselves(tmp_path: Path) -> None:
     assert "name the folder of the clips" in call("p.txt").err
     assert "takes one file of prompts, got 2: a b" in call("a", "b", "-o", "c").err
     assert "name one folder" in call("status").err
-
-
-def test_a_profile_counts_by_its_content(tmp_path: Path) -> None:
-    from unicp import UniCPConfig
-
-    keys = []
-    for name, value in (("a", 0.0), ("b", 0.0), ("c", 1.0)):
-        path = tmp_path / f"{name}.safetensors"
-        Profile(config=ScheduleConfig(interval=4), tensors={"x": torch.full((1,), value)}).save(path)
-        keys.append(of_content(UniCPConfig(profile=str(path))))
-    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_pipeline_that_starts_from_an_image_gets_it(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ batch had finished and not noted is found again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError
+from ..video import digest
 from .clips import Clip, Outcome
 
 PRIVATE = ".batch"
@@ -68,19 +68,6 @@ class Entry:
 def record_path(video: Path) -> Path:
     """The JSON beside a video. Only the last ending is replaced: VBench names may hold dots."""
     return video.with_name(video.name[: len(video.name) - len(video.suffix)] + ".json")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10
-    state = hashlib.sha256()
-    while block := file.read(1 << 20):
-        state.update(block)
-    return state.hexdigest()
 
 
 def read_whole(video: Path, key: str, *, deep: bool) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 from .. import video
 from ..errors import UnicpWarning
 from .clips import Clip, Maker, Outcome, Recipe, Rendered
-from .manifest import digest, record_path
+from .manifest import record_path
 
 THUMBNAIL = 160
 """Pixels of a thumbnail's width."""
@@ -107,7 +107,7 @@ class Worker:
                 about = {"key": clip.key, "seconds": seconds, "computed_fraction": made.fraction}
                 values = {**made.record, "clip": {**about, **made.record.get("clip", {})}}
                 values["video"] = {**made.record.get("video", {}), "file": clip.name, "bytes": size}
-                values["video"]["sha256"] = digest(part)
+                values["video"]["sha256"] = video.digest(part)
                 if told:
                     values["warnings"] = list(told)
                 note.write_text(self._maker.document(values), "utf-8")

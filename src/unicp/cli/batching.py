@@ -19,13 +19,13 @@ from ..batch import driver
 from ..batch.clips import Clip
 from ..batch.engines import Engine, Setting
 from ..batch.local import LocalEngine
-from ..batch.manifest import digest
 from ..batch.names import hashed, vbench
 from ..batch.progress import duration
 from ..batch.prompts import LARGEST_SEED, Row, read
 from ..errors import UnicpError
 from ..policies import Config
-from ..video import check_suffix
+from ..profiles import content_of
+from ..video import check_suffix, digest
 from . import calls, making, options, pipelines
 from .pipelines import Model
 from .screen import messages, results
@@ -97,7 +97,7 @@ class Plan:
             model=found,
             method=method,
             configs=configs,
-            contents={name: making.of_content(config) for name, config in configs.items()},
+            contents={name: content_of(config) if config is not None else None for name, config in configs.items()},
             given=given,
             fps=fps,
             suffix=suffix,
