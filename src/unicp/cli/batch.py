@@ -52,7 +52,7 @@ def batch(
     threads: int = typer.Option(None, min=1, metavar="N", help=THREADS_HELP),
     address: str = typer.Option(None, metavar="ADDRESS", help=ADDRESS_HELP),
     gpus: float = typer.Option(None, "--gpus-per-worker", min=0, metavar="X", help=GPUS_HELP),
-    cpus: float = typer.Option(1.0, "--cpus-per-worker", min=0, metavar="X", help="For ray."),
+    cpus: float = typer.Option(None, "--cpus-per-worker", min=0, metavar="X", help="For ray; by default 1."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
     """Makes a clip of every prompt of a file, on all devices; the same command again makes what is left.
@@ -82,8 +82,10 @@ def batch(
     for what, value, known in (("engine", engine, ENGINES), ("--names", names, NAMES)):
         if value not in known:
             raise unknown(what, value, known)
-    if engine == "local" and (address or gpus):
-        raise UnicpError("--address and --gpus-per-worker are for --engine ray; add it, or leave them out")
+    of_ray = {"--address": address, "--gpus-per-worker": gpus, "--cpus-per-worker": cpus}
+    for option, told in of_ray.items():
+        if engine == "local" and told is not None:
+            raise UnicpError(f"{option} is for --engine ray; add it, or leave {option} out")
     given = {
         "--steps": steps,
         "--guidance": guidance,

@@ -211,7 +211,7 @@ class Place:
     threads: int | None
     address: str | None
     gpus: float | None
-    cpus: float
+    cpus: float | None
 
     def prepare(self, dtype: str | None) -> tuple[Callable[[Setting], Engine], int, int | None]:
         """What makes the engine, the number of workers, and the CPU threads of each.
@@ -222,15 +222,16 @@ class Place:
         if self.engine == "ray":
             from ..batch import ray_engine
 
-            wanted = (self.workers or 1) * self.cpus
+            cpus = 1.0 if self.cpus is None else self.cpus
+            wanted = (self.workers or 1) * cpus
             ray = ray_engine.connect(self.address, max(os.cpu_count() or 1, int(wanted + 0.999)))
             gpus = self.gpus
             if gpus is None:
                 gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
             room = ray_engine.worker_count(ray, gpus)  # asked in any case: without room they would wait for ever
-            threads = self.threads or (max(1, int(self.cpus)) if not gpus else None)
+            threads = self.threads or (max(1, int(cpus)) if not gpus else None)
             device = self.device or (None if gpus else "cpu")
-            make_engine = partial(ray_engine.RayEngine, ray=ray, cpus=self.cpus, gpus=gpus, device=device)
+            make_engine = partial(ray_engine.RayEngine, ray=ray, cpus=cpus, gpus=gpus, device=device)
             return make_engine, self.workers or room, threads
         device, _ = options.read_device(self.device, dtype)
         devices = [str(device)]

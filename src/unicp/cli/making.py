@@ -160,15 +160,23 @@ def expected_bytes(model: Model, call: Mapping[str, Any], suffix: str) -> int:
 
 
 def identity(model: Model) -> str:
-    """What a model is called in the key of a clip: the same wherever the command was typed."""
-    if model.is_demo or model.revision is not None or model.offline:
-        return f"{model.name}@{model.revision}" if model.revision else model.name
-    return str(Path(model.source).absolute())
+    """What a model is called in the key of a clip: the same wherever and whenever the command is typed.
+
+    A model of the hub is its name, whether the hub can be reached or not, and whatever was committed there since: a
+    batch that goes on next day must find its clips. The commit is in the records.
+    """
+    folder = Path(model.source).expanduser()
+    return str(folder.absolute()) if folder.is_dir() and not model.is_demo else model.name
 
 
 def absolute(config: Config | None) -> Config | None:
-    """A config whose profile is found from any current folder: those of workers may be others."""
-    profile = getattr(config, "profile", None)
-    if config is None or profile is None:
-        return config
-    return config.replace(profile=str(Path(profile).absolute()))
+    """A config whose profiles are found from any current folder: those of workers may be others."""
+    if config is None:
+        return None
+    changed: dict[str, Any] = {}
+    profile, stack = getattr(config, "profile", None), getattr(config, "stack", None)
+    if profile is not None:
+        changed["profile"] = str(Path(profile).absolute())
+    if isinstance(stack, Config):
+        changed["stack"] = absolute(stack)
+    return config.replace(**changed) if changed else config
