@@ -165,8 +165,10 @@ def identity(model: Model) -> str:
     A model of the hub is its name, whether the hub can be reached or not, and whatever was committed there since: a
     batch that goes on next day must find its clips. The commit is in the records.
     """
+    if model.is_demo:
+        return pipelines.DEMO
     folder = Path(model.source).expanduser()
-    return str(folder.absolute()) if folder.is_dir() and not model.is_demo else model.name
+    return str(folder.absolute()) if folder.is_dir() else model.name
 
 
 def absolute(config: Config | None) -> Config | None:
