@@ -20,7 +20,7 @@ from ..policies import Config, config_from_dict
 from . import calls, options, pipelines, records
 from .pipelines import Model
 
-BYTES_PER_PIXEL = 0.25
+BYTES_PER_PIXEL = 0.1
 """Of a compressed video, a generous guess for the check of the disk ahead; other formats take more."""
 RECORD_BYTES = 2**16
 
