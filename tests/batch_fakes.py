@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -21,6 +22,8 @@ from unicp.batch.engines import Setting
 from unicp.batch.local import LocalEngine
 from unicp.batch.ray_engine import RayEngine, connect
 
+held: list[Any] = []
+"""What a worker's libraries keep until it ends."""
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
 """Of a process that is to find this tree."""
@@ -39,6 +42,8 @@ class FakeRecipe:
     def load(self, device: str | None) -> FakeMaker:
         if self.unloadable:
             raise RuntimeError("no such weights")
+        if os.environ.get("UNICP_TEST_SEMAPHORE"):
+            held.append(multiprocessing.get_context("spawn").Lock())
         return FakeMaker(self)
 
 

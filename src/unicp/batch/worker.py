@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import video
-from ..errors import UnicpWarning
+from ..errors import UnicpError, UnicpWarning
 from .clips import Clip, Maker, Outcome, Recipe, Rendered
 from .manifest import record_path
 
@@ -22,9 +22,10 @@ BROKEN = ("CUDA error", "device-side assert", "HIP error", "illegal memory acces
 
 
 def first_line(error: BaseException) -> str:
-    """An error in a line of at most 300 characters."""
+    """An error in a line of at most 300 characters; our own speak for themselves, others begin with their class."""
     lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    kind = type(error).__name__
+    text = kind if not lines else lines[0].strip() if isinstance(error, UnicpError) else f"{kind}: {lines[0].strip()}"
     return text if len(text) <= 300 else text[:297] + "..."
 
 
