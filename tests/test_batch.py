@@ -54,6 +54,14 @@ def test_a_batch_and_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.glob(".batch/*")) == ["lock", "manifest.sqlite"]
 
 
+def test_clips_are_made_again_if_that_is_asked_for(tmp_path: Path) -> None:
+    clips = [clip("a ball", seed) for seed in range(2)]
+    render(tmp_path / "out", clips)
+    assert render(tmp_path / "out", clips, resume=False).made == 2
+    assert Counter(made(str(tmp_path / "log"))) == {each.key: 2 for each in clips}
+    assert render(tmp_path / "out", clips).found == 2
+
+
 def test_torn_and_missing_files_are_made_again(tmp_path: Path) -> None:
     folder, log = tmp_path / "out", str(tmp_path / "log")
     clips = [clip("a ball", seed) for seed in range(5)]

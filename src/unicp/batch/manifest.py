@@ -154,11 +154,12 @@ class Manifest:
                     (clip.key, clip.name, clip.prompt, clip.seed, spec, now),
                 )
 
-    def recover(self, clips: Sequence[Clip]) -> list[Clip]:
+    def recover(self, clips: Sequence[Clip], *, resume: bool = True) -> list[Clip]:
         """Compare with what is on disk, and return the clips that are still to be made; failed ones are, too.
 
         Done clips whose files are gone or torn become pending. Others whose files are whole were finished by a batch
-        that was killed before it could note so: they become done.
+        that was killed before it could note so: they become done. Without ``resume`` all are to be made again; old
+        files stay until new ones replace them.
         """
         states = {row["key"]: row["state"] for row in self._base.execute("SELECT key, state FROM clips")}
         todo = []
@@ -166,7 +167,7 @@ class Manifest:
             self._base.execute("UPDATE clips SET state = 'pending', worker = NULL WHERE state = 'running'")
             for clip in clips:
                 done = states[clip.key] == DONE
-                values = read_whole(self.folder / clip.name, clip.key, deep=not done)
+                values = read_whole(self.folder / clip.name, clip.key, deep=not done) if resume else None
                 if values is None:
                     self._set([clip.key], PENDING, error=None, worker=None)
                     todo.append(clip)

@@ -267,12 +267,22 @@ def execute(
     scale: int | None,
     batch_size: int,
     retries: int,
+    resume: bool,
 ) -> int:
     """Make the clips and say what came of them. Returns the exit code."""
     make_engine, workers, threads = place.prepare(dtype)
     recipe = making.PipelineRecipe(model=_anywhere(plan.model), dtype=dtype, scale=scale, threads=threads)
     with _ending_cleanly():
-        result = driver.run(clips, folder, recipe, make_engine, workers=workers, batch_size=batch_size, retries=retries)
+        result = driver.run(
+            clips,
+            folder,
+            recipe,
+            make_engine,
+            workers=workers,
+            batch_size=batch_size,
+            retries=retries,
+            resume=resume,
+        )
     screen = results()
     found = f"; {result.found} were there before" if result.found else ""
     screen.print(f"{result.made} clips made in {duration(result.seconds)}{found}")
