@@ -1,10 +1,11 @@
 """Batches of the demo model: the same bits on every engine, the gain of a second worker, and what a batch costs.
 
-    python -m benchmarks.batch [--prompts 60] [--steps 50]
+    python -m benchmarks.batch [--prompts 60] [--steps 50] [--no-save]
 
-Every worker has one CPU thread, so that two can be compared with one. The overhead is what a clip takes beyond making
-and writing it: hashing, flushing to the disk, the thumbnail, the manifest, handing over. Read it off one worker: of
-two, one waits for the other's last clip. Needs the `ray` extra.
+Every worker has one CPU thread, so that two can be compared with one. *Writing* is what a clip takes beyond the call of
+the pipeline until its video is encoded; *overhead* what comes on top of both: hashing, flushing to the disk, the
+thumbnail, the manifest, handing over. Read it off one worker: of two, one waits for the other's last clip. Needs the
+`ray` extra.
 """
 
 from __future__ import annotations
@@ -28,25 +29,14 @@ RUNS = {"local, 1 worker": ("local", 1), "local, 2 workers": ("local", 2), "ray,
 def batch(prompts: Path, folder: Path, engine: str, workers: int, steps: int) -> dict[str, Any]:
     """One batch: wall-clock in seconds, and what of it was work."""
     began = time.time()
-    options = [
-        "--engine",
-        engine,
-        "--workers",
-        str(workers),
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-        "--steps",
-        str(steps),
-    ]
-    if cli.main(["batch", str(prompts), "-o", str(folder), *options]):
+    options = ["--engine", engine, "--workers", str(workers), "--threads", "1", "--device", "cpu"]
+    if cli.main(["batch", str(prompts), "-o", str(folder), "--steps", str(steps), *options]):
         raise SystemExit(f"the batch on {engine} failed")
     manifest = Manifest(folder, readonly=True)
     entries = manifest.entries()
     manifest.close()
     records = {entry.name: json.loads((folder / entry.name).with_suffix(".json").read_text()) for entry in entries}
-    # The first clip of a worker began when its model was there.
+    # The first clip began when a worker had its model.
     first = min(entry.updated - (entry.seconds or 0.0) for entry in entries)
     last = max(entry.updated for entry in entries)
     pipeline = sum(record["timings"]["total_seconds"] for record in records.values())
@@ -67,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--steps", type=int, default=unicp.demo.STEPS)
+    parser.add_argument("--no-save", action="store_true", help="only print")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         prompts = Path(place) / "prompts.txt"
@@ -89,7 +80,11 @@ def main() -> None:
     }
     for engine, gain in gains.items():
         print(f"two workers of {engine} are {gain:.2f} times as fast as one")
-    common.save("batch", {"runs": figures, "same": same, "gains": gains, "files_sha256": digest, **vars(args)})
+    if not args.no_save:
+        about = {"prompts": args.prompts, "steps": args.steps, "files_sha256": digest}
+        common.save("batch", {**about, "runs": figures, "same": same, "gains": gains})
+    if not all(same.values()):
+        raise SystemExit("the engines made different videos")
 
 
 if __name__ == "__main__":

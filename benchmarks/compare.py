@@ -40,6 +40,7 @@ def table(comparison: unicp.Comparison) -> str:
         broken.setdefault(failure.method, failure.error)
     where = comparison.provenance
     lines += ["", *(f"Did not run: {name} ({error})." for name, error in broken.items())]
+    lines += [f"{note}." for note in comparison.notes]
     lines += [
         "",
         f"{len(comparison.prompts)} captions the model never saw, {comparison.steps} steps; speed-up is wall-clock of "

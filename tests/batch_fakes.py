@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,8 +18,12 @@ from PIL import Image
 
 from unicp.batch import driver
 from unicp.batch.clips import Clip, Rendered, key_of
+from unicp.batch.engines import Setting
 from unicp.batch.local import LocalEngine
+from unicp.batch.ray_engine import RayEngine, connect
 
+held: list[Any] = []
+"""What a worker's libraries keep until it ends."""
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
 """Of a process that is to find this tree."""
@@ -37,6 +42,8 @@ class FakeRecipe:
     def load(self, device: str | None) -> FakeMaker:
         if self.unloadable:
             raise RuntimeError("no such weights")
+        if os.environ.get("UNICP_TEST_SEMAPHORE"):
+            held.append(multiprocessing.get_context("spawn").Lock())
         return FakeMaker(self)
 
 
@@ -93,11 +100,16 @@ def render(folder: Path, clips: Sequence[Clip], recipe: Any = None, **options: A
     return driver.run(clips, folder, recipe, LocalEngine, **options)
 
 
-if __name__ == "__main__":  # python -m tests.batch_fakes FOLDER COUNT SECONDS: what is killed in a test
-    target, count, pause = sys.argv[1:]
+def on_ray(setting: Setting) -> RayEngine:
+    return RayEngine(setting, connect(None, 2), cpus=0.5)
+
+
+if __name__ == "__main__":  # python -m tests.batch_fakes FOLDER COUNT SECONDS ENGINE: what is killed in a test
+    target, count, pause, engine = sys.argv[1:]
     many = [clip("a ball", seed) for seed in range(int(count))]
     recipe = FakeRecipe(str(Path(target).with_name("log")), float(pause))
     # As `python -m` names this module __main__, the workers would look for the recipe there.
     from tests.batch_fakes import FakeRecipe as Importable
 
-    render(Path(target), many, Importable(recipe.log, recipe.seconds), workers=2)
+    make_engine = {"local": LocalEngine, "ray": on_ray}[engine]
+    driver.run(many, Path(target), Importable(recipe.log, recipe.seconds), make_engine, workers=2)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.batch_fakes import ENVIRONMENT, FakeRecipe, clip, made, noise, render, stills
+from tests.batch_fakes import ENVIRONMENT, ROOT, FakeRecipe, clip, made, noise, render, stills
 from unicp import UnicpError
 from unicp.batch import driver, lock, manifest, progress
 from unicp.batch.clips import Outcome
@@ -52,6 +52,14 @@ def test_a_batch_and_again(tmp_path: Path) -> None:
     assert Counter(made(log)) == Counter(each.key for each in [*clips, clip("a ball", 6)])
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert sorted(path.name for path in folder.glob(".batch/*")) == ["lock", "manifest.sqlite"]
+
+
+def test_clips_are_made_again_if_that_is_asked_for(tmp_path: Path) -> None:
+    clips = [clip("a ball", seed) for seed in range(2)]
+    render(tmp_path / "out", clips)
+    assert render(tmp_path / "out", clips, resume=False).made == 2
+    assert Counter(made(str(tmp_path / "log"))) == {each.key: 2 for each in clips}
+    assert render(tmp_path / "out", clips).found == 2
 
 
 def test_torn_and_missing_files_are_made_again(tmp_path: Path) -> None:
@@ -201,6 +209,23 @@ def test_an_error_that_breaks_the_gpu_is_known() -> None:
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="all machines of a batch need to share it"):
         Worker(FakeRecipe(""), tmp_path, tmp_path / "none")
+
+
+def test_a_batch_ends_without_a_word(tmp_path: Path) -> None:
+    """Workers end by themselves: one that is terminated leaves semaphores behind, which Python complains of."""
+    command = [sys.executable, "-m", "tests.batch_fakes", str(tmp_path / "out"), "2", "0", "local"]
+    environment = {**ENVIRONMENT, "UNICP_TEST_SEMAPHORE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_warning_is_told_once_whatever_its_figures() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    shown = progress.Progress(console)
+    for number in range(3):
+        shown.count(Outcome(key=str(number), warnings=(f"the change was 0.{number}", "look out")), "a.mp4")
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said == ["warning: the change was 0.0", "warning: look out"]
 
 
 def test_a_stop_leaves_no_half_file_and_nothing_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

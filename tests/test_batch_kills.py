@@ -20,7 +20,9 @@ from unicp.batch import manifest
 
 SMALL = ["--size", "48x32", "--frames", "5", "--steps", "30", "--threads", "1", "--device", "cpu", "--format", "png"]
 METHOD = ["--method", "adacache", "--set", "codebook=((0.5, 3), (1.0, 2))"]
-KILLS = 6
+KILLS = 10
+"""Of each engine."""
+SEEDS = 70
 
 
 def strip(seed: int) -> Any:
@@ -54,7 +56,7 @@ def check_whole(folder: Path, count: int, log: Path, kills: int) -> None:
 
 def test_a_killed_driver_takes_its_workers_along_and_the_rest_is_made(tmp_path: Path) -> None:
     folder, log = tmp_path / "out", tmp_path / "log"
-    command = [sys.executable, "-m", "tests.batch_fakes", str(folder), "12", "0.1"]
+    command = [sys.executable, "-m", "tests.batch_fakes", str(folder), "12", "0.1", "local"]
     first = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     while len(made(str(log))) < 5:
         time.sleep(0.01)
@@ -73,11 +75,12 @@ def _is_alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_twenty_kills_at_random_moments_lose_nothing(engine: str, tmp_path: Path) -> None:
     folder, log, count = tmp_path / "out", tmp_path / "log", 150
     random = np.random.default_rng(0)
     kills = {"worker": 0, "driver": 0}
-    command = [sys.executable, "-m", "tests.batch_fakes", str(folder), str(count), "0.1"]
+    command = [sys.executable, "-m", "tests.batch_fakes", str(folder), str(count), "0.1", engine]
     process = None
     while sum(kills.values()) < 20:
         if process is None or process.poll() is not None:
@@ -115,7 +118,18 @@ def test_kills_at_random_moments_lose_no_clip(engine: str, wan_folder: Path, tmp
     folder, reference = tmp_path / "out", tmp_path / "reference"
 
     def command(target: Path) -> list[str]:
-        where = ["-o", str(target), "--model", str(wan_folder), "--engine", engine, "--workers", "2", "--seeds", "40"]
+        where = [
+            "-o",
+            str(target),
+            "--model",
+            str(wan_folder),
+            "--engine",
+            engine,
+            "--workers",
+            "2",
+            "--seeds",
+            str(SEEDS),
+        ]
         return [sys.executable, "-m", "unicp", "batch", str(tmp_path / "p.txt"), *where, *SMALL, *METHOD]
 
     random = np.random.default_rng(1)
@@ -143,12 +157,12 @@ def test_kills_at_random_moments_lose_no_clip(engine: str, wan_folder: Path, tmp
     process.wait()
     again = subprocess.run(command(folder), env=ENVIRONMENT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert sum(kills.values()) >= 3
+    assert sum(kills.values()) == KILLS
     assert subprocess.run(command(reference), env=ENVIRONMENT, capture_output=True).returncode == 0
-    assert files(folder) == files(reference) and len(files(folder)) == 120
+    assert files(folder) == files(reference) and len(files(folder)) == 3 * SEEDS
     base = manifest.Manifest(folder, readonly=True)
     entries = base.entries()
-    assert base.counts() == {"pending": 0, "running": 0, "done": 120, "failed": 0}
+    assert base.counts() == {"pending": 0, "running": 0, "done": 3 * SEEDS, "failed": 0}
     assert all(manifest.read_whole(folder / entry.name, entry.key, deep=True) for entry in entries)
     # Each kill cost at most the clips in flight: two of the driver's, one of a worker's.
     assert sum(entry.attempts - 1 for entry in entries) <= 2 * kills["driver"] + kills["worker"]

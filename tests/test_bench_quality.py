@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import math
 import sqlite3
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from PIL import Image
 
 from unicp import UnicpError
@@ -35,7 +40,6 @@ def test_identical(video: np.ndarray) -> None:
     assert found["psnr"] == math.inf and found["temporal_psnr"] == math.inf
     assert found["ssim"] == pytest.approx(1, abs=1e-4) and found["ms_ssim"] == pytest.approx(1, abs=1e-4)
     assert found["latent_change"] == 0 and found["motion_ratio"] == 1
-    assert (found["lpips"] is None) == bool(quality.lpips_missing())
 
 
 def test_brighter_by_16() -> None:
@@ -79,6 +83,88 @@ def test_ms_ssim_takes_as_many_scales_as_fit(side: int, scales: int, monkeypatch
     frame = np.random.default_rng(0).uniform(size=(1, side, side, 3))
     assert quality.ms_ssim(frame, frame) == pytest.approx(1, abs=1e-6)
     assert used == [scales]
+
+
+# --- LPIPS, whose weights are not always there; nothing is downloaded ----------------------------------------------
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Torch's folder of weights, empty; and as much of torchvision as LPIPS asks of it: AlexNet's layers."""
+    from torchmetrics.functional.image import lpips as functional
+    from torchmetrics.image import lpip
+
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def alexnet(weights: Any) -> Any:
+        features = alexnet_features()
+        features.load_state_dict(torch.load(folder / weights))
+        return SimpleNamespace(features=features)
+
+    vision = ModuleType("torchvision")
+    vision.__spec__ = ModuleSpec("torchvision", None)
+    vision.models = SimpleNamespace(alexnet=alexnet, AlexNet_Weights=SimpleNamespace(DEFAULT=NAME))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision", vision)
+    monkeypatch.setattr(quality, "_LPIPS", [])
+    for place in (functional, lpip):
+        monkeypatch.setattr(place, "_TORCHVISION_AVAILABLE", True)
+    return folder
+
+
+NAME = "alexnet-owt-7be5be79.pth"
+
+
+def alexnet_features() -> Any:
+    """Up to the fifth activation; what torchvision's has after it, LPIPS does not use."""
+    conv, relu, pool = torch.nn.Conv2d, torch.nn.ReLU, torch.nn.MaxPool2d
+    return torch.nn.Sequential(
+        *(conv(3, 64, 11, 4, 2), relu(), pool(3, 2), conv(64, 192, 5, 1, 2), relu(), pool(3, 2)),
+        *(conv(192, 384, 3, 1, 1), relu(), conv(384, 256, 3, 1, 1), relu(), conv(256, 256, 3, 1, 1), relu()),
+    )
+
+
+def test_without_weights_lpips_is_not_measured(checkpoints: Path, video: np.ndarray) -> None:
+    assert quality.distances(video, video)["lpips"] is None
+    assert quality.lpips_note([{"psnr": 30.0, "lpips": None}]).startswith("LPIPS: not measured: weights not found")
+
+
+def test_without_torchvision_lpips_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality.importlib.util, "find_spec", lambda name: None)
+    assert quality.lpips_note([{"lpips": None}]) == "LPIPS: not measured: torchvision is not installed"
+
+
+def test_with_weights_lpips_is_measured(checkpoints: Path, video: np.ndarray) -> None:
+    """Against the formula: unit-length features of five layers, weighted squared differences, means over space."""
+    torch.manual_seed(0)
+    features = alexnet_features().eval()
+    torch.save(features.state_dict(), checkpoints / NAME)
+    other = np.clip(video + np.random.default_rng(0).normal(0, 0.2, video.shape), 0, 1).astype(np.float32)
+    weights = torch.load(Path(torchmetrics.__file__).parent / "functional/image/lpips_models/alex.pth", "cpu")
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+
+    def layers(frames: np.ndarray) -> list[Any]:
+        x = (torch.from_numpy(frames) * 2 - 1 - shift) / scale
+        x, found = x.permute(0, 3, 1, 2), []
+        for number, layer in enumerate(features):
+            x = layer(x)
+            if number in (1, 4, 7, 9, 11):
+                found.append(x / x.norm(dim=1, keepdim=True))
+        return found
+
+    with torch.no_grad():
+        squares = [(one - two) ** 2 for one, two in zip(layers(other), layers(video), strict=True)]
+        apart = [(each * weights[f"lin{n}.model.1.weight"]).sum(1).mean((1, 2)) for n, each in enumerate(squares)]
+    assert quality.lpips(other, video) == pytest.approx(float(sum(apart).mean()), rel=1e-4)
+    assert quality.lpips(video, video) == 0
+    assert quality.lpips_note([{"lpips": 0.1}]) == ""
+    assert "1 of 2 videos" in quality.lpips_note([{"lpips": 0.1}, {"lpips": None}])
+    assert quality.lpips(video[:, :8, :8], video[:, :8, :8]) is None  # AlexNet pools it to nothing
+    assert "1 of 1 videos: smaller than 32 pixels" in quality.lpips_note([{"lpips": None}])
+
+
+# --- the caption check ----------------------------------------------------------------------------------------------
 
 
 def test_caption_check(video: np.ndarray) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +20,13 @@ import torch
 from PIL import Image
 
 from tests.batch_fakes import FakeRecipe, clip, made
-from unicp import Profile, ScheduleConfig, UnicpError, cli
+from unicp import BudgetConfig, ScheduleConfig, UniCPConfig, UnicpError, cli
 from unicp.batch import driver, manifest, ray_engine
 from unicp.batch.clips import Clip
 from unicp.batch.worker import Worker
 from unicp.cli import calls, pipelines
 from unicp.cli.batching import Plan
-from unicp.cli.making import PipelineMaker, PipelineRecipe, of_content
+from unicp.cli.making import PipelineMaker, PipelineRecipe, absolute, identity
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = """prompt,seed,negative_prompt,size,method
@@ -155,6 +157,19 @@ def test_one_worker_two_and_ray_make_the_same_bits(
     assert stills(tmp_path / "ray") == alone
 
 
+@pytest.mark.slow
+def test_sixty_prompts_are_the_same_on_processes_and_on_ray(wan_folder: Path, tmp_path: Path) -> None:
+    words = ("a", "fast"), ("red", "blue"), ("ball", "star", "bouncing"), ("fast", "red", "blue", "ball", "star")
+    (tmp_path / "p.txt").write_text("\n".join(" ".join(each) for each in itertools.product(*words)))
+    common = [str(tmp_path / "p.txt"), "--model", str(wan_folder), *SMALL, *METHOD, "--workers", "2"]
+    for engine in ("local", "ray"):
+        said = call(*common, "-o", str(tmp_path / engine), "--engine", engine)
+        assert said.code == 0, said.err
+    assert len(stills(tmp_path / "local")) == 60
+    assert stills(tmp_path / "local") == stills(tmp_path / "ray")
+    assert len(set(stills(tmp_path / "local").values())) == 60
+
+
 def test_a_dead_ray_worker_is_replaced(tmp_path: Path) -> None:
     ray = ray_engine.connect(None)
     recipe = FakeRecipe(str(tmp_path / "log"))
@@ -268,6 +283,19 @@ def test_seeds_names_and_repeated_rows(wan_folder: Path, tmp_path: Path, capsys:
     assert all(each.expected_bytes > 10**6 for each in clips)  # the pipeline's own size is large
 
 
+def test_a_model_of_the_hub_is_the_same_tomorrow_and_without_network() -> None:
+    today = pipelines.Model(name="someone/model", source="someone/model", index={}, revision="a")
+    assert identity(today) == identity(replace(today, revision=None, offline=True)) == "someone/model"
+
+
+def test_profiles_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inner = BudgetConfig(profile="b.safetensors")
+    found: Any = absolute(UniCPConfig(profile="a.safetensors", stack=inner))
+    assert found.profile == str(tmp_path / "a.safetensors") and found.stack.profile == str(tmp_path / "b.safetensors")
+    assert absolute(ScheduleConfig(interval=2)) == ScheduleConfig(interval=2)
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
@@ -276,7 +304,8 @@ def test_seeds_names_and_repeated_rows(wan_folder: Path, tmp_path: Path, capsys:
         ("prompt,image\na,p.csv\n", [], "row 2: WanPipeline does not take 'image'"),
         ("prompt,seed\na,4294967295\n", ["--seeds", "2"], "row 2: seed 4294967295 and 1 more go beyond"),
         ("prompt\na\n", ["--engine", "spark"], "unknown engine 'spark'; known: local, ray"),
-        ("prompt\na\n", ["--address", "auto"], "are for --engine ray"),
+        ("prompt\na\n", ["--address", "auto"], "--address is for --engine ray"),
+        ("prompt\na\n", ["--cpus-per-worker", "1"], "--cpus-per-worker is for --engine ray"),
         ("prompt\na\n", ["--size", "48"], "--size must be WIDTHxHEIGHT"),
         ("prompt\na\n", ["--format", "avi"], "known: .mp4, .gif, .png"),
     ],
@@ -293,17 +322,6 @@ def test_refusals_of_the_words_themselves(tmp_path: Path) -> None:
     assert "name the folder of the clips" in call("p.txt").err
     assert "takes one file of prompts, got 2: a b" in call("a", "b", "-o", "c").err
     assert "name one folder" in call("status").err
-
-
-def test_a_profile_counts_by_its_content(tmp_path: Path) -> None:
-    from unicp import UniCPConfig
-
-    keys = []
-    for name, value in (("a", 0.0), ("b", 0.0), ("c", 1.0)):
-        path = tmp_path / f"{name}.safetensors"
-        Profile(config=ScheduleConfig(interval=4), tensors={"x": torch.full((1,), value)}).save(path)
-        keys.append(of_content(UniCPConfig(profile=str(path))))
-    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_pipeline_that_starts_from_an_image_gets_it(tmp_path: Path) -> None:

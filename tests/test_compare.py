@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import unicp
 from tests import tiny
 from unicp import AdaCacheConfig, ScheduleConfig, UnicpError, cli
 from unicp.bench import compare as module
+from unicp.bench import peers, provenance, quality, source
 from unicp.bench.diffusers_peers import MagCache, patterns
 from unicp.bench.harness import generate
 from unicp.bench.isolation import fresh
@@ -55,12 +57,12 @@ def all_of_them(pipe: Any) -> Any:
     few = {"first-block-cache": (0.2,), "taylorseer": (2,), "pab": (2,), "fastercache": (2,), "magcache": (0.5,)}
     few |= {"seacache": (0.9,), "cache-dit-dbcache": (0.2,), "cache-dit-taylorseer": (0.2,), "fewer-steps": (0.5,)}
     few["control"] = ("again",)
-    peers: list[Peer] = []
+    chosen: list[Peer] = []
     for kind in config_types().values():
         for name, configs in kind.curves(CALL["num_inference_steps"]).items():
-            peers.append(Ours(name, dict(list(configs.items())[-1:])))
-    peers += [type(known()[name]())(values) for name, values in few.items()]
-    return unicp.compare(pipe, [*peers, Broken()], PROMPTS[:1], progress=False, **CALL)
+            chosen.append(Ours(name, dict(list(configs.items())[-1:])))
+    chosen += [type(known()[name]())(values) for name, values in few.items()]
+    return unicp.compare(pipe, [*chosen, Broken()], PROMPTS[:1], progress=False, **CALL)
 
 
 def test_every_peer_has_a_point_or_its_own_error(all_of_them: Any) -> None:
@@ -146,8 +148,43 @@ def test_an_interrupted_comparison_continues(pipe: Any, tmp_path: Path, monkeypa
     again = unicp.compare(pipe, methods, PROMPTS, progress=False, **arguments)
     assert len(made) == 12
     assert again.to_dict()["summary"] == first.to_dict()["summary"]
+    made.clear()
     unicp.compare(pipe, methods, PROMPTS, progress=False, seed=1, **arguments)
-    assert len(made) > 12  # another seed is another result
+    assert made  # another seed is another result
+
+
+def test_results_of_other_code_are_made_again(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    real = module.generate
+    monkeypatch.setattr(module, "generate", lambda *args, **more: made.append(1) or real(*args, **more))
+    versions = {"methods": "1.dev0+a", "measuring": "1.dev0+a"}
+    for place in (peers, provenance):
+        monkeypatch.setattr(place, "code_version", versions.__getitem__)
+
+    def count() -> int:
+        made.clear()
+        methods = [ScheduleConfig(interval=2), "fewer-steps=3"]
+        unicp.compare(pipe, methods, PROMPTS[:1], results=tmp_path / "kept.sqlite", progress=False, **CALL)
+        return len(made)
+
+    assert count() == 6 and count() == 0
+    versions["methods"] = "1.dev0+b"
+    assert count() == 2  # of our method: the discarded run and the timed one
+    versions["measuring"] = "1.dev0+b"
+    assert count() == 6
+
+
+def test_the_source_has_a_digest_in_development(tmp_path: Path) -> None:
+    kinds = [source.code_version(part, "2.0.dev1") for part in ("methods", "measuring")]
+    assert all(re.fullmatch(r"2\.0\.dev1\+[0-9a-f]{8}", kind) for kind in kinds) and kinds[0] != kinds[1]
+    assert source.code_version("methods", "2.0") == "2.0"
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    one.write_text("a")
+    two.write_text("b")
+    before = source.digest([one, two], tmp_path)
+    assert source.digest([two, one], tmp_path) == before
+    two.write_text("c")
+    assert source.digest([one, two], tmp_path) != before
 
 
 def test_figures_survive_json(all_of_them: Any, tmp_path: Path) -> None:
@@ -233,6 +270,10 @@ def test_the_page_needs_nothing_else(all_of_them: Any, tmp_path: Path) -> None:
     for point in all_of_them.points:
         assert point.label in page
     assert "TypeError: it cannot be done" in page
+    missing = quality.lpips_missing()  # empty where this machine has the weights
+    assert all_of_them.notes == ((missing,) if missing else ())
+    assert ("LPIPS<small>not measured</small>" in page) == bool(missing)
+    assert missing in str(all_of_them) and html.escape(missing).replace("&#x27;", "&#39;") in page
     data = json.loads(links.data)
     names = {point["name"] for point in data["points"]}
     assert names == {all_of_them.baseline.name, *(point.name for point in all_of_them.points)}

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import unicp
 from unicp import Profile
-from unicp.profiles import FORMAT, KEY
+from unicp.profiles import FORMAT, KEY, content_of
 
 CONFIG = unicp.AdaCacheConfig(codebook=((0.1, 3), (1.0, 1)), moreg=True, moreg_strides=(1, 2))
 
@@ -204,3 +204,17 @@ def test_tensors_that_share_or_are_not_contiguous(tmp_path: Path) -> None:
     profile.save(tmp_path / "a.safetensors")
     again = Profile.load(tmp_path / "a.safetensors")
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in profile.tensors.items())
+
+
+def test_a_config_counts_by_the_content_of_its_profile(tmp_path: Path) -> None:
+    found = []
+    for name, value in (("a", 0.0), ("b", 0.0), ("c", 1.0)):
+        path = tmp_path / f"{name}.safetensors"
+        _profile(tensors={"x": torch.full((1,), value)}).save(path)
+        inner = unicp.UniCPConfig(profile=str(path))
+        found.append((content_of(inner), content_of(unicp.UniCPConfig(stack=unicp.BudgetConfig(profile=str(path))))))
+    for one, same, other in zip(*found, strict=True):
+        assert one == same != other
+        assert str(tmp_path) not in str(one)
+    with pytest.raises(unicp.UnicpError, match=r"there is no profile gone\.safetensors; make one with"):
+        content_of(unicp.UniCPConfig(profile="gone.safetensors"))

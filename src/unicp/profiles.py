@@ -15,6 +15,7 @@ from .errors import UnicpError
 from .policies import Config, config_from_dict
 from .policies.budget import BudgetConfig
 from .policies.unicp import UniCPConfig, UnitErrors
+from .video import digest
 
 FORMAT = 1
 KEY = "unicp"
@@ -111,6 +112,27 @@ def config_of(path: str | os.PathLike[str]) -> Config:
     if isinstance(config, (UniCPConfig, BudgetConfig)) and config.profile is None:
         return config.replace(profile=os.fspath(path))
     return config
+
+
+def content_of(config: Config) -> dict[str, Any]:
+    """The values of a config, with digests of the profiles that it names instead of their paths.
+
+    It tells results of different configs apart: a profile counts by what is in it, wherever it lies.
+
+    Raises:
+        UnicpError: there is no such profile.
+    """
+
+    def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
+        found = {key: by_content(value) if isinstance(value, dict) else value for key, value in values.items()}
+        profile = values.get("profile")
+        if profile is None:
+            return found
+        if not Path(profile).is_file():
+            raise UnicpError(f"there is no profile {profile}; make one with: unicp calibrate")
+        return {**found, "profile": digest(Path(profile))}
+
+    return by_content(config.to_dict())
 
 
 def fingerprint(denoiser: Any) -> str:

@@ -5,6 +5,7 @@ Frames are arrays (F, H, W, 3), of floats in [0, 1] or of uint8.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import subprocess
 from collections.abc import Callable, Iterator
@@ -42,6 +43,15 @@ def staged(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
 
 
 def to_uint8(frames: Any) -> Any:

@@ -203,6 +203,7 @@ def run(
     workers: int = 1,
     batch_size: int = 1,
     retries: int = RETRIES,
+    resume: bool = True,
     progress: Progress | None = None,
 ) -> Result:
     """Make all clips that are not done yet.
@@ -214,6 +215,7 @@ def run(
         workers: at most; there are never more than groups of clips.
         batch_size: clips of one group that are made in one forward, at most.
         retries: how often a clip is tried again after its worker died.
+        resume: leave clips that are done; ``False`` makes them again.
 
     Raises:
         UnicpError: another batch works on the folder, its disk is too full, or the model cannot be loaded.
@@ -229,7 +231,7 @@ def run(
         manifest = Manifest(folder)
         try:
             manifest.plan(clips)
-            todo = manifest.recover(clips)
+            todo = manifest.recover(clips, resume=resume)
             check_disk(folder, todo, manifest)
             failed: dict[str, str] = {}
             if todo:

@@ -72,6 +72,7 @@ class LocalEngine:
         self._context = multiprocessing.get_context("spawn")
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, BaseProcess] = {}
+        self._idle: set[int] = set()
 
     def start(self) -> None:
         for worker in range(self._setting.workers):
@@ -91,6 +92,7 @@ class LocalEngine:
         self._pipes[worker], self._processes[worker] = ours, process
 
     def submit(self, worker: int, clips: Sequence[Clip]) -> None:
+        self._idle.discard(worker)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; `wait` will say so
             self._pipes[worker].send(list(clips))
 
@@ -104,6 +106,7 @@ class LocalEngine:
             except (EOFError, OSError):
                 messages.append(Message(worker=worker, kind=DIED, error=self._drop(worker)))
                 continue
+            self._idle.add(worker)
             if kind == MADE:
                 messages.append(Message(worker=worker, kind=MADE, outcomes=tuple(content)))
                 if is_broken(content):
@@ -115,6 +118,7 @@ class LocalEngine:
 
     def _drop(self, worker: int) -> str:
         """Forget a worker; how its process ended."""
+        self._idle.discard(worker)
         pipe, process = self._pipes.pop(worker, None), self._processes.pop(worker, None)
         if pipe is not None:
             pipe.close()
@@ -130,7 +134,9 @@ class LocalEngine:
         )
 
     def close(self) -> None:
-        for process in self._processes.values():
-            process.terminate()
+        for worker, process in self._processes.items():
+            if worker not in self._idle:
+                process.terminate()
+            self._pipes[worker].close()  # one that waits for clips ends by itself, and leaves nothing behind
         for worker in list(self._processes):
             self._drop(worker)

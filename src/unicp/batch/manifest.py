@@ -6,7 +6,6 @@ batch had finished and not noted is found again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError
+from ..video import digest
 from .clips import Clip, Outcome
 
 PRIVATE = ".batch"
@@ -68,19 +68,6 @@ class Entry:
 def record_path(video: Path) -> Path:
     """The JSON beside a video. Only the last ending is replaced: VBench names may hold dots."""
     return video.with_name(video.name[: len(video.name) - len(video.suffix)] + ".json")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10
-    state = hashlib.sha256()
-    while block := file.read(1 << 20):
-        state.update(block)
-    return state.hexdigest()
 
 
 def read_whole(video: Path, key: str, *, deep: bool) -> dict[str, Any] | None:
@@ -167,11 +154,12 @@ class Manifest:
                     (clip.key, clip.name, clip.prompt, clip.seed, spec, now),
                 )
 
-    def recover(self, clips: Sequence[Clip]) -> list[Clip]:
+    def recover(self, clips: Sequence[Clip], *, resume: bool = True) -> list[Clip]:
         """Compare with what is on disk, and return the clips that are still to be made; failed ones are, too.
 
         Done clips whose files are gone or torn become pending. Others whose files are whole were finished by a batch
-        that was killed before it could note so: they become done.
+        that was killed before it could note so: they become done. Without ``resume`` all are to be made again; old
+        files stay until new ones replace them.
         """
         states = {row["key"]: row["state"] for row in self._base.execute("SELECT key, state FROM clips")}
         todo = []
@@ -179,7 +167,7 @@ class Manifest:
             self._base.execute("UPDATE clips SET state = 'pending', worker = NULL WHERE state = 'running'")
             for clip in clips:
                 done = states[clip.key] == DONE
-                values = read_whole(self.folder / clip.name, clip.key, deep=not done)
+                values = read_whole(self.folder / clip.name, clip.key, deep=not done) if resume else None
                 if values is None:
                     self._set([clip.key], PENDING, error=None, worker=None)
                     todo.append(clip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -85,8 +86,9 @@ class Progress:
                 more = "; those that follow are not shown" if self._failed == LINES else ""
                 self.say(f"{name} failed: {outcome.error}{more}")
         for text in outcome.warnings:
-            self._warned[text] += 1
-            if self._warned[text] == 1 and len(self._warned) <= WARNINGS:
+            kind = re.sub(r"\d+(\.\d+)?", "#", text)  # the same warning with another figure
+            self._warned[kind] += 1
+            if self._warned[kind] == 1 and len(self._warned) <= WARNINGS:
                 self.say(f"warning: {text}")
 
     def say(self, text: str) -> None:

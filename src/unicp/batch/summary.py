@@ -16,8 +16,9 @@ from .progress import duration
 FILE = "summary.html"
 
 STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #1c1c1c; background: #fff }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 1rem }
+body { font: 15px/1.4 system-ui, sans-serif; margin: clamp(.8rem, 3vw, 2rem); color: #1c1c1c; background: #fff }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 1rem }
+a { color: inherit }
 figure { margin: 0 } img { width: 100%; height: auto; background: #ddd; border-radius: 4px }
 figcaption { font-size: 13px; overflow-wrap: anywhere } small { color: #595959 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { text-align: left; padding: .2rem .8rem .2rem 0 }

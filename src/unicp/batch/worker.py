@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import video
-from ..errors import UnicpWarning
+from ..errors import UnicpError, UnicpWarning
 from .clips import Clip, Maker, Outcome, Recipe, Rendered
-from .manifest import digest, record_path
+from .manifest import record_path
 
 THUMBNAIL = 160
 """Pixels of a thumbnail's width."""
@@ -22,9 +22,10 @@ BROKEN = ("CUDA error", "device-side assert", "HIP error", "illegal memory acces
 
 
 def first_line(error: BaseException) -> str:
-    """An error in a line of at most 300 characters."""
+    """An error in a line of at most 300 characters; our own speak for themselves, others begin with their class."""
     lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    kind = type(error).__name__
+    text = kind if not lines else lines[0].strip() if isinstance(error, UnicpError) else f"{kind}: {lines[0].strip()}"
     return text if len(text) <= 300 else text[:297] + "..."
 
 
@@ -107,7 +108,7 @@ class Worker:
                 about = {"key": clip.key, "seconds": seconds, "computed_fraction": made.fraction}
                 values = {**made.record, "clip": {**about, **made.record.get("clip", {})}}
                 values["video"] = {**made.record.get("video", {}), "file": clip.name, "bytes": size}
-                values["video"]["sha256"] = digest(part)
+                values["video"]["sha256"] = video.digest(part)
                 if told:
                     values["warnings"] = list(told)
                 note.write_text(self._maker.document(values), "utf-8")

@@ -162,12 +162,19 @@ def scatter(
     return _svg(f"chart {kind_of}".strip(), width, height, label or y_title, body)
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str) -> str:
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_title: str,
+    y_title: str,
+    *,
+    width: float = 760,
+    kind_of: str = "",
+) -> str:
     """Plain lines, one a branch; the y axis begins at zero."""
     points = [point for values in series.values() for point in values]
     if not points:
         return ""
-    width, height = 760.0, 240.0
+    height = 240.0
     xs = [x for x, _ in points]
     top = max(y for _, y in points) * 1.08 or 1.0
     axes = Axes(width, height, (min(xs), max(max(xs), min(xs) + 1)), (0.0, top))
@@ -177,7 +184,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_t
         parts.append(
             f'<g class="curve" style="--c:var(--c{number})"><title>{escape(name)}</title><polyline points="{way}"/></g>'
         )
-    return _svg("chart", width, height, y_title, "".join(parts))
+    return _svg(f"chart {kind_of}".strip(), width, height, y_title, "".join(parts))
 
 
 def timeline(rows: Sequence[tuple[str, Sequence[float]]], *, label: str) -> str:

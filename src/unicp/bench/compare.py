@@ -186,6 +186,7 @@ class _Comparing:
             for entry in alive
             if entry.peer is not None and (entry.peer.name, entry.label) not in broken
         ]
+        judged = [result.quality for point in points for result in point.results]
         return Comparison(
             baseline=Point(
                 method=BASELINE, label=f"steps={self.steps}", ours=False, source="", note="", settings={},
@@ -197,7 +198,7 @@ class _Comparing:
             steps=self.steps,
             repeats=self.repeats,
             seed=self.seed,
-            notes=tuple(note for note in (quality.lpips_missing(),) if note),
+            notes=tuple(note for note in (quality.lpips_note(judged),) if note),
             provenance=provenance(self.pipe, self.about, self.peers, began),
         )  # fmt: skip
 

@@ -144,6 +144,12 @@ class Row:
     def name(self) -> str:
         return f"{self.method} {self.label}".strip()
 
+    @property
+    def identical(self) -> bool:
+        """Every video is the unaccelerated one."""
+        psnr = self.quality.get("psnr")
+        return psnr is not None and psnr.worst >= HIGHEST_PSNR
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -263,16 +269,19 @@ class Comparison:
         return write(self, Path(path), fps=fps)
 
     def __str__(self) -> str:
-        heads = f"{'loop':>6} {'whole':>6} {'computed':>8} {'PSNR':>6} {'worst':>6} {'SSIM':>6} {'motion':>6}"
+        heads = (
+            f"{'loop':>6} {'whole':>6} {'computed':>8} {'PSNR':>6} {'worst':>6} {'SSIM':>6} {'LPIPS':>6} {'motion':>6}"
+        )
         lines = [f"{'method':<38} {heads}"]
         for row in self.rows():
-            psnr, ssim, motion = (row.quality.get(name) for name in ("psnr", "ssim", "motion_ratio"))
+            psnr, ssim, lpips, motion = (row.quality.get(name) for name in ("psnr", "ssim", "lpips", "motion_ratio"))
             fraction = "" if row.computed_fraction is None else f"{row.computed_fraction:.0%}"
             lines.append(
                 f"{row.name:<38.38} {row.loop_speedup.value:>5.2f}x {row.total_speedup.value:>5.2f}x {fraction:>8} "
                 + (f"{psnr.value:>6.1f} {psnr.worst:>6.1f} " if psnr is not None else f"{'':>14}")
                 + (f"{ssim.value:>6.3f} " if ssim is not None else f"{'':>7}")
+                + (f"{lpips.value:>6.3f} " if lpips is not None else f"{'–':>6} ")
                 + (f"{motion.value:>6.3f}" if motion is not None else "")
             )
         lines += [f"{failure.method} {failure.label}: {failure.error}" for failure in self.failures]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import time
 from collections.abc import Callable, Mapping
@@ -114,6 +115,75 @@ class Watch:
         return self.ended - self.began if self.began is not None and self.ended is not None else None
 
 
+def run(
+    pipe: Any,
+    call: Mapping[str, Any],
+    *,
+    generator: Any,
+    on_step: Callable[[Any, int, int], None] | None = None,
+    output_type: str = "np",
+) -> tuple[Any, Made]:
+    """Call the pipeline as it is, and time the call.
+
+    Args:
+        call: arguments of the pipeline's call.
+        generator: one, or a list with one for each video.
+        on_step: told of every finished step: pipeline, steps done, steps in all.
+
+    Returns:
+        The videos of the call as the pipeline gives them (``None`` if it gives none); and what they took together,
+        without frames.
+    """
+    with ExitStack() as stack:
+        watch = Watch(pipe, on_step)
+        extra: dict[str, Any] = {"generator": generator, "output_type": output_type}
+        says_steps = "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
+        if says_steps:
+            extra["callback_on_step_end"] = watch.step_end
+        for module in denoisers_of(pipe).values():
+            stack.callback(module.register_forward_pre_hook(watch.start).remove)
+            if not says_steps:
+                stack.callback(module.register_forward_hook(watch.finish).remove)
+        watch.mark_memory()
+        began = now()
+        output = pipe(**call, **extra)
+        total = now() - began
+    return getattr(output, "frames", None), Made(
+        frames=None,
+        steps=watch.steps,
+        loop_seconds=total if watch.loop_seconds is None else watch.loop_seconds,
+        total_seconds=total,
+        report=None,
+        latents=None if watch.latents is None else watch.latents.detach().float().cpu(),
+        peak_bytes=watch.peak_bytes,
+    )
+
+
+def frames_of(pipe: Any, videos: Any, count: int = 1) -> list[Any]:
+    """The ``count`` videos of a call, each (F, H, W, 3) in float32.
+
+    Raises:
+        RuntimeError: the pipeline did not return them.
+    """
+    import numpy as np
+
+    if videos is None or len(videos) != count or np.ndim(videos[0]) != 4:
+        raise RuntimeError(f"{type(pipe).__name__} returned no video")
+    return [np.asarray(video, dtype=np.float32) for video in videos]
+
+
+def check_numbers(frames: Any) -> None:
+    """Refuse a video (F, H, W, 3) that holds values that are not numbers.
+
+    Raises:
+        RuntimeError: that is so.
+    """
+    import numpy as np
+
+    if not np.isfinite(frames).all():
+        raise RuntimeError("the video holds values that are not numbers; try --dtype float32, or a lower --guidance")
+
+
 def generate(
     pipe: Any,
     call: Mapping[str, Any],
@@ -126,42 +196,14 @@ def generate(
     The noise is drawn on the CPU from ``seed``, so that it is the same on every device.
 
     Args:
-        call: arguments of the pipeline's call.
-        on_step: told of every finished step: pipeline, steps done, steps in all.
+        call, on_step: see :func:`run`.
 
     Raises:
         RuntimeError: the pipeline returned no video, or one that holds values that are not numbers.
     """
-    import numpy as np
     import torch
 
-    with ExitStack() as stack:
-        watch = Watch(pipe, on_step)
-        extra: dict[str, Any] = {"generator": torch.Generator().manual_seed(seed), "output_type": "np"}
-        says_steps = "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
-        if says_steps:
-            extra["callback_on_step_end"] = watch.step_end
-        for module in denoisers_of(pipe).values():
-            stack.callback(module.register_forward_pre_hook(watch.start).remove)
-            if not says_steps:
-                stack.callback(module.register_forward_hook(watch.finish).remove)
-        watch.mark_memory()
-        began = now()
-        output = pipe(**call, **extra)
-        total = now() - began
-    frames = getattr(output, "frames", None)
-    if frames is None or not len(frames) or np.ndim(frames[0]) != 4:
-        raise RuntimeError(f"{type(pipe).__name__} returned no video")
-    frames = np.asarray(frames[0], dtype=np.float32)
-    if not np.isfinite(frames).all():
-        raise RuntimeError("the video holds values that are not numbers; try --dtype float32, or a lower --guidance")
-    latents = watch.latents
-    return Made(
-        frames=frames,
-        steps=watch.steps,
-        loop_seconds=total if watch.loop_seconds is None else watch.loop_seconds,
-        total_seconds=total,
-        report=None,
-        latents=None if latents is None else latents.detach().float().cpu(),
-        peak_bytes=watch.peak_bytes,
-    )
+    videos, made = run(pipe, call, generator=torch.Generator().manual_seed(seed), on_step=on_step)
+    (frames,) = frames_of(pipe, videos)
+    check_numbers(frames)
+    return dataclasses.replace(made, frames=frames)

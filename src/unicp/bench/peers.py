@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 
 from ..errors import UnicpError, unknown
 from ..policies import Config, config_types
+from ..profiles import content_of
 from .harness import denoisers_of, step_count
+from .source import code_version
 
 Call = Mapping[str, Any]
 
@@ -120,7 +122,10 @@ class Ours(Peer):
         return tuple(self._configs)
 
     def settings(self, label: str) -> dict[str, Any]:
-        return {"setting": label, **self._configs[label].to_dict()}
+        return {"setting": label, **content_of(self._configs[label])}
+
+    def version(self) -> str:
+        return code_version("methods")
 
     def apply(self, run: Run, label: str) -> Call:
         from ..session import accelerate

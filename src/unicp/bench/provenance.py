@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from .harness import denoisers_of
 from .peers import Peer
+from .source import code_version
 from .store import plain
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "torchmetrics")
@@ -43,7 +43,7 @@ def environment(pipe: Any) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "dtype": str(first.dtype).removeprefix("torch."),
-        "versions": {"unicp": __version__, **versions, "python": platform.python_version()},
+        "versions": {"unicp": code_version("measuring"), **versions, "python": platform.python_version()},
     }
 
 

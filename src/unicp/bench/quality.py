@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from ..errors import UnicpError
 STANDARD_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five scales of MS-SSIM (Wang et al., 2003)."""
 WINDOW = 11
+SMALLEST_LPIPS = 32
+"""Pixels of the shorter side, at least: below, AlexNet pools to nothing."""
 HIGHEST_PSNR = 100.0
 """What an infinite PSNR counts as where a mean needs a number."""
 
@@ -67,32 +70,50 @@ def ms_ssim(video: Any, reference: Any) -> float:
 
 
 def lpips_missing() -> str:
-    """Why LPIPS cannot be computed here; empty if it can. Nothing is ever downloaded for it."""
+    """Why LPIPS cannot be measured here; empty if it can. Nothing is ever downloaded for it."""
     import torch
 
     if importlib.util.find_spec("torchvision") is None:
-        return "LPIPS is left out: torchvision is not installed"
+        return "LPIPS: not measured: torchvision is not installed"
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     if not list(folder.glob("alexnet-owt-*.pth")):
-        return "LPIPS is left out: AlexNet's weights are not in torch's checkpoint folder, and nothing is downloaded"
+        return "LPIPS: not measured: weights not found (AlexNet's, in torch's checkpoint folder; nothing is downloaded)"
     return ""
+
+
+def lpips_note(videos: Sequence[Mapping[str, float | None]]) -> str:
+    """What has to be said of LPIPS for figures that are there; empty if every video has one."""
+    without = sum(figures.get("lpips") is None for figures in videos)
+    if not without:
+        return ""
+    return lpips_missing() or (
+        f"LPIPS: not measured for {without} of {len(videos)} videos: smaller than {SMALLEST_LPIPS} pixels, or kept "
+        "from before its weights were there (another file of results measures it for all)"
+    )
 
 
 _LPIPS: list[Any] = []
 
 
-def lpips(video: Any, reference: Any) -> float:
-    """Learnt perceptual distance (AlexNet, torchmetrics) of (F, H, W, 3) in [0, 1]; see :func:`lpips_missing`."""
+def lpips(video: Any, reference: Any) -> float | None:
+    """Learnt perceptual distance (AlexNet, torchmetrics) of (F, H, W, 3) in [0, 1], mean over frames.
+
+    ``None`` where it cannot be measured (:func:`lpips_missing`), or frames are too small for AlexNet.
+    """
     import torch
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
+    if lpips_missing() or min(video.shape[1:3]) < SMALLEST_LPIPS:
+        return None
     if not _LPIPS:
         _LPIPS.append(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True))
     a, b = (torch.as_tensor(v).float().permute(0, 3, 1, 2).clamp(0, 1) for v in (video, reference))
+    metric = _LPIPS[0]
+    metric.reset()
     with torch.no_grad():
-        value = float(_LPIPS[0](a, b))
-    _LPIPS[0].reset()
-    return value
+        for frame in range(len(a)):  # one by one: a long video at full size would take gigabytes
+            metric.update(a[frame : frame + 1], b[frame : frame + 1])
+        return float(metric.compute())
 
 
 def latent_change(latents: Any, reference: Any) -> float | None:
@@ -120,13 +141,12 @@ def distances(frames: Any, baseline: Any, latents: Any = None, baseline_latents:
 
     ``None`` stands for what could not be measured. An equal video has an infinite PSNR.
     """
-    values: dict[str, float | None] = {
+    return {
         "psnr": metrics.psnr(frames, baseline),
         "ssim": metrics.ssim(frames, baseline),
         "ms_ssim": ms_ssim(frames, baseline),
-        "lpips": None if lpips_missing() else lpips(frames, baseline),
+        "lpips": lpips(frames, baseline),
         "latent_change": latent_change(latents, baseline_latents),
         "temporal_psnr": metrics.temporal_psnr(frames, baseline),
         "motion_ratio": metrics.motion_ratio(frames, baseline),
     }
-    return values

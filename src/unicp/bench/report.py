@@ -29,10 +29,10 @@ GREY = 11
 
 @dataclass(frozen=True)
 class _Cell:
-    """A figure of the table: what it says, and its interval."""
+    """A figure of the table: what it says, and what stands below in small print."""
 
     text: str
-    interval: str = ""
+    small: tuple[str, ...] = ()
 
 
 def write(comparison: Comparison, path: Path, *, fps: float) -> Path:
@@ -70,8 +70,8 @@ def html(comparison: Comparison, *, fps: float) -> str:
             (m.name, kind): Markup(_chart(curves, colours, m, kind, title)) for m in measures for kind, title in kinds
         },
         rankings=rankings(comparison),
-        columns=measures,
-        rows=[(row, colours[row.method], _cells(row, measures)) for row in comparison.rows()],
+        columns=[(measure, measure in measures) for measure in MEASURES],
+        rows=[(row, colours[row.method], _cells(row)) for row in comparison.rows()],
         caption=_caption(comparison),
         caption_names=CAPTION,
         timelines=[
@@ -156,27 +156,27 @@ def rankings(comparison: Comparison) -> list[tuple[float, list[tuple[str, float,
     return found
 
 
-def _interval(value: Estimate, digits: int) -> str:
-    return "" if value.low is None or value.high is None else f"{value.low:.{digits}f} to {value.high:.{digits}f}"
+def _interval(value: Estimate, digits: int) -> tuple[str, ...]:
+    return () if value.low is None or value.high is None else (f"{value.low:.{digits}f}–{value.high:.{digits}f}",)
 
 
-def _cells(row: Row, measures: list[Measure]) -> list[_Cell]:
+def _cells(row: Row) -> list[_Cell]:
     loop, total = row.loop_speedup, row.total_speedup
     cells = [
         _Cell(f"{loop.value:.2f}×", _interval(loop, 2)),
         _Cell(f"{total.value:.2f}×", _interval(total, 2)),
         _Cell("?" if row.computed_fraction is None else f"{row.computed_fraction:.0%}"),
     ]
-    for measure in measures:
+    for measure in MEASURES:
         value = row.quality.get(measure.name)
         if value is None:
             cells.append(_Cell("–"))
             continue
         text = _figure(value.value, measure).removesuffix(f" {measure.unit}")
-        interval = _interval(value, measure.digits)
-        if measure.name in ("psnr", "ssim") and value.count > 1:
-            interval = f"{interval}{'; ' if interval else ''}worst {value.worst:.{measure.digits}f}"
-        cells.append(_Cell(text, interval))
+        small = () if row.identical else _interval(value, min(3, measure.digits))
+        if measure.name in ("psnr", "ssim") and value.count > 1 and not row.identical:
+            small += (f"worst {value.worst:.{min(3, measure.digits)}f}",)
+        cells.append(_Cell(text, small))
     return cells + [_Cell(_bytes(row.peak_bytes)), _Cell(_bytes(row.cache_bytes))]
 
 
@@ -218,7 +218,8 @@ def _changes(baseline: Point) -> str:
     for call in baseline.observed.get("calls", []):
         if call["change"] is not None:
             series.setdefault(f"call {call['branch'] + 1}", []).append((call["step"] + 1, call["change"]))
-    return lines(series, "denoising step", "relative L1 change")
+    titles = ("denoising step", "relative L1 change")
+    return lines(series, *titles, kind_of="for-desk") + lines(series, *titles, width=400, kind_of="for-phone")
 
 
 def _players(

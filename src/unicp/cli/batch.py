@@ -19,6 +19,7 @@ NAMES_HELP = "hash: prompt, seed and a hash of all options; vbench: {prompt}-{in
 ENGINE_HELP = "local: one process a device of this machine; ray: a Ray cluster (extra: ray)."
 WORKERS_HELP = "By default one a GPU, or one on a CPU."
 BATCH_HELP = "Clips of equal size and options that are made in one forward, at most."
+RESUME_HELP = "Leave the clips that are done; --no-resume makes them again."
 RETRIES_HELP = "How often a clip is tried again whose worker died."
 ADDRESS_HELP = "A Ray cluster, as auto or ray://HOST:10001; else one is started here."
 GPUS_HELP = "For ray; fractions share a GPU. By default 1 where the cluster has any."
@@ -46,13 +47,14 @@ def batch(
     engine: str = typer.Option("local", metavar="NAME", help=ENGINE_HELP),
     workers: int = typer.Option(None, min=1, metavar="N", help=WORKERS_HELP),
     batch_size: int = typer.Option(1, min=1, metavar="N", help=BATCH_HELP),
+    resume: bool = typer.Option(True, "--resume/--no-resume", help=RESUME_HELP),
     retries: int = typer.Option(2, min=0, metavar="N", help=RETRIES_HELP),
     device: str = typer.Option(None, metavar="NAME", help=DEVICE_HELP),
     dtype: str = typer.Option(None, metavar="NAME", help=single.DTYPE_HELP),
     threads: int = typer.Option(None, min=1, metavar="N", help=THREADS_HELP),
     address: str = typer.Option(None, metavar="ADDRESS", help=ADDRESS_HELP),
     gpus: float = typer.Option(None, "--gpus-per-worker", min=0, metavar="X", help=GPUS_HELP),
-    cpus: float = typer.Option(1.0, "--cpus-per-worker", min=0, metavar="X", help="For ray."),
+    cpus: float = typer.Option(None, "--cpus-per-worker", min=0, metavar="X", help="For ray; by default 1."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
     """Makes a clip of every prompt of a file, on all devices; the same command again makes what is left.
@@ -82,8 +84,10 @@ def batch(
     for what, value, known in (("engine", engine, ENGINES), ("--names", names, NAMES)):
         if value not in known:
             raise unknown(what, value, known)
-    if engine == "local" and (address or gpus):
-        raise UnicpError("--address and --gpus-per-worker are for --engine ray; add it, or leave them out")
+    of_ray = {"--address": address, "--gpus-per-worker": gpus, "--cpus-per-worker": cpus}
+    for option, told in of_ray.items():
+        if engine == "local" and told is not None:
+            raise UnicpError(f"{option} is for --engine ray; add it, or leave {option} out")
     given = {
         "--steps": steps,
         "--guidance": guidance,
@@ -98,6 +102,16 @@ def batch(
     )
     clips = plan.clips(seed=seed, seeds=seeds, names=names, dtype=dtype, scale=scale)
     place = Place(engine=engine, workers=workers, device=device, threads=threads, address=address, gpus=gpus, cpus=cpus)
-    code = execute(plan, clips, output, place, dtype=dtype, scale=scale, batch_size=batch_size, retries=retries)
+    code = execute(
+        plan,
+        clips,
+        output,
+        place,
+        dtype=dtype,
+        scale=scale,
+        batch_size=batch_size,
+        retries=retries,
+        resume=resume,
+    )
     if code:
         raise typer.Exit(code)

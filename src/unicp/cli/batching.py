@@ -19,13 +19,13 @@ from ..batch import driver
 from ..batch.clips import Clip
 from ..batch.engines import Engine, Setting
 from ..batch.local import LocalEngine
-from ..batch.manifest import digest
 from ..batch.names import hashed, vbench
 from ..batch.progress import duration
 from ..batch.prompts import LARGEST_SEED, Row, read
 from ..errors import UnicpError
 from ..policies import Config
-from ..video import check_suffix
+from ..profiles import content_of
+from ..video import check_suffix, digest
 from . import calls, making, options, pipelines
 from .pipelines import Model
 from .screen import messages, results
@@ -97,7 +97,7 @@ class Plan:
             model=found,
             method=method,
             configs=configs,
-            contents={name: making.of_content(config) for name, config in configs.items()},
+            contents={name: content_of(config) if config is not None else None for name, config in configs.items()},
             given=given,
             fps=fps,
             suffix=suffix,
@@ -211,7 +211,7 @@ class Place:
     threads: int | None
     address: str | None
     gpus: float | None
-    cpus: float
+    cpus: float | None
 
     def prepare(self, dtype: str | None) -> tuple[Callable[[Setting], Engine], int, int | None]:
         """What makes the engine, the number of workers, and the CPU threads of each.
@@ -222,15 +222,16 @@ class Place:
         if self.engine == "ray":
             from ..batch import ray_engine
 
-            wanted = (self.workers or 1) * self.cpus
+            cpus = 1.0 if self.cpus is None else self.cpus
+            wanted = (self.workers or 1) * cpus
             ray = ray_engine.connect(self.address, max(os.cpu_count() or 1, int(wanted + 0.999)))
             gpus = self.gpus
             if gpus is None:
                 gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
             room = ray_engine.worker_count(ray, gpus)  # asked in any case: without room they would wait for ever
-            threads = self.threads or (max(1, int(self.cpus)) if not gpus else None)
+            threads = self.threads or (max(1, int(cpus)) if not gpus else None)
             device = self.device or (None if gpus else "cpu")
-            make_engine = partial(ray_engine.RayEngine, ray=ray, cpus=self.cpus, gpus=gpus, device=device)
+            make_engine = partial(ray_engine.RayEngine, ray=ray, cpus=cpus, gpus=gpus, device=device)
             return make_engine, self.workers or room, threads
         device, _ = options.read_device(self.device, dtype)
         devices = [str(device)]
@@ -266,12 +267,22 @@ def execute(
     scale: int | None,
     batch_size: int,
     retries: int,
+    resume: bool,
 ) -> int:
     """Make the clips and say what came of them. Returns the exit code."""
     make_engine, workers, threads = place.prepare(dtype)
     recipe = making.PipelineRecipe(model=_anywhere(plan.model), dtype=dtype, scale=scale, threads=threads)
     with _ending_cleanly():
-        result = driver.run(clips, folder, recipe, make_engine, workers=workers, batch_size=batch_size, retries=retries)
+        result = driver.run(
+            clips,
+            folder,
+            recipe,
+            make_engine,
+            workers=workers,
+            batch_size=batch_size,
+            retries=retries,
+            resume=resume,
+        )
     screen = results()
     found = f"; {result.found} were there before" if result.found else ""
     screen.print(f"{result.made} clips made in {duration(result.seconds)}{found}")

@@ -5,23 +5,22 @@ from __future__ import annotations
 import gc
 import inspect
 import math
-import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import video
 from ..batch.clips import Clip, Rendered
-from ..batch.manifest import digest
+from ..bench import harness
 from ..bench.harness import Made
 from ..policies import Config, config_from_dict
 from . import calls, options, pipelines, records
 from .pipelines import Model
 
-BYTES_PER_PIXEL = 0.25
+BYTES_PER_PIXEL = 0.1
 """Of a compressed video, a generous guess for the check of the disk ahead; other formats take more."""
 RECORD_BYTES = 2**16
 
@@ -88,55 +87,33 @@ class PipelineMaker:
                 warnings.simplefilter("ignore")
                 torch.cuda.empty_cache()
 
-    def _run(self, clips: Sequence[Clip], config: Config | None) -> tuple[Made, Any]:
-        """One call of the pipeline: what it took, and the frames of all clips (B, F, H, W, 3)."""
-        import numpy as np
+    def _run(self, clips: Sequence[Clip], config: Config | None) -> tuple[Made, list[Any]]:
+        """One call of the pipeline: what it took, and the frames (F, H, W, 3) of each clip."""
         import torch
 
-        from ..session import DENOISERS, accelerate
+        from ..session import accelerate
 
-        pipe, alone = self._pipe, len(clips) == 1
+        alone = len(clips) == 1
         call = dict(clips[0].values["call"])
         if clips[0].values["image"] is not None:
             call["image"] = _image(clips[0].values["image"])
         generators = [torch.Generator().manual_seed(clip.seed) for clip in clips]
         prompts = [clip.prompt for clip in clips]
-        extra: dict[str, Any] = {
-            "prompt": prompts[0] if alone else prompts,
-            "generator": generators[0] if alone else generators,
-            "output_type": "np",
-        }
+        call["prompt"] = prompts[0] if alone else prompts
         if not alone and "negative_prompt" in call:
-            extra["negative_prompt"] = [clip.values["call"]["negative_prompt"] for clip in clips]
-        watch = _Watch()
-        with ExitStack() as stack:
-            session = stack.enter_context(accelerate(pipe, config)) if config is not None else None
-            if "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters:
-                extra["callback_on_step_end"] = watch.step_end
-            for module in (getattr(pipe, name, None) for name in DENOISERS):
-                if isinstance(module, torch.nn.Module):
-                    stack.callback(module.register_forward_pre_hook(watch.start).remove)
-            began = _now()
-            output = pipe(**{**call, **extra})
-            total = _now() - began
+            call["negative_prompt"] = [clip.values["call"]["negative_prompt"] for clip in clips]
+        with accelerate(self._pipe, config) if config is not None else nullcontext() as session:
+            videos, made = harness.run(self._pipe, call, generator=generators[0] if alone else generators)
             report = session.report() if session is not None else None
-        frames = getattr(output, "frames", None)
-        if frames is None or len(frames) != len(clips) or np.ndim(frames[0]) != 4:
-            raise RuntimeError(f"{type(pipe).__name__} returned no video")
-        loop = watch.ended - watch.began if watch.began is not None and watch.ended is not None else total
-        made = Made(frames=None, steps=watch.steps, loop_seconds=loop, total_seconds=total, report=report)
-        return made, frames
+        return replace(made, report=report), harness.frames_of(self._pipe, videos, len(clips))
 
     def _rendered(
         self, clip: Clip, clips: Sequence[Clip], position: int, frames: Any, made: Made, config: Config | None
     ) -> Rendered | Exception:
-        import numpy as np
-
-        frames = np.asarray(frames, dtype=np.float32)
-        if not np.isfinite(frames).all():
-            return RuntimeError(
-                "the video holds values that are not numbers; try --dtype float32, or a lower --guidance"
-            )
+        try:
+            harness.check_numbers(frames)
+        except RuntimeError as error:
+            return error
         count, height, width, _ = frames.shape
         suffix = Path(clip.name).suffix.lower()
         scale = self._recipe.scale or video.default_scale(height, width, suffix)
@@ -164,36 +141,6 @@ class PipelineMaker:
         return Rendered(frames=frames, fps=fps, scale=scale, record=record, fraction=fraction)
 
 
-class _Watch:
-    """Times the denoising loop."""
-
-    def __init__(self) -> None:
-        self.began: float | None = None
-        self.ended: float | None = None
-        self.steps = 0
-
-    def start(self, *_: Any) -> None:
-        """Before a denoiser runs."""
-        if self.began is None:
-            self.began = _now()
-
-    def step_end(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """The pipeline's ``callback_on_step_end``."""
-        self.steps = index + 1
-        if self.steps == len(pipe.scheduler.timesteps):
-            self.ended = _now()
-        return tensors
-
-
-def _now() -> float:
-    """Seconds, once everything that was queued on an accelerator is done."""
-    import torch
-
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter()
-
-
 def _image(path: str) -> Any:
     from PIL import Image
 
@@ -213,27 +160,25 @@ def expected_bytes(model: Model, call: Mapping[str, Any], suffix: str) -> int:
 
 
 def identity(model: Model) -> str:
-    """What a model is called in the key of a clip: the same wherever the command was typed."""
-    if model.is_demo or model.revision is not None or model.offline:
-        return f"{model.name}@{model.revision}" if model.revision else model.name
-    return str(Path(model.source).absolute())
+    """What a model is called in the key of a clip: the same wherever and whenever the command is typed.
 
-
-def of_content(config: Config | None) -> dict[str, Any] | None:
-    """A config's values for the key of a clip; a profile counts by its content, wherever it lies."""
-    if config is None:
-        return None
-    values = config.to_dict()
-    if isinstance(values.get("profile"), str):
-        values["profile"] = digest(Path(values["profile"]))
-    if isinstance(values.get("stack"), dict) and isinstance(values["stack"].get("profile"), str):
-        values["stack"] = {**values["stack"], "profile": digest(Path(values["stack"]["profile"]))}
-    return values
+    A model of the hub is its name, whether the hub can be reached or not, and whatever was committed there since: a
+    batch that goes on next day must find its clips. The commit is in the records.
+    """
+    if model.is_demo:
+        return pipelines.DEMO
+    folder = Path(model.source).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else model.name
 
 
 def absolute(config: Config | None) -> Config | None:
-    """A config whose profile is found from any current folder: those of workers may be others."""
-    profile = getattr(config, "profile", None)
-    if config is None or profile is None:
-        return config
-    return config.replace(profile=str(Path(profile).absolute()))
+    """A config whose profiles are found from any current folder: those of workers may be others."""
+    if config is None:
+        return None
+    changed: dict[str, Any] = {}
+    profile, stack = getattr(config, "profile", None), getattr(config, "stack", None)
+    if profile is not None:
+        changed["profile"] = str(Path(profile).absolute())
+    if isinstance(stack, Config):
+        changed["stack"] = absolute(stack)
+    return config.replace(**changed) if changed else config

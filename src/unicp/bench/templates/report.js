@@ -112,7 +112,10 @@
     $("method").replaceChildren();
     for (const point of here) option($("method"), point.name, point.name);
     if (!here.some((point) => point.name === state.method)) {
-      const first = here.find((point) => point.forward && point.ours) || here.find((point) => point.forward) || here[0];
+      // One of ours that changed something, if there is one: two equal videos show nothing.
+      const changed = (point) => data.figures[point.name][state.prompt].psnr < 100;
+      const best = (point) => 4 * changed(point) + 2 * point.forward + point.ours;
+      const first = here.reduce((one, other) => one && best(one) >= best(other) ? one : other, null);
       state.method = first ? first.name : null;
     }
     if (state.method) $("method").value = state.method;

@@ -1,0 +1,45 @@
+"""Which code results come from, where a version number does not say it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+from .. import __version__
+
+PACKAGE = Path(__file__).parent.parent
+APART = ("bench", "batch", "cli", "demo", "__main__.py", "inspection.py", "video.py")
+"""Parts of the package that change no method."""
+SHOWING = ("charts.py", "comparison.py", "report.py", "statistics.py")
+"""Files of this folder that work on results that are there."""
+
+
+def digest(files: list[Path], root: Path = PACKAGE) -> str:
+    """A short digest of files: their names below ``root``, and what is in them."""
+    state = hashlib.sha256()
+    for path in sorted(files):
+        state.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return state.hexdigest()[:8]
+
+
+@functools.cache
+def code_version(part: str, version: str = __version__) -> str:
+    """The version of unicp that results are kept under.
+
+    A release is known by its number. Between releases one number stands for ever new code, so a digest of the source is
+    added: results of other code are not used again.
+
+    Args:
+        part: ``"methods"``, what makes videos faster; or ``"measuring"``, what times and judges them.
+
+    >>> code_version("methods", "1.0.0")
+    '1.0.0'
+    """
+    if ".dev" not in version:
+        return version
+    if part == "methods":
+        files = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in APART]
+    else:
+        files = [PACKAGE / "metrics.py", *(p for p in (PACKAGE / "bench").glob("*.py") if p.name not in SHOWING)]
+    return f"{version}+{digest(files)}"

@@ -1,0 +1,40 @@
+"""The benchmark of full-size models: its configs are the published ones, and it runs, at a tiny size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import full_size
+
+PARAMETERS = {"wan-1.3b": 1_418_996_800, "wan-14b": 14_288_491_584, "hunyuan-video": 12_821_012_544}
+
+
+@pytest.mark.parametrize("name", full_size.MODELS)
+def test_the_configs_have_the_published_number_of_parameters(name: str) -> None:
+    model = full_size.MODELS[name].build(device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+    kept = {parameter.dtype for parameter in model.parameters()}
+    assert torch.bfloat16 in kept
+
+
+@pytest.mark.filterwarnings("ignore::unicp.errors.UnicpWarning")
+def test_it_runs_at_a_tiny_size(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = full_size.main(["--tiny", "--steps", "6"])
+    assert list(figures) == list(full_size.MODELS)
+    for each in figures.values():
+        plans = each["plans"]
+        assert list(plans) == list(full_size.PLANS)
+        assert plans["adacache, computing all"]["computed_fraction"] == 1
+        assert plans["schedule, every second step"]["computed_fraction"] < 0.9
+        assert plans["adacache, every second step"]["computed_fraction"] < 1
+        assert plans["schedule, every second step"]["cache_bytes"] > 0
+    assert "hunyuan-video: " in capsys.readouterr().out
+
+
+def test_full_size_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="full-size models need a GPU"):
+        full_size.main([])
+    with pytest.raises(SystemExit, match="unknown model 'sora'"):
+        full_size.main(["--tiny", "--models", "sora"])
