@@ -57,7 +57,7 @@ def _wan_video() -> Any:
 
 
 def _skyreels(name: str) -> Any:
-    transformer = model("SkyReelsV2Transformer3DModel", **WAN, inject_sample_info=True)
+    transformer = model("SkyReelsV2Transformer3DModel", **WAN)
     vae = {} if name == "SkyReelsV2DiffusionForcingPipeline" else {"vae": _wan_vae()}
     return pipeline(name, transformer, _flow(), **vae)
 
@@ -196,7 +196,14 @@ VARIANTS: tuple[Family, ...] = (
     family(
         "skyreels-forcing-video",
         lambda: _skyreels("SkyReelsV2DiffusionForcingVideoToVideoPipeline"),
-        call=lambda frames, prompts: {"num_frames": frames, "video": film(5), "overlap_history": 5, "base_num_frames": 9},
+        call=lambda frames, prompts: {
+            "num_frames": frames,
+            "video": film(5),
+            "overlap_history": 5,
+            "base_num_frames": frames,
+        },
+        frames=17,
+        other={"size": {"size": 64}, "frames": {"frames": 13}},
         **_BLOCKS,
         **CONTEXTS,
     ),
@@ -212,7 +219,10 @@ VARIANTS: tuple[Family, ...] = (
         "cosmos2.5",
         _cosmos25,
         # It takes no video for two prompts.
-        call=lambda frames, prompts: {"num_frames": frames, **({"video": film(5)} if prompts == 1 else {})},
+        call=lambda frames, prompts: {
+            "num_frames": frames,
+            **({"video": film(5), "num_latent_conditional_frames": 1} if prompts == 1 else {}),
+        },
     ),
     family(
         "ltx-image",
