@@ -16,7 +16,7 @@ try:
     from diffusers.hooks.hooks import CacheContext
 except ImportError:  # diffusers 0.40, where a context is a bare name
 
-    def CacheContext(name: str, **said: Any) -> Any:  # noqa: N802
+    def CacheContext(name: str, **said: Any) -> Any:
         return SimpleNamespace(name=name, **said)
 
 

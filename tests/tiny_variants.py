@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from PIL import Image
 
