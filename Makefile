@@ -42,7 +42,7 @@ $(COMPAT)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
 	@touch $@
 
 test-compat: $(COMPAT)/.installed ## the tests of engine and models with the oldest diffusers that is claimed
-	$(OLD) -m pytest -m "not slow" $(addprefix tests/test_,$(addsuffix .py,clock contract variants session branches interruptions foreign_hooks lifecycle coverage unicp policies))
+	$(OLD) -m pytest -m "not slow" $(addprefix tests/test_,$(addsuffix .py,clock contract variants modular samplers session branches interruptions foreign_hooks lifecycle coverage unicp policies))
 
 format: $(READY) ## format the code and fix what the linter can fix
 	$(BIN)/ruff format .

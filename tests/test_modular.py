@@ -6,75 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
+from diffusers.guiders import SkipLayerGuidance
 from diffusers.hooks import LayerSkipConfig
 
 import unicp
 from tests.contract import actions, case, quietly, traces
 from tests.family import part
-from tests.tiny import FAMILIES
-from tests.tiny_parts import HUNYUAN, WAN, model
+from tests.tiny_modular import MODULAR, assembled
 
 NAMES = ("adacache-residual", "adacache-forecast", "schedule-linear", "unicp-online", "budget-default")
 
 
-def _assembled(module: str, core: str, **components: Any) -> Any:
-    """The pipeline of a model's denoising blocks, without those for text and VAE."""
-    blocks = getattr(__import__(f"diffusers.modular_pipelines.{module}", fromlist=[core]), core)
-    pipe = blocks().init_pipeline()
-    pipe.update_components(**components)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _embeds(seed: int) -> torch.Tensor:
-    return torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(seed))
-
-
-class _Wan:
-    branches = ("call 1", "call 2")  # its blocks set no cache context
-
-    def build(self, guider: Any = None) -> Any:
-        part("WanModularPipeline")
-        return _assembled(
-            "wan.modular_blocks_wan",
-            "WanCoreDenoiseStep",
-            transformer=model("WanTransformer3DModel", **{**WAN, "in_channels": 16, "out_channels": 16}),
-            scheduler=FAMILIES["wan"].build().scheduler,
-            guider=guider or ClassifierFreeGuidance(guidance_scale=4.0),
-        )
-
-    def call(self) -> dict[str, Any]:
-        return {"prompt_embeds": _embeds(1), "negative_prompt_embeds": _embeds(101)}
-
-
-class _Hunyuan15:
-    branches = ("pred_cond", "pred_uncond")
-
-    def build(self, guider: Any = None) -> Any:
-        part("HunyuanVideo15ModularPipeline")
-        config = {**HUNYUAN, "num_layers": 3, "in_channels": 65, "out_channels": 32}
-        return _assembled(
-            "hunyuan_video1_5.modular_blocks_hunyuan_video1_5",
-            "HunyuanVideo15CoreDenoiseStep",
-            transformer=model("HunyuanVideo15Transformer3DModel", **config, text_embed_2_dim=16, image_embed_dim=8),
-            scheduler=FlowMatchEulerDiscreteScheduler(),
-            guider=guider or ClassifierFreeGuidance(guidance_scale=4.0),
-        )
-
-    def call(self) -> dict[str, Any]:
-        call: dict[str, Any] = {}
-        for seed, sign, prefix in ((1, 1.0, ""), (101, -1.0, "negative_")):
-            call[f"{prefix}prompt_embeds"] = _embeds(seed)
-            call[f"{prefix}prompt_embeds_mask"] = torch.ones(1, 8)
-            call[f"{prefix}prompt_embeds_2"] = sign * torch.ones(1, 3, 16)
-            call[f"{prefix}prompt_embeds_mask_2"] = torch.ones(1, 3)
-        return call
-
-
-KINDS = {"wan": _Wan(), "hunyuan-video-1.5": _Hunyuan15()}
-kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+kinds = pytest.mark.parametrize("kind", MODULAR.values(), ids=MODULAR)
 
 
 def _run(pipe: Any, kind: Any, steps: int = 10) -> torch.Tensor:
@@ -126,7 +69,7 @@ def test_its_transformer_alone(kind: Any) -> None:
 
 def test_a_guider_that_skips_blocks() -> None:
     """It puts hooks on blocks for one of three calls of a step, and takes them off: a branch of its own."""
-    kind = KINDS["wan"]
+    kind = MODULAR["wan"]
     guider = SkipLayerGuidance(
         guidance_scale=4.0,
         skip_layer_guidance_start=0.0,
@@ -149,6 +92,6 @@ def test_a_guider_that_skips_blocks() -> None:
 
 def test_blocks_whose_components_were_not_loaded_are_refused() -> None:
     part("WanModularPipeline")
-    pipe = _assembled("wan.modular_blocks_wan", "WanCoreDenoiseStep")
+    pipe = assembled("wan.modular_blocks_wan", "WanCoreDenoiseStep")
     with pytest.raises(unicp.UnicpError, match="WanModularPipeline has no component named transformer"):
         unicp.accelerate(pipe, case("adacache-residual").config)
