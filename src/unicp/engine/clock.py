@@ -196,8 +196,8 @@ class Clock:
 
     def _sigma_of(self, scheduler: Any, index: int, noise: float | None) -> float:
         sigmas = getattr(scheduler, "sigmas", None)
-        known = sigmas is not None and self._timesteps is not None and len(sigmas) > len(self._timesteps) > index
-        if known and not self._wave:
+        steps = 0 if self._wave or self._timesteps is None else len(self._timesteps)
+        if sigmas is not None and len(sigmas) > steps > index:
             sigma = float(sigmas[index])
         else:
             levels = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000
