@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+COMPAT ?= .venv-compat
+OLD := $(COMPAT)/bin/python
 PROMPT ?= a red ball bouncing fast over a gray striped background
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow format train-demo evaluate-demo bench bench-compare clean
+.PHONY: help install demo test test-slow test-compat format train-demo evaluate-demo bench bench-compare clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +33,16 @@ test: $(READY) ## linter, formatter, type checker, tests and doctests
 
 test-slow: $(READY) ## the tests that take long
 	$(BIN)/python -m pytest -m slow
+
+# What is in constraints-oldest.txt counts; the rest is pinned as usual.
+$(COMPAT)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
+	@$(OLD) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(COMPAT)
+	awk -F == '/^#/ { next } NR == FNR { old[$$1]; print; next } !($$1 in old)' constraints-oldest.txt constraints.txt > $(COMPAT)/constraints.txt
+	$(OLD) -m pip install --disable-pip-version-check -c $(COMPAT)/constraints.txt -e . pytest hypothesis
+	@touch $@
+
+test-compat: $(COMPAT)/.installed ## the tests of engine and models with the oldest diffusers that is claimed
+	$(OLD) -m pytest -m "not slow" $(addprefix tests/test_,$(addsuffix .py,clock contract variants modular samplers session branches interruptions foreign_hooks lifecycle coverage unicp policies))
 
 format: $(READY) ## format the code and fix what the linter can fix
 	$(BIN)/ruff format .
@@ -59,5 +71,5 @@ bench-compare: $(READY) ## measure every method and peer on the demo model, at 5
 	$(BIN)/python -m benchmarks.compare --steps 30
 
 clean: ## remove .venv, caches and demo-out/ (training/runs stays)
-	rm -rf $(VENV) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests training benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

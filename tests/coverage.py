@@ -9,6 +9,7 @@ from typing import Any
 from tests.contract import cases_of
 from tests.family import Loop
 from tests.tiny import FAMILIES, denoisers
+from tests.tiny_modular import MODULAR
 
 PATH = Path(__file__).resolve().parent.parent / "src" / "unicp" / "specs" / "tested.json"
 
@@ -23,6 +24,10 @@ def covered() -> dict[str, dict[str, Any]]:
         entry["pipelines"] = sorted({*entry["pipelines"], how})
         entry["cases"] = sorted({*entry["cases"], *cases_of(name)})
         entry["sliced"] = family.slices
+    for kind in MODULAR.values():
+        pipe = kind.build()
+        entry = found[type(pipe.transformer).__name__]
+        entry["pipelines"] = sorted({*entry["pipelines"], type(pipe).__name__})
     return dict(sorted(found.items()))
 
 

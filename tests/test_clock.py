@@ -8,10 +8,17 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
-from diffusers.hooks.hooks import CacheContext
 
 from unicp.engine.clock import Clock, Tick
 from unicp.errors import UnicpError
+
+try:
+    from diffusers.hooks.hooks import CacheContext
+except ImportError:  # diffusers 0.40, where a context is a bare name
+
+    def CacheContext(name: str, **said: Any) -> Any:
+        return SimpleNamespace(name=name, **said)
+
 
 SHAPE = (1, 4, 3, 4, 4)
 

@@ -16,6 +16,7 @@ import torch
 import unicp
 from tests.contract import case
 from tests.coverage import PATH, covered
+from tests.family import OLDER
 from tests.tiny import FAMILIES
 from unicp import specs
 from unicp.specs import BlockList, ModelSpec, find_spec, known_specs
@@ -55,6 +56,7 @@ def test_every_video_transformer_of_diffusers_is_accounted_for() -> None:
     assert not missing, f"neither a spec nor a reason in specs/unsupported.py: {sorted(missing)}"
 
 
+@pytest.mark.skipif(OLDER, reason="what is listed is in the pinned diffusers")
 def test_nothing_is_listed_twice_or_in_vain() -> None:
     assert not known_specs().keys() & UNSUPPORTED.keys()
     gone = UNSUPPORTED.keys() - _video_transformers(ROOT)

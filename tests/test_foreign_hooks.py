@@ -14,11 +14,13 @@ from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
 
 import unicp
-from tests.contract import actions, case, fresh, plain, quietly, traces
+from tests.contract import PRIMARY, actions, case, fresh, plain, quietly, traces
+from tests.family import OLDER
 from tests.tiny import FAMILIES
 
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "schedule-linear")
+OTHERS = [name for name in FAMILIES if name not in PRIMARY]
 
 
 @dataclass
@@ -212,12 +214,58 @@ def test_a_foreign_hook_that_changes_the_output(name: str, ours_first: bool) -> 
     assert torch.equal(WAN.generate(pipe), doubled)
 
 
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_under_others_hooks_and_beside_a_twin(family: str) -> None:
+    """In short, for the families that not every test is run for: hooks inside and outside of ours, removed from the
+    inside out, while a second pipeline of the class makes its own video."""
+    chosen = FAMILIES[family]
+    pipe, twin = chosen.build(), chosen.build()
+    before = traces(pipe.transformer)
+    inner, outer = (_diffusers(replaces=True, name=name) for name in ("inner", "outer"))
+    places = (pipe.transformer, chosen.blocks(pipe.transformer)[1])
+    for place in places:
+        inner.put(place)
+    session = unicp.accelerate(pipe, case("adacache-residual").config)
+    for place in places:
+        outer.put(place)
+    unicp.accelerate(twin, case("schedule-linear").config)
+    beside: list[torch.Tensor] = []
+
+    def callback(_: Any, i: int, *__: Any) -> dict[str, Any]:
+        if i == 4:
+            beside.append(chosen.generate(twin))
+        return {}
+
+    latents = chosen.generate(pipe, **({"callback": callback} if chosen.callbacks else {}))
+    beside = beside or [chosen.generate(twin)]
+    expected = fresh(family, "adacache-residual")
+    assert torch.equal(latents, expected[0])
+    assert actions(session.report()) == expected[1]
+    assert torch.equal(beside[0], fresh(family, "schedule-linear")[0])
+    assert inner.calls and outer.calls
+    for place in places:
+        inner.take(place)
+    inner.calls.clear()
+    assert torch.equal(chosen.generate(pipe), expected[0])
+    session.restore()
+    outer.calls.clear()
+    assert torch.equal(chosen.generate(pipe), plain(family))
+    assert outer.calls and not inner.calls
+    for place in places:
+        outer.take(place)
+    assert torch.equal(chosen.generate(pipe), plain(family))
+    after = traces(pipe.transformer)
+    assert [key for key in after if "registry" in key and after[key] != before[key]] == []
+
+
 def _cast(transformer: Any) -> None:
     transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
 
 
 def _offload(kind: str) -> Callable[[Any], None]:
     def put(transformer: Any) -> None:
+        if OLDER and not torch.accelerator.is_available():
+            pytest.skip("group offloading of this diffusers asks for an accelerator")
         more = {"num_blocks_per_group": 1} if kind == "block_level" else {}
         cpu = torch.device("cpu")
         apply_group_offloading(transformer, onload_device=cpu, offload_device=cpu, offload_type=kind, **more)

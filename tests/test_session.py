@@ -11,6 +11,7 @@ import torch
 
 import unicp
 from tests.contract import PRIMARY, actions, case, fresh, plain, quietly, traces
+from tests.family import OLDER
 from tests.tiny import FAMILIES, denoisers
 from unicp.specs import BlockList, ModelSpec, find_spec
 
@@ -172,7 +173,7 @@ def test_the_transformer_alone(family: str, name: str) -> None:
     assert actions(reports[0]) == actions(reports[1])
     assert {r.action for r in reports[0].steps} > {"compute"}
     assert {r.branch for r in reports[0].steps} == set(chosen.branches)
-    if family == "wan":  # its pipeline says all there is to know through cache_context
+    if family == "wan" and not OLDER:  # its pipeline says all there is to know through cache_context
         assert torch.equal(first, fresh(family, name)[0])
     unicp.restore(pipe.transformer)
     assert torch.equal(chosen.generate(pipe), plain(family))

@@ -29,6 +29,7 @@ from diffusers import (
 
 from tests.family import Family, denoisers, masks, quiet
 from tests.tiny_more import MORE
+from tests.tiny_variants import VARIANTS
 
 __all__ = ["FAMILIES", "Family", "denoisers", "wan_transformer"]
 
@@ -285,6 +286,7 @@ FAMILIES: dict[str, Family] = {
             kept=1,
         ),
         *MORE,
+        *VARIANTS,
     )
 }
 """Every family that the contract is run for, by name."""

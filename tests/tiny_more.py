@@ -14,7 +14,7 @@ import torch
 from tests.family import Loop, Stub, loop, masks
 from tests.stand_ins import STDiT3
 from tests.tiny_joint import JOINT_LIKE
-from tests.tiny_parts import BATCHED, CHANNELS, CONTEXTS, HEADS, NO_TEXT, family, model, pipeline
+from tests.tiny_parts import BATCHED, CHANNELS, CONTEXTS, HEADS, NO_TEXT, family, like, model, pipeline
 from tests.tiny_wan import WAN_LIKE
 
 
@@ -105,6 +105,33 @@ def _sana_video() -> Any:
         caption_channels=16,
     )
     return pipeline("SanaVideoPipeline", transformer)
+
+
+def _sana_wm() -> Loop:
+    transformer = model(
+        "SanaWMTransformer3DModel",
+        in_channels=4,
+        num_layers=4,  # the second and the fourth have softmax attention
+        hidden_size=24,
+        num_attention_heads=2,
+        softmax_every_n=2,
+        linear_head_dim=12,
+        chunk_plucker_channels=6,
+        caption_channels=16,
+    )
+
+    def inputs(x: torch.Tensor, t: torch.Tensor, e: torch.Tensor) -> dict[str, Any]:
+        frames = x.shape[2]
+        return {
+            "hidden_states": x,
+            "timestep": t.reshape(-1, 1, 1).expand(-1, 1, frames),
+            "encoder_hidden_states": e[:, None],
+            "encoder_attention_mask": torch.ones(len(x), 8),
+            "chunk_plucker": like(x, 6, *x.shape[2:]),
+            "return_dict": False,
+        }
+
+    return loop(transformer, inputs)
 
 
 def _ltx2() -> Any:
@@ -199,6 +226,15 @@ REST = (
         },
         **BATCHED,
         entrance="patch_embedding",
+        slices=False,
+    ),
+    family(
+        "sana-wm",
+        _sana_wm,
+        blocks=lambda denoiser: list(denoiser.blocks),
+        entrance="x_embedder",
+        attention="attn",
+        query="proj",
         slices=False,
     ),
     family(

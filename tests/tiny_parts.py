@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from tests.family import Family, lively, quiet
+from tests.family import Family, lively, part, quiet
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 12}
 CHANNELS = {"in_channels": 4, "out_channels": 4}
@@ -20,12 +19,12 @@ WITHOUT = dict.fromkeys(("tokenizer", "text_encoder", "vae"))
 
 def model(name: str, **config: Any) -> Any:
     torch.manual_seed(0)
-    return lively(getattr(diffusers, name)(**config).eval())
+    return lively(part(name)(**config).eval())
 
 
 def pipeline(name: str, transformer: Any, scheduler: Any = None, **parts: Any) -> Any:
     scheduler = scheduler or FlowMatchEulerDiscreteScheduler()
-    return quiet(getattr(diffusers, name)(transformer=transformer, scheduler=scheduler, **{**WITHOUT, **parts}))
+    return quiet(part(name)(transformer=transformer, scheduler=scheduler, **{**WITHOUT, **parts}))
 
 
 def like(latents: torch.Tensor, *shape: int) -> torch.Tensor:

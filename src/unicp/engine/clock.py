@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..errors import UnicpError
 from ..policies import Step
 from .solver import planned_response
@@ -31,6 +33,9 @@ class Clock:
 
     A new generation begins when the scheduler gets new timesteps, when the step index or the noise level goes back,
     when a branch is called twice at one step, or when the input's shape, dtype or device changes.
+
+    Where frames have timesteps of their own and fall one after another (diffusion forcing), a step is a round of the
+    pipeline, and the noise level is the frames' mean.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class Clock:
         """Forget everything: the next call begins a generation."""
         self.step: Step | None = None
         self._noise: float | None = None
+        self._mean: float | None = None
+        self._wave = False  # frames fall one after another: their mean tells how far the video is
         self._branches: list[str] = []
         self._signatures: dict[str, tuple[Any, ...]] = {}
         self._timesteps: Any = None
@@ -81,16 +88,19 @@ class Clock:
 
         # The very object is compared: set_timesteps makes a new one for every video.
         fresh = self.step is None or (timesteps is not None and timesteps is not self._timesteps)
-        noise = None
+        noise = mean = None
         if index is None or sigma is None:
-            noise = self._noise_level(call)
+            noise, mean = self._noise_level(call)
         if not fresh and self.step is not None:
             if index is not None:
                 moved = index != self.step.index
                 fresh = index < self.step.index
             else:
-                moved = noise != self._noise or (name in self._branches and self._comes_again(noise))
-                fresh = self._went_back(noise)
+                again = name in self._branches
+                fell = again and noise == self._noise and mean != self._mean
+                moved = noise != self._noise or fell or (again and self._comes_again(noise))
+                fresh = self._went_back(noise, self._noise) or (fell and self._went_back(mean, self._mean))
+                self._wave |= fell
             branch = name or self._nth(1 if moved else len(self._branches) + 1)
             fresh = fresh or (not moved and branch in self._branches)
             signature = self._signature(call)
@@ -105,15 +115,16 @@ class Clock:
         self._branches.append(branch)
         self._signatures[branch] = self._signature(call)
         if moved or self.step is None:
-            self._noise = noise
+            self._noise, self._mean = noise, mean
             if count is None and timesteps is not None:
-                count = len(timesteps)
+                count = self._iterations(call, len(timesteps))
+                self._wave |= count > len(timesteps)
             if index is None:
                 index = self._index_of(noise)
             if sigma is None:
-                sigma = self._sigma_of(scheduler, index, noise)
+                sigma = self._sigma_of(scheduler, index, mean if self._wave else noise)
             if self._weigh and fresh:
-                self._weights = planned_response(scheduler)
+                self._weights = None if self._wave else planned_response(scheduler)
             position = 0 if fresh or self.step is None else self.step.position + 1
             self.step = Step(
                 index=index,
@@ -125,10 +136,17 @@ class Clock:
             )
         return Tick(self.step, branch, fresh, moved)
 
-    def _went_back(self, noise: float | None) -> bool:
-        if noise is None or self._noise is None:
+    def _went_back(self, now: float | None, before: float | None) -> bool:
+        if now is None or before is None:
             return False
-        return noise < self._noise if self._rising else noise > self._noise
+        return now < before if self._rising else now > before
+
+    def _iterations(self, call: Mapping[str, Any], steps: int) -> int:
+        """How often the pipeline goes round: more often than the scheduler has steps where frames take turns."""
+        if getattr(call.get(self._timestep), "ndim", 0) < 2:
+            return steps
+        pipe = self._pipe() if self._pipe is not None else None
+        return max(steps, getattr(pipe, "num_timesteps", None) or 0)
 
     @staticmethod
     def _nth(number: int) -> str:
@@ -142,15 +160,20 @@ class Clock:
         hidden = call.get(self._hidden)
         return () if hidden is None else (tuple(hidden.shape), hidden.dtype, hidden.device)
 
-    def _noise_level(self, call: Mapping[str, Any]) -> float:
+    def _noise_level(self, call: Mapping[str, Any]) -> tuple[float, float]:
+        """The largest timestep of a call and their mean."""
         timestep = call.get(self._timestep)
         if timestep is None:
             raise UnicpError(
                 f"the denoiser was called without a {self._timestep!r} argument, and no cache_context says which step "
                 "this is; name the right argument in the model's spec"
             )
+        if getattr(timestep, "ndim", 0) < 2:
+            level = float(timestep.max()) if hasattr(timestep, "max") else float(timestep)
+            return level, level
         # With one timestep a token, conditioning frames have 0: the largest is the step's. One transfer.
-        return float(timestep.max()) if hasattr(timestep, "max") else float(timestep)
+        largest, mean = torch.stack([timestep.max().float(), timestep.float().mean()]).tolist()
+        return largest, mean
 
     def _levels_ahead(self) -> list[tuple[int, float]]:
         """The scheduler's timesteps after the current step, with their indices."""
@@ -171,7 +194,7 @@ class Clock:
         return bool(ahead) and noise is not None and self._same(ahead[0][1], noise)
 
     def _index_of(self, noise: float | None) -> int:
-        if noise is not None:
+        if noise is not None and not self._wave:
             for index, level in self._levels_ahead():
                 if self._same(level, noise):
                     return index
@@ -180,7 +203,7 @@ class Clock:
     def _sigmas(self, scheduler: Any) -> tuple[float, ...] | None:
         """The noise levels of the whole run, read from the scheduler once a generation."""
         if self._run is None:
-            if self._timesteps is None:
+            if self._wave or self._timesteps is None:
                 return None
             levels = [float(level) for level in self._timesteps.tolist()]
             self._run = tuple(self._sigma_of(scheduler, index, level) for index, level in enumerate(levels))
@@ -188,7 +211,8 @@ class Clock:
 
     def _sigma_of(self, scheduler: Any, index: int, noise: float | None) -> float:
         sigmas = getattr(scheduler, "sigmas", None)
-        if sigmas is not None and self._timesteps is not None and len(sigmas) > len(self._timesteps) > index:
+        steps = 0 if self._wave or self._timesteps is None else len(self._timesteps)
+        if sigmas is not None and len(sigmas) > steps > index:
             sigma = float(sigmas[index])
         else:  # the timestep, as a share of all, stands in for it
             levels = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000

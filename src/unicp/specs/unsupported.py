@@ -7,7 +7,6 @@ UNSUPPORTED: dict[str, str] = {
     "JoyImageEditPlusTransformer3DModel": "edits images",
     "Kandinsky6SRTransformer3DModel": "its sparse attention is made for GPUs, the tests run on a CPU; not covered yet",
     "MiniMaxH3Transformer3DModel": "video, sound and text in one packed sequence; not covered yet",
-    "SanaWMTransformer3DModel": "a world model steered by a camera; not covered yet",
     "SanaWMLTX2RefinerTransformer3DModel": "goes frame by frame with a cache of keys: its calls are no denoising steps",
     "WanAnimate2Transformer3DModel": "takes lists of latents, and the first call of a run fills a cache of keys",
 }

@@ -1,0 +1,71 @@
+"""Tiny modular pipelines of diffusers: blocks instead of a ``__call__``, and a guider that names the branches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.guiders import ClassifierFreeGuidance
+
+from tests.family import part
+from tests.tiny import FAMILIES
+from tests.tiny_parts import HUNYUAN, WAN, model
+
+
+def assembled(module: str, core: str, **components: Any) -> Any:
+    """The pipeline of a model's denoising blocks, without those for text and VAE."""
+    blocks = getattr(__import__(f"diffusers.modular_pipelines.{module}", fromlist=[core]), core)
+    pipe = blocks().init_pipeline()
+    pipe.update_components(**components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _embeds(seed: int) -> torch.Tensor:
+    return torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(seed))
+
+
+class Wan:
+    branches = ("call 1", "call 2")  # its blocks set no cache context
+
+    def build(self, guider: Any = None) -> Any:
+        part("WanModularPipeline")
+        return assembled(
+            "wan.modular_blocks_wan",
+            "WanCoreDenoiseStep",
+            transformer=model("WanTransformer3DModel", **{**WAN, "in_channels": 16, "out_channels": 16}),
+            scheduler=FAMILIES["wan"].build().scheduler,
+            guider=guider or ClassifierFreeGuidance(guidance_scale=4.0),
+        )
+
+    def call(self) -> dict[str, Any]:
+        return {"prompt_embeds": _embeds(1), "negative_prompt_embeds": _embeds(101)}
+
+
+class Hunyuan15:
+    branches = ("pred_cond", "pred_uncond")
+
+    def build(self, guider: Any = None) -> Any:
+        part("HunyuanVideo15ModularPipeline")
+        config = {**HUNYUAN, "num_layers": 3, "in_channels": 65, "out_channels": 32}
+        return assembled(
+            "hunyuan_video1_5.modular_blocks_hunyuan_video1_5",
+            "HunyuanVideo15CoreDenoiseStep",
+            transformer=model("HunyuanVideo15Transformer3DModel", **config, text_embed_2_dim=16, image_embed_dim=8),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            guider=guider or ClassifierFreeGuidance(guidance_scale=4.0),
+        )
+
+    def call(self) -> dict[str, Any]:
+        call: dict[str, Any] = {}
+        for seed, sign, prefix in ((1, 1.0, ""), (101, -1.0, "negative_")):
+            call[f"{prefix}prompt_embeds"] = _embeds(seed)
+            call[f"{prefix}prompt_embeds_mask"] = torch.ones(1, 8)
+            call[f"{prefix}prompt_embeds_2"] = sign * torch.ones(1, 3, 16)
+            call[f"{prefix}prompt_embeds_mask_2"] = torch.ones(1, 3)
+        return call
+
+
+MODULAR = {"wan": Wan(), "hunyuan-video-1.5": Hunyuan15()}
+"""By name: how to build it, the inputs of a call, and its branches as records name them."""
