@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .engine import hooks
+from .engine.compiled import original
 from .engine.executor import HOOK, Executor
 from .errors import UnicpError, UnicpWarning, unknown
 from .policies import Config, Needs, config_types, make_policy
@@ -123,13 +124,13 @@ class Session:
 def _denoisers(target: Any) -> tuple[dict[str, Any], Any]:
     """The denoisers of a pipeline or a module, by name, and the pipeline."""
     if isinstance(target, torch.nn.Module):
-        return {"transformer": target}, None
+        return {"transformer": original(target)}, None
     if not hasattr(target, "components"):
         raise UnicpError(
             f"accelerate and restore take a diffusers pipeline or a torch module, got {type(target).__name__}"
         )
     found = {name: getattr(target, name, None) for name in DENOISERS}
-    denoisers = {name: module for name, module in found.items() if isinstance(module, torch.nn.Module)}
+    denoisers = {name: original(module) for name, module in found.items() if isinstance(module, torch.nn.Module)}
     if not denoisers:
         raise UnicpError(
             f"{type(target).__name__} has no component named {' or '.join(DENOISERS)}; pass its denoiser itself"

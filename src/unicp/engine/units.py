@@ -13,6 +13,7 @@ from ..maps import MapAttention
 from ..slicing import SlicedAttention
 from ..specs import Unit
 from . import hooks
+from .compiled import eagerly
 
 UNIT_HOOK = "unicp_unit"
 Forward = Callable[[], Any]
@@ -102,21 +103,21 @@ class Units:
         self._measure = measure
         self.map_bytes = map_bytes
         self._kept: dict[str, dict[str, Kept]] = {}
-        self._hooks: list[tuple[Unit, hooks.ReplacingHook]] = []
+        self._placed = [hooks.Placed(u.module, self._act_of(u), UNIT_HOOK, nested=True) for u in units]
 
-    def install(self) -> None:
-        for unit in self.units:
-            hook = hooks.ReplacingHook(self._act_of(unit.name))
-            self._hooks.append((unit, hook))
-            hooks.install(unit.module, hook, UNIT_HOOK)
+    def place(self, how: str) -> None:
+        """Begin to act on the units, given how the denoiser is compiled."""
+        for placed in self._placed:
+            placed.place(how)
 
     def remove(self) -> None:
-        for unit, hook in self._hooks:
-            hooks.uninstall(unit.module, hook, UNIT_HOOK)
-        self._hooks.clear()
+        for placed in self._placed:
+            placed.remove()
         self.clear()
 
-    def _act_of(self, name: str) -> Callable[..., Any]:
+    def _act_of(self, unit: Unit) -> Callable[..., Any]:
+        name = unit.name
+
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
             if call is None:
@@ -126,16 +127,18 @@ class Units:
                     f"{name} runs twice in one step, so that its output cannot be kept; take it out of units="
                 )
             slicer = self.slicers.get(name)
-            sliced = (lambda: slicer(forward, args, kwargs)) if slicer is not None and slicer.works else None
+            # With another processor for each module, compiled code would be of no use to the next.
+            eager = eagerly(forward, unit.module)
+            sliced = (lambda: slicer(eager, args, kwargs)) if slicer is not None and slicer.works else None
             mapper = self.mappers.get(name)
             kept = self._kept.get(call.branch, {}).get(name)
             if mapper is not None and call.actions.get(name) == "map" and kept is not None and kept.maps is not None:
-                output, call.done[name] = mapper.reuse(forward, args, kwargs, kept.maps), "map"
+                output, call.done[name] = mapper.reuse(eager, args, kwargs, kept.maps), "map"
                 kept.output, kept.index = _detached(output), call.index
                 return output
 
             def full() -> tuple[Any, Any]:
-                return mapper.compute(forward, args, kwargs) if mapper is not None else (forward(*args, **kwargs), None)
+                return mapper.compute(eager, args, kwargs) if mapper is not None else (forward(*args, **kwargs), None)
 
             output, call.done[name] = self._output(call, name, full, sliced)
             return output
