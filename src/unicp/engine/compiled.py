@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch._dynamo.decorators import skip
 from torch._C._dynamo.eval_frame import set_eval_frame
+from torch._dynamo.decorators import skip
 from torch._dynamo.exc import Unsupported as Unsupported
 
 from ..errors import UnicpError
