@@ -15,10 +15,10 @@ from ..errors import UnicpError
 from ..policies import Config, Plan, Policy, Step, make_policy
 from ..report import Generation, StepRecord
 from ..specs import BlockList, ModelSpec
-from . import compiled, hooks
+from . import compiled, hooks, parallel
 from .clock import Clock, Tick
 from .inside import Inside, plan_book
-from .kept import BranchCache, leading, residuals, shape_of
+from .kept import BranchCache, check_streams, leading, residuals, shape_of
 from .layout import relayout
 from .measure import Probe, forecast_error
 
@@ -50,6 +50,7 @@ class Executor:
         spec: its structure; ``None`` will do for configs that look at nothing inside.
         generation: returns where records of a generation go, given whether this denoiser begins a new one.
         ended: called when a generation of this denoiser is over.
+        group: processes over which the tokens are spread, where diffusers does not know of it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Executor:
         pipe: Any,
         generation: Callable[[Executor], Generation],
         ended: Callable[[], None],
+        group: Any = None,
     ) -> None:
         self.denoiser = denoiser
         self.name = name
@@ -70,6 +72,7 @@ class Executor:
         self.clock = Clock(pipe, *((spec.timestep, spec.hidden, spec.rising_timestep) if spec else ()))
         self._open = generation
         self._ended = ended
+        self._group = group
         self.generation: Generation | None = None
         self._policies: dict[str, Policy] = {}
         self._plans: dict[str, Plan] = {}
@@ -117,11 +120,19 @@ class Executor:
 
     def _place(self, how: str) -> None:
         """Act by gates where the denoiser is compiled, by hooks where it is not: people compile before or after."""
+        group = self._group or parallel.group_of(self.denoiser)
+        if group is not None and how and (self._placed or self.inside is not None):
+            raise UnicpError(
+                f"{type(self.denoiser).__name__} is context-parallel and compiled, and {self.config.method} decides on "
+                "its blocks: do one of both, or use a ScheduleConfig, which decides on the whole only"
+            )
         for placed in self._placed:
             placed.place(how)
         if self._probe is not None:
+            self._probe.group = group
             self._probe.place(bool(how))
         if self.inside is not None:
+            self.inside.spread(group)
             self.inside.units.place(how)
 
     def remove(self) -> None:
@@ -279,7 +290,7 @@ class Executor:
             if call.plan.runs:
                 probe = self._probe
                 output = probe.run(block, forward, args, kwargs) if probe is not None else forward(*args, **kwargs)
-                self._check(name, described, values, output)
+                check_streams(self.denoiser, name, described, values, output)
                 if last:
                     self._keep_residual(call, described, output)
                 return output
@@ -288,18 +299,6 @@ class Executor:
             return values[0] if len(values) == 1 else tuple(values)
 
         return act
-
-    def _check(self, name: str, described: BlockList, values: list[Any], output: Any) -> None:
-        """Whether a block has returned its streams, each in the shape in which it came."""
-        returned = output if isinstance(output, tuple) else (output,)
-        took, gave = [shape_of(value) for value in values], [shape_of(value) for value in returned]
-        if took != gave:
-            raise UnicpError(
-                f"block {name!r} of {type(self.denoiser).__name__} took {' and '.join(described.streams)} of shape "
-                f"{' and '.join(map(str, took))} and returned {' and '.join(map(str, gave))}; only blocks that return "
-                "what they took, changed, can be passed over. Describe it with a ModelSpec (see BlockList.streams), or "
-                "use a ScheduleConfig, which needs no blocks"
-            )
 
     def _entry(self, call: Call, described: BlockList) -> list[Any]:
         """The streams that entered the stack, as far as they are kept, in the last block's layout."""

@@ -84,8 +84,11 @@ class DenoiserHook(ReplacingHook):
         return module
 
 
-def install(module: Any, hook: ReplacingHook, name: str) -> None:
+def install(module: Any, hook: ReplacingHook, name: str, part: bool = False) -> None:
     """Register a hook on a module instance.
+
+    On ``part`` of a denoiser it goes inside of the hooks by which diffusers spreads the hidden states over processes
+    and collects them again: that has to happen whether the part runs or not.
 
     Where an accelerate hook stands outermost (CPU offload), ours goes inside of it: accelerate removes its hook by
     putting back the forward it found, and offloading a model does so after every run.
@@ -96,6 +99,10 @@ def install(module: Any, hook: ReplacingHook, name: str) -> None:
         around = None
     if around is not None:
         module.forward = module._old_forward
+    spreading = [n for n in registry._hook_order if n.startswith(("cp_input", "cp_output"))] if part else []
+    others = {name: registry.hooks[name] for name in spreading}
+    for other in reversed(spreading):
+        registry.remove_hook(other, recurse=False)
     registry.register_hook(hook, name)
     plain = hook.fn_ref
     guarded = _GuardedReference(plain.forward, plain.original_forward)
@@ -106,8 +113,10 @@ def install(module: Any, hook: ReplacingHook, name: str) -> None:
     plain.__dict__.clear()
     plain.__dict__.update(state)
     hook.installed = module.forward
+    for other, theirs in others.items():
+        registry.register_hook(theirs, other)
     if around is not None:
-        module._old_forward, module.forward = hook.installed, around
+        module._old_forward, module.forward = module.forward, around
     _forget_children(registry)
 
 
@@ -177,7 +186,7 @@ class Placed:
             self.remove()
             if not self._gate_only:
                 self._hook = ReplacingHook(self._act)
-                install(self.module, self._hook, self._name)
+                install(self.module, self._hook, self._name, part=True)
 
     def remove(self) -> None:
         """Take it off again. Doing it twice does no harm."""

@@ -148,6 +148,19 @@ class Inside:
         """Tell a new policy what there is to decide on."""
         policy.attach(self._kinds, self._protected, self._errors)
 
+    def spread(self, group: Any) -> None:
+        """The tokens are spread over these processes, or over none (``None``).
+
+        Raises:
+            UnicpError: attention is sliced or runs on old maps, which is for whole sequences only.
+        """
+        if group is not None and (self.units.slicers or self.units.mappers):
+            raise UnicpError(
+                "attention of a context-parallel model can be neither sliced nor run on old maps; use pcas=False and "
+                "map_level=False"
+            )
+        self.units.group = group
+
     def begin(self, tick: Tick, plan: Plan, batch: int, measuring: bool) -> None:
         self.units.call = UnitCall(
             branch=tick.branch,
@@ -165,7 +178,7 @@ class Inside:
         acted = any(action != "compute" for action in call.done.values())
         record.action = "partial" if acted else "compute"
         record.units = dict(call.done) if acted else {}
-        return call.changes
+        return self.units.changes(call)
 
     def fraction(self, done: Mapping[str, str]) -> float:
         """Share of the denoiser's parameters that run: sliced units count whole."""

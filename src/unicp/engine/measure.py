@@ -14,6 +14,7 @@ from ..policies import Needs
 from ..specs import BlockList, ModelSpec
 from .compiled import eagerly
 from .layout import by_frame
+from .parallel import gathered
 
 
 def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], sigma: float) -> Any:
@@ -38,6 +39,7 @@ class Probe:
 
     def __init__(self, denoiser: Any, spec: ModelSpec, needs: Needs) -> None:
         self.armed = False
+        self.group: Any = None  # processes over which the tokens are spread
         self._strides = needs.strides
         self._starts: dict[int, Any] = {}
         self._residuals: dict[int, Any] = {}
@@ -157,7 +159,9 @@ class Probe:
         are too few frames for it.
         """
         self.armed = False
-        new = [by_frame(self._residuals[position], self.layout, batch, frames) for position in sorted(self._residuals)]
+        found = [self._residuals[position] for position in sorted(self._residuals)]
+        whole = found if self.group is None else [gathered(tokens, self.group) for tokens in found]
+        new = [by_frame(tokens, self.layout, batch, frames) for tokens in whole]
         self._residuals.clear()
         old = self._kept.get(key)
         self._kept[key] = new
