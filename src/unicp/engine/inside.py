@@ -123,6 +123,12 @@ class Inside:
             if moments is None:
                 continue
             moment_qk, moment_v = moments
+            heads = getattr(unit.module, "heads", None)
+            if heads is not None and moment_qk.shape[0] != heads:
+                raise UnicpError(
+                    f"the profile's calibration of {profile.name!r} is damaged: {unit.name!r} has {heads} heads, the "
+                    f"profile has {moment_qk.shape[0]}; make it again"
+                )
             table = profile.slicing(unit.name)
             ranks = choose_ranks(table, moment_qk.shape[-1], config.delta_prune)  # type: ignore[attr-defined]
             if ranks is None:
