@@ -169,8 +169,8 @@ class DenoiserProfile:
         if not isinstance(made, str) or not isinstance(self.metadata.get("fingerprint"), str):
             return "it does not say of which model it is"
         numbers = isinstance(sigmas, list) and all(type(s) in (int, float) and math.isfinite(s) for s in sigmas)
-        if not numbers or not sigmas or type(self.steps) is not int or self.steps < 1:
-            return "'sigmas' and 'steps' must be numbers"
+        if not numbers or not sigmas or type(self.steps) is not int or not 1 <= self.steps <= 10_000:
+            return "'sigmas' must be numbers, 'steps' one up to 10000"
         if not isinstance(units, dict) or not all(isinstance(kind, str) for kind in units.values()):
             return "'units' must name the kind of each unit"
         for unit in units:
