@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 import unicp
-from tests.contract import profile_of
+from tests.contract import CASES, profile_of
 from tests.tiny import FAMILIES
 from unicp import Profile
-from unicp.policies import config_from_dict, config_types
+from unicp.policies import config_from_dict
 from unicp.policies.budget import PlanBook
 from unicp.profiles import KEY, config_of
 
@@ -205,7 +205,7 @@ def profiles(seeds: range, folder: Path, full_every: int) -> int:
 
 def configs(seeds: range) -> int:
     accepted = 0
-    examples = [kind().to_dict() for kind in config_types().values()]
+    examples = [example.config.to_dict() for cases in CASES.values() for example in cases.values()]
     for seed in seeds:
         draw = random.Random(seed)
         values = spoil(draw.choice(examples), draw)

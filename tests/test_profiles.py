@@ -211,7 +211,7 @@ profile = unicp.Profile(config=unicp.AdaCacheConfig(), tensors={{"a": torch.ones
 profile.save(path)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 try:
-    unicp.Profile(config=unicp.ScheduleConfig(), tensors={{"a": torch.ones(100_000)}}).save(path)
+    unicp.Profile(config=unicp.ScheduleConfig(interval=2), tensors={{"a": torch.ones(100_000)}}).save(path)
 except unicp.UnicpError as error:
     assert "cannot write the profile" in str(error) and "\\n" not in str(error), error
 else:

@@ -111,7 +111,7 @@ class Profile:
         try:
             return cls(config=config_from_dict(config), tensors=tensors, metadata=metadata)
         except (UnicpError, TypeError, OverflowError, RecursionError) as error:
-            raise UnicpError(f"the config in the profile {path} does not hold: {error}") from error
+            raise UnicpError(f"the config in the profile {path} does not hold: {error!s:.400}") from error
 
 
 def config_of(path: str | os.PathLike[str]) -> Config:
@@ -165,11 +165,11 @@ class DenoiserProfile:
 
     def damage(self) -> str:
         """What is wrong with its names, numbers and shapes, or nothing (``""``)."""
-        made, sigmas, units = (self.metadata.get(key) for key in ("class", "sigmas", "units"))
+        made, sigmas, units = self.metadata.get("class"), self.metadata.get("sigmas"), self.metadata.get("units", {})
         if not isinstance(made, str) or not isinstance(self.metadata.get("fingerprint"), str):
             return "it does not say of which model it is"
         numbers = isinstance(sigmas, list) and all(type(s) in (int, float) and math.isfinite(s) for s in sigmas)
-        if not numbers or not sigmas or type(self.steps) is not int or not 1 <= self.steps <= 10_000:
+        if not numbers or type(self.steps) is not int or not 0 <= self.steps <= 10_000:
             return "'sigmas' must be numbers, 'steps' one up to 10000"
         if not isinstance(units, dict) or not all(isinstance(kind, str) for kind in units.values()):
             return "'units' must name the kind of each unit"
