@@ -122,6 +122,11 @@ def config_of(path: str | os.PathLike[str]) -> Config:
     return config
 
 
+def _plain(text: Any) -> str:
+    """What a profile says, fit for one line."""
+    return str(text)[:40] if str(text).isprintable() else repr(text)[:40]
+
+
 def fingerprint(denoiser: Any) -> str:
     """What tells one model from another, without reading its weights: class, sizes of all parameters, config.
 
@@ -202,10 +207,12 @@ class DenoiserProfile:
         """
         made, given = self.metadata["class"], type(denoiser).__name__
         if made != given:
-            raise UnicpError(f"the profile was made on a {made}, this is a {given}; calibrate again on this model")
+            raise UnicpError(
+                f"the profile was made on a {_plain(made)}, this is a {given}; calibrate again on this model"
+            )
         if self.metadata["fingerprint"] != fingerprint(denoiser):
             raise UnicpError(
-                f"the profile was made on another {made} (fingerprint {self.metadata['fingerprint']}, this one has "
+                f"the profile was made on another {made} (fingerprint {_plain(self.metadata['fingerprint'])}, this one has "
                 f"{fingerprint(denoiser)}); calibrate again on this model"
             )
 

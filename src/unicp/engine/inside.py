@@ -35,7 +35,7 @@ def opened(path: str, denoiser: Any, name: str, pipe: Any) -> tuple[Profile, Den
     if pipe is not None and loaded.metadata.get("scheduler") != scheduler:
         # Other sigmas of the same scheduler are translated; another one may mean other things by them.
         raise UnicpError(
-            f"the profile {path} was made with a {loaded.metadata.get('scheduler')}, this pipeline has a {scheduler}; "
+            f"the profile {path} was made with a {str(loaded.metadata.get('scheduler'))[:80]}, this pipeline has a {scheduler}; "
             "make it again with that one"
         )
     return loaded, profile
