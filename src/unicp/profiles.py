@@ -210,10 +210,11 @@ class DenoiserProfile:
             raise UnicpError(
                 f"the profile was made on a {_plain(made)}, this is a {given}; calibrate again on this model"
             )
-        if self.metadata["fingerprint"] != fingerprint(denoiser):
+        theirs, ours = self.metadata["fingerprint"], fingerprint(denoiser)
+        if theirs != ours:
             raise UnicpError(
-                f"the profile was made on another {made} (fingerprint {_plain(self.metadata['fingerprint'])}, this one has "
-                f"{fingerprint(denoiser)}); calibrate again on this model"
+                f"the profile was made on another {made} (fingerprint {_plain(theirs)}, this one has {ours}); calibrate "
+                "again on this model"
             )
 
     def check_units(self, units: Mapping[str, str]) -> None:

@@ -32,11 +32,12 @@ def opened(path: str, denoiser: Any, name: str, pipe: Any) -> tuple[Profile, Den
     profile = loaded.of(name)
     profile.check_model(denoiser)
     scheduler = type(getattr(pipe, "scheduler", None)).__name__
-    if pipe is not None and loaded.metadata.get("scheduler") != scheduler:
+    made = loaded.metadata.get("scheduler")
+    if pipe is not None and made != scheduler:
         # Other sigmas of the same scheduler are translated; another one may mean other things by them.
+        made = made if isinstance(made, str) and made.isidentifier() else repr(made)
         raise UnicpError(
-            f"the profile {path} was made with a {str(loaded.metadata.get('scheduler'))[:80]}, this pipeline has a {scheduler}; "
-            "make it again with that one"
+            f"the profile {path} was made with a {made:.80}, this pipeline has a {scheduler}; make it again with that one"
         )
     return loaded, profile
 
