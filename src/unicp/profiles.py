@@ -213,8 +213,8 @@ class DenoiserProfile:
         theirs, ours = self.metadata["fingerprint"], fingerprint(denoiser)
         if theirs != ours:
             raise UnicpError(
-                f"the profile was made on another {made} (fingerprint {_plain(theirs)}, this one has {ours}); calibrate "
-                "again on this model"
+                f"the profile was made on another {made} (fingerprint {_plain(theirs)}, this one has {ours}); "
+                "calibrate again on this model"
             )
 
     def check_units(self, units: Mapping[str, str]) -> None:

@@ -37,7 +37,8 @@ def opened(path: str, denoiser: Any, name: str, pipe: Any) -> tuple[Profile, Den
         # Other sigmas of the same scheduler are translated; another one may mean other things by them.
         made = made if isinstance(made, str) and made.isidentifier() else repr(made)
         raise UnicpError(
-            f"the profile {path} was made with a {made:.80}, this pipeline has a {scheduler}; make it again with that one"
+            f"the profile {path} was made with a {made:.80}, this pipeline has a {scheduler}; "
+            "make it again with that one"
         )
     return loaded, profile
 
