@@ -153,3 +153,9 @@ def test_a_plan_for_other_sigmas_keeps_its_share_and_its_first_steps(old: int, n
     for segment in moved.segments:
         assert segment.order <= moved.compute.index(segment.after)
     assert rng is not None
+
+
+def test_a_run_shorter_than_its_warm_up_and_cool_down_is_computed() -> None:
+    for warmup, cooldown in ((2, 20), (20, 2), (2, 10**30), (10**30, 10**30), (3, 3)):
+        assert planning.growing(6, 3, warmup, cooldown).compute == tuple(range(6))
+    assert planning.growing(6, 3, 1, 1).compute[0] == 0

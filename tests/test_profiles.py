@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +198,35 @@ def test_a_break_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         _profile(config=unicp.ScheduleConfig(interval=2)).save(path)
     assert Profile.load(path).config == CONFIG
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the system's own error, in the middle of writing."""
+    code = f"""
+import resource, torch, unicp
+from pathlib import Path
+path = Path({str(tmp_path)!r}) / "a.safetensors"
+profile = unicp.Profile(config=unicp.AdaCacheConfig(), tensors={{"a": torch.ones(10)}})
+profile.save(path)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+try:
+    unicp.Profile(config=unicp.ScheduleConfig(interval=2), tensors={{"a": torch.ones(100_000)}}).save(path)
+except unicp.UnicpError as error:
+    assert "cannot write the profile" in str(error) and "\\n" not in str(error), error
+else:
+    raise SystemExit("nothing was raised")
+assert unicp.Profile.load(path).config == unicp.AdaCacheConfig()
+"""
+    source = Path(unicp.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 

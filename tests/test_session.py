@@ -294,8 +294,6 @@ def test_a_pipeline_without_a_denoiser() -> None:
 def test_an_unknown_denoiser() -> None:
     with pytest.raises(unicp.UnicpError, match=r"Linear.*WanTransformer3DModel.*ScheduleConfig"):
         unicp.accelerate(torch.nn.Linear(4, 4), RESIDUAL)
-    with pytest.raises(unicp.UnicpError, match="group"):
-        unicp.accelerate(Blocks(), SCHEDULE, group=object())
 
 
 def test_there_is_no_report_before_the_first_video() -> None:

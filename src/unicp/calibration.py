@@ -16,6 +16,7 @@ import torch
 
 from .engine import hooks
 from .engine.executor import HOOK
+from .engine.parallel import group_of
 from .engine.recorder import STACK, ErrorRecorder, MomentRecorder, Recorder, SlicingRecorder, Sums
 from .errors import UnicpError
 from .policies import Step, check_number
@@ -91,6 +92,8 @@ def calibrate(
     for name, denoiser in denoisers.items():
         if hooks.find(denoiser, HOOK) is not None:
             raise UnicpError("the pipeline is accelerated; calibrate measures it as it is: unicp.restore(pipe) first")
+        if group_of(denoiser) is not None:
+            raise UnicpError("the pipeline is context-parallel; calibrate it in one process: profiles serve both")
         found = spec or find_spec(denoiser)
         if found is None or not any(described.units for described in found.block_lists):
             raise UnicpError(

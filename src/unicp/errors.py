@@ -25,7 +25,7 @@ def unknown(kind: str, value: object, known: Iterable[object]) -> UnicpError:
     unknown method 'adacash'; known: none, adacache. Did you mean 'adacache'?
     """
     names = [str(name) for name in known]
-    message = f"unknown {kind} {value!r}; known: {', '.join(names)}."
+    message = f"unknown {kind} {value!r:.80}; known: {', '.join(names)}."
     near = difflib.get_close_matches(str(value), names, n=1)
     return UnicpError(message + (f" Did you mean {near[0]!r}?" if near else ""))
 

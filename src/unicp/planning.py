@@ -300,7 +300,9 @@ def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPl
     >>> growing(10, 6, 3).compute
     (0, 1, 2, 4, 7, 9)
     """
-    computed = max(min(computed, steps), min(steps, warmup + cooldown))
+    warmup = min(warmup, steps)
+    cooldown = min(cooldown, steps - warmup)  # of a short run it may be all
+    computed = max(min(computed, steps), warmup + cooldown)
     compute = set(range(warmup)) | set(range(steps - cooldown, steps))
     free = list(range(warmup, steps - cooldown))
     wanted = computed - len(compute)

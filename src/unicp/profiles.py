@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from .video import digest
 
 FORMAT = 1
 KEY = "unicp"
+UNIT_TENSORS = ("cache_mean", "cache_max", "moment_qk", "moment_v", "slicing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,15 @@ class Profile:
             raise UnicpError(f"the profile holds no calibration of {denoiser!r}; make one with: unicp calibrate")
         prefix = f"{denoiser}/"
         tensors = {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
-        steps = self.metadata.get("steps") or len(known[denoiser]["sigmas"])
-        return DenoiserProfile(name=denoiser, steps=steps, tensors=tensors, metadata=known[denoiser])
+        steps = self.metadata.get("steps") or len(known[denoiser].get("sigmas") or ())
+        part = DenoiserProfile(name=denoiser, steps=steps, tensors=tensors, metadata=known[denoiser])
+        try:
+            wrong = part.damage()
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UnicpError(f"the profile's calibration of {denoiser!r} is damaged: {error!r:.120}") from error
+        if wrong:
+            raise UnicpError(f"the profile's calibration of {denoiser!r} is damaged: {wrong}; make it again")
+        return part
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file, whole or not at all."""
@@ -102,14 +111,14 @@ class Profile:
             raise UnicpError(f"the metadata of the profile {path} is damaged: config and metadata must be mappings")
         try:
             return cls(config=config_from_dict(config), tensors=tensors, metadata=metadata)
-        except (UnicpError, TypeError, OverflowError) as error:
-            raise UnicpError(f"the config in the profile {path} does not hold: {error}") from error
+        except (UnicpError, TypeError, OverflowError, RecursionError) as error:
+            raise UnicpError(f"the config in the profile {path} does not hold: {error!s:.400}") from error
 
 
 def config_of(path: str | os.PathLike[str]) -> Config:
     """The config of a profile, ready for use: one that needs what was measured finds it in the same file."""
     config = Profile.load(path).config
-    if isinstance(config, (UniCPConfig, BudgetConfig)) and config.profile is None:
+    if isinstance(config, (UniCPConfig, BudgetConfig)):  # never another file, whatever this one says
         return config.replace(profile=os.fspath(path))
     return config
 
@@ -133,6 +142,11 @@ def content_of(config: Config) -> dict[str, Any]:
         return {**found, "profile": digest(Path(profile))}
 
     return by_content(config.to_dict())
+
+
+def _plain(text: Any) -> str:
+    """What a profile says, fit for one line."""
+    return str(text)[:40] if str(text).isprintable() else repr(text)[:40]
 
 
 def fingerprint(denoiser: Any) -> str:
@@ -176,6 +190,37 @@ class DenoiserProfile:
     def units(self) -> dict[str, str]:
         return dict(self.metadata.get("units", {}))
 
+    def damage(self) -> str:
+        """What is wrong with its names, numbers and shapes, or nothing (``""``)."""
+        made, sigmas, units = self.metadata.get("class"), self.metadata.get("sigmas"), self.metadata.get("units", {})
+        if not isinstance(made, str) or not isinstance(self.metadata.get("fingerprint"), str):
+            return "it does not say of which model it is"
+        numbers = isinstance(sigmas, list) and all(type(s) in (int, float) and math.isfinite(s) for s in sigmas)
+        if not numbers or type(self.steps) is not int or not 0 <= self.steps <= 10_000:
+            return "'sigmas' must be numbers, 'steps' one up to 10000"
+        if not isinstance(units, dict) or not all(isinstance(kind, str) for kind in units.values()):
+            return "'units' must name the kind of each unit"
+        for unit in units:
+            shapes = {name: self._shape(f"{unit}/{name}") for name in UNIT_TENSORS}
+            mean, most, qk, v, slicing = shapes.values()
+            if mean is None or len(mean) != 2 or mean != most:
+                return f"the changes of {unit!r:.80} have the shapes {mean} and {most}"
+            if qk is None and v is None:
+                continue
+            ranks = self.metadata["ranks"][unit]
+            if qk is None or len(qk) != 3 or not qk[1] == qk[2] > 0 or qk != v or slicing != (len(ranks), 3):
+                return f"the moments and slicing errors of {unit!r:.80} have the shapes {qk}, {v} and {slicing}"
+            if not all(bool(self.tensors[f"{unit}/{name}"].isfinite().all()) for name in UNIT_TENSORS[2:4]):
+                return f"the moments of {unit!r:.80} are not finite"
+            if not all(type(rank) is int and 0 < rank <= qk[1] for rank in ranks):
+                return f"the ranks of {unit!r:.80} must be whole numbers up to {qk[1]}"
+        return ""
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor of real numbers; ``None`` for any other, or none."""
+        tensor = self.tensors.get(name)
+        return tuple(tensor.shape) if tensor is not None and tensor.is_floating_point() else None
+
     def check_model(self, denoiser: Any) -> None:
         """Refuse a denoiser that the profile was not made on.
 
@@ -184,11 +229,14 @@ class DenoiserProfile:
         """
         made, given = self.metadata["class"], type(denoiser).__name__
         if made != given:
-            raise UnicpError(f"the profile was made on a {made}, this is a {given}; calibrate again on this model")
-        if self.metadata["fingerprint"] != fingerprint(denoiser):
             raise UnicpError(
-                f"the profile was made on another {made} (fingerprint {self.metadata['fingerprint']}, this one has "
-                f"{fingerprint(denoiser)}); calibrate again on this model"
+                f"the profile was made on a {_plain(made)}, this is a {given}; calibrate again on this model"
+            )
+        theirs, ours = self.metadata["fingerprint"], fingerprint(denoiser)
+        if theirs != ours:
+            raise UnicpError(
+                f"the profile was made on another {made} (fingerprint {_plain(theirs)}, this one has {ours}); "
+                "calibrate again on this model"
             )
 
     def check_units(self, units: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .engine import hooks
+from .engine.compiled import original
 from .engine.executor import HOOK, Executor
 from .errors import UnicpError, UnicpWarning, unknown
 from .policies import Config, Needs, config_types, make_policy
@@ -28,7 +29,9 @@ class Session:
     Made by :func:`accelerate`. Holds one independent state for each denoiser.
     """
 
-    def __init__(self, denoisers: dict[str, Any], config: Config, specs: dict[str, Any], pipe: Any) -> None:
+    def __init__(
+        self, denoisers: dict[str, Any], config: Config, specs: dict[str, Any], pipe: Any, group: Any = None
+    ) -> None:
         self.config = config
         self._generation: Generation | None = None
         self._reports: list[SessionReport] = []
@@ -36,7 +39,8 @@ class Session:
         self._executors: list[Executor] = []
         try:
             for name, denoiser in denoisers.items():
-                self._executors.append(Executor(denoiser, name, config, specs[name], pipe, self._begin, self._close))
+                executor = Executor(denoiser, name, config, specs[name], pipe, self._begin, self._close, group)
+                self._executors.append(executor)
         except BaseException:
             self.restore()
             raise
@@ -123,13 +127,13 @@ class Session:
 def _denoisers(target: Any) -> tuple[dict[str, Any], Any]:
     """The denoisers of a pipeline or a module, by name, and the pipeline."""
     if isinstance(target, torch.nn.Module):
-        return {"transformer": target}, None
+        return {"transformer": original(target)}, None
     if not hasattr(target, "components"):
         raise UnicpError(
             f"accelerate and restore take a diffusers pipeline or a torch module, got {type(target).__name__}"
         )
     found = {name: getattr(target, name, None) for name in DENOISERS}
-    denoisers = {name: module for name, module in found.items() if isinstance(module, torch.nn.Module)}
+    denoisers = {name: original(module) for name, module in found.items() if isinstance(module, torch.nn.Module)}
     if not denoisers:
         raise UnicpError(
             f"{type(target).__name__} has no component named {' or '.join(DENOISERS)}; pass its denoiser itself"
@@ -165,7 +169,8 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
         config: a config such as ``AdaCacheConfig()``, the name of a method (``"adacache"``), or the path of a profile.
         spec: the structure of a model that is not built in. Without one, methods that look at blocks only take the
             list of blocks that holds most of the denoiser's parameters, and check at the first call that it will do.
-        group: process group of a context-parallel model. Not supported yet.
+        group: processes over which a model's tokens are spread (dimension 1 of its hidden states, evenly). Only for
+            models that are split by hand: what diffusers' ``enable_parallelism`` has split is known without it.
 
     Returns:
         The :class:`Session`. An earlier acceleration of the same denoisers by unicp is replaced.
@@ -174,14 +179,12 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
         UnicpError: the target or the config is none of these, or the method looks into the blocks of a denoiser whose
             structure is not known.
     """
-    if group is not None:
-        raise UnicpError("group= is not supported yet; context-parallel models cannot be accelerated in this version")
     denoisers, pipe = _denoisers(pipe_or_module)
     resolved = resolve_config(config)
     needs = make_policy(resolved).needs()
     specs = {name: spec or _spec_of(denoiser, resolved, needs) for name, denoiser in denoisers.items()}
     restore(pipe_or_module)
-    return Session(denoisers, resolved, specs, pipe)
+    return Session(denoisers, resolved, specs, pipe, group)
 
 
 def _spec_of(denoiser: Any, config: Config, needs: Needs) -> ModelSpec | None:

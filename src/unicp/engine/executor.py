@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from collections.abc import Callable, Mapping
@@ -14,10 +15,10 @@ from ..errors import UnicpError
 from ..policies import Config, Plan, Policy, Step, make_policy
 from ..report import Generation, StepRecord
 from ..specs import BlockList, ModelSpec
-from . import hooks
+from . import compiled, hooks, parallel
 from .clock import Clock, Tick
 from .inside import Inside, plan_book
-from .kept import BranchCache, leading, residuals, shape_of
+from .kept import BranchCache, check_streams, leading, residuals, shape_of
 from .layout import relayout
 from .measure import Probe, forecast_error
 
@@ -49,6 +50,7 @@ class Executor:
         spec: its structure; ``None`` will do for configs that look at nothing inside.
         generation: returns where records of a generation go, given whether this denoiser begins a new one.
         ended: called when a generation of this denoiser is over.
+        group: processes over which the tokens are spread, where diffusers does not know of it.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Executor:
         pipe: Any,
         generation: Callable[[Executor], Generation],
         ended: Callable[[], None],
+        group: Any = None,
     ) -> None:
         self.denoiser = denoiser
         self.name = name
@@ -70,6 +73,7 @@ class Executor:
         self.clock = Clock(pipe, *known, weigh=self.needs.correct)
         self._open = generation
         self._ended = ended
+        self._group = group
         self.generation: Generation | None = None
         self._policies: dict[str, Policy] = {}
         self._plans: dict[str, Plan] = {}
@@ -80,8 +84,8 @@ class Executor:
         self._said: list[str] = []
         self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
         self.hook = hooks.DenoiserHook(self.call, self.end, self)
+        self._placed: list[hooks.Placed] = []  # on blocks
         self._blocks: list[Any] = []
-        self._block_hooks: list[hooks.ReplacingHook] = []
         self._layouts: list[BlockList] = []
         self._probe: Probe | None = None
         self.inside: Inside | None = None
@@ -100,30 +104,49 @@ class Executor:
         if self.spec is not None and self.needs.units:
             measured = self._probe.blocks if self._probe is not None else ()
             self.inside = Inside(self.config, self.needs, self.denoiser, self.name, self.spec, measured, pipe)
-            self.inside.units.install()
         elif getattr(self.config, "profile", None) is not None:
             self.book = plan_book(self.config, self.denoiser, self.name, pipe)
         hooks.install(self.denoiser, self.hook, HOOK)
         if self.spec is not None and self.needs.keep == "stack":
             for position, (name, block, described) in enumerate(self.spec.stack(self.denoiser)):
                 names = list(inspect.signature(type(block).forward).parameters)[1:]
-                hook = hooks.ReplacingHook(self._block_act(position, name, described, names))
                 self._blocks.append(block)
-                self._block_hooks.append(hook)
                 self._layouts.append(described)
-                hooks.install(block, hook, BLOCK_HOOK)
+                self._placed.append(hooks.Placed(block, self._block_act(position, name, described, names), BLOCK_HOOK))
+        for block in self._probe.modules if self._probe is not None else ():
+            if block not in self._blocks:
+                act = functools.partial(self._probe.run, block)  # type: ignore[union-attr]
+                self._placed.append(hooks.Placed(block, act, BLOCK_HOOK, gate_only=True))
+        self._place(compiled.how_compiled(self.denoiser, self.denoiser.forward))
+
+    def _place(self, how: str) -> None:
+        """Act by gates where the denoiser is compiled, by hooks where it is not: people compile before or after."""
+        group = self._group or parallel.group_of(self.denoiser)
+        if group is not None and how and (self._placed or self.inside is not None):
+            raise UnicpError(
+                f"{type(self.denoiser).__name__} is context-parallel and compiled, and {self.config.method} decides on "
+                "its blocks: do one of both, or use a ScheduleConfig, which decides on the whole only"
+            )
+        for placed in self._placed:
+            placed.place(how)
+        if self._probe is not None:
+            self._probe.group = group
+            self._probe.place(bool(how))
+        if self.inside is not None:
+            self.inside.spread(group)
+            self.inside.units.place(how)
 
     def remove(self) -> None:
         """Take all hooks off again. Doing it twice, or after others took our place, does no harm."""
         self.end()
-        for block, hook in zip(self._blocks, self._block_hooks, strict=True):
-            hooks.uninstall(block, hook, BLOCK_HOOK)
+        for placed in self._placed:
+            placed.remove()
         hooks.uninstall(self.denoiser, self.hook, HOOK)
         if self._probe is not None:
             self._probe.remove()
         if self.inside is not None:
             self.inside.units.remove()
-        self._blocks, self._block_hooks, self._layouts = [], [], []
+        self._placed, self._blocks, self._layouts = [], [], []
 
     # -- one call --------------------------------------------------------------------------------------------------
 
@@ -134,14 +157,17 @@ class Executor:
         try:
             tick = self.clock.tick(self.hook.contexts.current, named)
             if tick.new_generation:
+                self._place(compiled.how_compiled(self.denoiser, forward))
                 self._begin()
             key = tick.branch if self.needs.separate else ""
             plan, deciding = self._decide(tick, key)
             output = self._act(tick, plan, deciding, key, forward, args, kwargs, named, began)
-        except BaseException:
+        except BaseException as error:
             # Whatever happened, the next call begins afresh.
             self._call = None
             self.end()
+            if isinstance(error, compiled.Unsupported):
+                raise compiled.refused(error, self.denoiser) from error
             raise
         if tick.step.is_last(1):
             # Nothing comes after the last step: free at once what this branch kept.
@@ -257,6 +283,7 @@ class Executor:
         if missing:
             raise UnicpError(f"blocks of {described.path!r} take no argument {missing[0]!r}; they take: {names}")
         places = [names.index(stream) for stream in streams]
+        block = self._blocks[position]
 
         def act(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self._call
@@ -270,8 +297,9 @@ class Executor:
                 call.entry = values
             last = position == len(self._blocks) - 1
             if call.plan.runs:
-                output = forward(*args, **kwargs)
-                self._check(name, described, values, output)
+                probe = self._probe
+                output = probe.run(block, forward, args, kwargs) if probe is not None else forward(*args, **kwargs)
+                check_streams(self.denoiser, name, described, values, output)
                 if last:
                     self._keep_residual(call, described, output)
                 return output
@@ -280,18 +308,6 @@ class Executor:
             return values[0] if len(values) == 1 else tuple(values)
 
         return act
-
-    def _check(self, name: str, described: BlockList, values: list[Any], output: Any) -> None:
-        """Whether a block has returned its streams, each in the shape in which it came."""
-        returned = output if isinstance(output, tuple) else (output,)
-        took, gave = [shape_of(value) for value in values], [shape_of(value) for value in returned]
-        if took != gave:
-            raise UnicpError(
-                f"block {name!r} of {type(self.denoiser).__name__} took {' and '.join(described.streams)} of shape "
-                f"{' and '.join(map(str, took))} and returned {' and '.join(map(str, gave))}; only blocks that return "
-                "what they took, changed, can be passed over. Describe it with a ModelSpec (see BlockList.streams), or "
-                "use a ScheduleConfig, which needs no blocks"
-            )
 
     def _entry(self, call: Call, described: BlockList) -> list[Any]:
         """The streams that entered the stack, as far as they are kept, in the last block's layout."""

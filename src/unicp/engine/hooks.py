@@ -15,6 +15,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import HookFunctionReference, StateManager
 
 from ..errors import UnicpError
+from . import compiled
 
 
 class ContextReceiver(StateManager):
@@ -64,7 +65,7 @@ class ReplacingHook(ModelHook):
         raise UnicpError("an accelerated model cannot be pickled: unicp.restore(...) it before")
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.act(self.fn_ref.original_forward, args, kwargs)
+        return compiled.outside(self.act, self.fn_ref.original_forward, args, kwargs)
 
 
 class DenoiserHook(ReplacingHook):
@@ -83,8 +84,11 @@ class DenoiserHook(ReplacingHook):
         return module
 
 
-def install(module: Any, hook: ReplacingHook, name: str) -> None:
+def install(module: Any, hook: ReplacingHook, name: str, part: bool = False) -> None:
     """Register a hook on a module instance.
+
+    On ``part`` of a denoiser it goes inside of the hooks by which diffusers spreads the hidden states over processes
+    and collects them again: that has to happen whether the part runs or not.
 
     Where an accelerate hook stands outermost (CPU offload), ours goes inside of it: accelerate removes its hook by
     putting back the forward it found, and offloading a model does so after every run.
@@ -95,6 +99,10 @@ def install(module: Any, hook: ReplacingHook, name: str) -> None:
         around = None
     if around is not None:
         module.forward = module._old_forward
+    spreading = [n for n in registry._hook_order if n.startswith(("cp_input", "cp_output"))] if part else []
+    others = {name: registry.hooks[name] for name in spreading}
+    for other in reversed(spreading):
+        registry.remove_hook(other, recurse=False)
     registry.register_hook(hook, name)
     plain = hook.fn_ref
     guarded = _GuardedReference(plain.forward, plain.original_forward)
@@ -105,8 +113,10 @@ def install(module: Any, hook: ReplacingHook, name: str) -> None:
     plain.__dict__.clear()
     plain.__dict__.update(state)
     hook.installed = module.forward
+    for other, theirs in others.items():
+        registry.register_hook(theirs, other)
     if around is not None:
-        module._old_forward, module.forward = hook.installed, around
+        module._old_forward, module.forward = module.forward, around
     _forget_children(registry)
 
 
@@ -146,6 +156,45 @@ def uninstall(module: Any, hook: ReplacingHook, name: str) -> None:
         own = module.__dict__.get("forward")
         if inspect.ismethod(own) and own.__func__ is getattr(type(module), "forward", None):
             del module.__dict__["forward"]
+
+
+class Placed:
+    """What acts in a module's stead: by a hook on its forward, or by a gate where the denoiser is compiled.
+
+    Args:
+        module, act, name: as in :func:`install`.
+        nested: it is part of a block, and so of compiled code also where blocks are compiled one by one.
+        gate_only: nothing is to be done while the denoiser is not compiled.
+    """
+
+    def __init__(
+        self, module: Any, act: compiled.Act, name: str, *, nested: bool = False, gate_only: bool = False
+    ) -> None:
+        self.module = module
+        self._act, self._name, self._nested, self._gate_only = act, name, nested, gate_only
+        self._hook: ReplacingHook | None = None
+        self._gate: compiled.Gate | None = None
+
+    def place(self, how: str) -> None:
+        """Put it where it belongs, given how the denoiser is compiled; if it is there, nothing changes."""
+        if how:
+            whole = self._nested or how == "whole"
+            if self._gate is None or not compiled.stands(self.module, self._gate, whole):
+                self.remove()
+                self._gate = compiled.put(self.module, self._act, whole)
+        elif self._hook is None:
+            self.remove()
+            if not self._gate_only:
+                self._hook = ReplacingHook(self._act)
+                install(self.module, self._hook, self._name, part=True)
+
+    def remove(self) -> None:
+        """Take it off again. Doing it twice does no harm."""
+        if self._gate is not None:
+            compiled.take(self.module, self._gate)
+        if self._hook is not None:
+            uninstall(self.module, self._hook, self._name)
+        self._gate = self._hook = None
 
 
 def _pass_through(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

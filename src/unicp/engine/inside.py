@@ -32,10 +32,12 @@ def opened(path: str, denoiser: Any, name: str, pipe: Any) -> tuple[Profile, Den
     profile = loaded.of(name)
     profile.check_model(denoiser)
     scheduler = type(getattr(pipe, "scheduler", None)).__name__
-    if pipe is not None and loaded.metadata.get("scheduler") != scheduler:
+    made = loaded.metadata.get("scheduler")
+    if pipe is not None and made != scheduler:
         # Other sigmas of the same scheduler are translated; another one may mean other things by them.
+        made = made if isinstance(made, str) and made.isidentifier() else repr(made)
         raise UnicpError(
-            f"the profile {path} was made with a {loaded.metadata.get('scheduler')}, this pipeline has a {scheduler}; "
+            f"the profile {path} was made with a {made:.80}, this pipeline has a {scheduler}; "
             "make it again with that one"
         )
     return loaded, profile
@@ -123,6 +125,12 @@ class Inside:
             if moments is None:
                 continue
             moment_qk, moment_v = moments
+            heads = getattr(unit.module, "heads", None)
+            if heads is not None and moment_qk.shape[0] != heads:
+                raise UnicpError(
+                    f"the profile's calibration of {profile.name!r} is damaged: {unit.name!r} has {heads} heads, the "
+                    f"profile has {moment_qk.shape[0]}; make it again"
+                )
             table = profile.slicing(unit.name)
             ranks = choose_ranks(table, moment_qk.shape[-1], config.delta_prune)  # type: ignore[attr-defined]
             if ranks is None:
@@ -148,6 +156,19 @@ class Inside:
         """Tell a new policy what there is to decide on."""
         policy.attach(self._kinds, self._protected, self._errors)
 
+    def spread(self, group: Any) -> None:
+        """The tokens are spread over these processes, or over none (``None``).
+
+        Raises:
+            UnicpError: attention is sliced or runs on old maps, which is for whole sequences only.
+        """
+        if group is not None and (self.units.slicers or self.units.mappers):
+            raise UnicpError(
+                "attention of a context-parallel model can be neither sliced nor run on old maps; use pcas=False and "
+                "map_level=False"
+            )
+        self.units.group = group
+
     def begin(self, tick: Tick, plan: Plan, batch: int, measuring: bool) -> None:
         self.units.call = UnitCall(
             branch=tick.branch,
@@ -165,7 +186,7 @@ class Inside:
         acted = any(action != "compute" for action in call.done.values())
         record.action = "partial" if acted else "compute"
         record.units = dict(call.done) if acted else {}
-        return call.changes
+        return self.units.changes(call)
 
     def fraction(self, done: Mapping[str, str]) -> float:
         """Share of the denoiser's parameters that run: sliced units count whole."""

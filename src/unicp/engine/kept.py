@@ -10,7 +10,9 @@ import torch
 from torch.utils import _pytree as pytree  # diffusers registers its outputs there
 
 from .. import fill
+from ..errors import UnicpError
 from ..policies import Plan
+from ..specs import BlockList
 
 LEAST_WEIGHT = 0.2
 """A step whose output weighs less than this, relative to the skipped ones, is not given their correction."""
@@ -19,6 +21,23 @@ LEAST_WEIGHT = 0.2
 def shape_of(value: Any) -> Any:
     """The shape of a tensor as a tuple; of anything else, its type's name."""
     return tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
+
+
+def check_streams(denoiser: Any, name: str, described: BlockList, values: list[Any], output: Any) -> None:
+    """Whether a block has returned its streams, each in the shape in which it came.
+
+    Raises:
+        UnicpError: it has not.
+    """
+    returned = output if isinstance(output, tuple) else (output,)
+    took, gave = [shape_of(value) for value in values], [shape_of(value) for value in returned]
+    if took != gave:
+        raise UnicpError(
+            f"block {name!r} of {type(denoiser).__name__} took {' and '.join(described.streams)} of shape "
+            f"{' and '.join(map(str, took))} and returned {' and '.join(map(str, gave))}; only blocks that return "
+            "what they took, changed, can be passed over. Describe it with a ModelSpec (see BlockList.streams), or "
+            "use a ScheduleConfig, which needs no blocks"
+        )
 
 
 def residuals(entered: Sequence[Any], left: Sequence[Any]) -> tuple[Any, ...]:

@@ -12,7 +12,9 @@ from ..errors import UnicpError
 from ..metrics import frame_difference, relative_change
 from ..policies import Needs
 from ..specs import BlockList, ModelSpec
+from .compiled import eagerly
 from .layout import by_frame
+from .parallel import gathered
 
 
 def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], sigma: float) -> Any:
@@ -37,10 +39,12 @@ class Probe:
 
     def __init__(self, denoiser: Any, spec: ModelSpec, needs: Needs) -> None:
         self.armed = False
+        self.group: Any = None  # processes over which the tokens are spread
         self._strides = needs.strides
         self._starts: dict[int, Any] = {}
         self._residuals: dict[int, Any] = {}
         self._kept: dict[str, list[Any]] = {}
+        self._places: list[tuple[Any, Any, Any, Any, Any]] = []  # block, module and hook of both ends
         self._handles: list[Any] = []
         whole = spec.blocks(denoiser)
         measured = [position for position, (_, _, described) in enumerate(whole) if described.measured]
@@ -49,12 +53,10 @@ class Probe:
         chosen = {"start": [0], "mid": [len(blocks) // 2], "end": [last], "all": list(range(len(blocks)))}
         self.layout = blocks[0][1].layout
         self.blocks = tuple(measured[position] for position in chosen[needs.location])
-        try:
-            for position in chosen[needs.location]:
-                self._watch(position, *blocks[position], needs.metric or "block", spec)
-        except BaseException:
-            self.remove()
-            raise
+        for position in chosen[needs.location]:
+            self._watch(position, *blocks[position], needs.metric or "block", spec)
+        self.modules = [block for block, *_ in self._places]
+        self.place()
 
     def _watch(self, position: int, block: Any, described: BlockList, kind: str, spec: ModelSpec) -> None:
         names = list(described.residuals)
@@ -92,16 +94,52 @@ class Probe:
             stop(output[0] if isinstance(output, tuple) else output)
 
         first = block if begin is None else block.get_submodule(begin)
-        self._handles.append(first.register_forward_pre_hook(start, with_kwargs=True))
-        if end is None:
-            self._handles.append(block.register_forward_hook(stop_after))
-        else:
-            self._handles.append(block.get_submodule(end).register_forward_pre_hook(stop_before, with_kwargs=True))
+        last = block if end is None else block.get_submodule(end)
+        self._places.append((block, first, start, last, stop_after if end is None else stop_before))
 
-    def remove(self) -> None:
+    @staticmethod
+    def _attach(block: Any, first: Any, start: Any, last: Any, stop: Any) -> list[Any]:
+        entering = first.register_forward_pre_hook(start, with_kwargs=True)
+        if last is block:
+            return [entering, block.register_forward_hook(stop)]
+        return [entering, last.register_forward_pre_hook(stop, with_kwargs=True)]
+
+    def place(self, gated: bool = False) -> None:
+        """Watch the measured blocks; where the denoiser is compiled, only while :meth:`run` runs one."""
+        if gated:
+            self._detach()
+        elif not self._handles:
+            self._handles = [handle for place in self._places for handle in self._attach(*place)]
+
+    def run(self, block: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block of a compiled denoiser: uncompiled and watched if it is to be measured now, else as it is."""
+        place = next((place for place in self._places if place[0] is block), None)
+        if place is None or not self.armed or self._handles:
+            return forward(*args, **kwargs)
+        _, first, start, last, stop = place
+        handles = []
+        if first is block:  # we are inside of its call: too late for hooks on itself
+            start(block, args, kwargs)
+        else:
+            handles.append(first.register_forward_pre_hook(start, with_kwargs=True))
+        if last is not block:
+            handles.append(last.register_forward_pre_hook(stop, with_kwargs=True))
+        try:
+            output = eagerly(forward, block)(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if last is block:
+            stop(block, args, output)
+        return output
+
+    def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
+        self._handles = []
+
+    def remove(self) -> None:
+        self._detach()
         self.reset()
 
     def reset(self) -> None:
@@ -121,7 +159,9 @@ class Probe:
         are too few frames for it.
         """
         self.armed = False
-        new = [by_frame(self._residuals[position], self.layout, batch, frames) for position in sorted(self._residuals)]
+        found = [self._residuals[position] for position in sorted(self._residuals)]
+        whole = found if self.group is None else [gathered(tokens, self.group) for tokens in found]
+        new = [by_frame(tokens, self.layout, batch, frames) for tokens in whole]
         self._residuals.clear()
         old = self._kept.get(key)
         self._kept[key] = new

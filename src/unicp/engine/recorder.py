@@ -19,7 +19,7 @@ from . import hooks
 from .clock import Clock, Tick
 from .layout import relayout
 from .measure import Probe
-from .units import output_change, parts
+from .units import output_change, parts, worst
 
 RECORDER_HOOK = "unicp_recorder"
 STACK = "stack"
@@ -205,7 +205,7 @@ class ErrorRecorder(Recorder):
         for then, old in history:
             same = tuple(t.to(new.device) for t, new in zip(old, chosen, strict=True))
             if [t.shape for t in same] == [t.shape for t in chosen]:
-                change = output_change(chosen, same, self.batch)
+                change = worst(output_change(chosen, same, self.batch))
                 place = (then, now - then - 1)
                 self._pending.append((self.key(f"{name}/cache"), place, (self._limit, self._window), change))
         history.append((now, tuple(t.cpu() for t in chosen) if self._host else chosen))
@@ -295,7 +295,7 @@ class SlicingRecorder(Recorder):
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             output = forward(*args, **kwargs)
             if self.tick is not None and self.position in self._uncached.get(name, ()):
-                changes = [output_change(twin(forward, args, kwargs), output, self.batch) for twin in twins]
+                changes = [worst(output_change(twin(forward, args, kwargs), output, self.batch)) for twin in twins]
                 for place, change in enumerate(torch.stack(changes).tolist()):
                     self.sums.add(self.key(f"{name}/slicing"), divmod(place, 3), (count, 3), change)
             return output

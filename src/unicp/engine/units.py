@@ -13,6 +13,8 @@ from ..maps import MapAttention
 from ..slicing import SlicedAttention
 from ..specs import Unit
 from . import hooks
+from .compiled import eagerly
+from .parallel import summed
 
 UNIT_HOOK = "unicp_unit"
 Forward = Callable[[], Any]
@@ -31,7 +33,7 @@ def _whole(output: Any, values: list[Any]) -> Any:
 
 
 def output_change(new: Any, old: Any, batch: int) -> Any:
-    """``sum|a - b| / sum|b|`` over all tensors of an output, of each sample, then the worst: a float32 scalar tensor.
+    """The two sums of ``sum|a - b| / sum|b|`` over all tensors of an output, of each sample: (2, B) float32.
 
     Layouts that fold frames or places into the batch have several rows a sample; they count together.
     """
@@ -41,6 +43,12 @@ def output_change(new: Any, old: Any, batch: int) -> Any:
         a, b = a.reshape(batch, -1).float(), b.reshape(batch, -1).float()
         difference = difference + (a - b).abs().sum(1)
         size = size + b.abs().sum(1)
+    return torch.stack([difference, size])
+
+
+def worst(change: Any) -> Any:
+    """The quotient of the two sums, of the worst sample: a float32 scalar tensor."""
+    difference, size = change
     return torch.where(difference == 0, torch.where(size.isnan(), size, 0.0), difference / size).max()
 
 
@@ -66,7 +74,7 @@ class UnitCall:
     weights: Mapping[str, float]
     measuring: bool
     done: dict[str, str] = field(default_factory=dict)
-    changes: dict[str, tuple[int, Any]] = field(default_factory=dict)  # steps since, relative change since or None
+    changes: dict[str, tuple[int, Any]] = field(default_factory=dict)  # steps since, sums of the change
 
 
 class Units:
@@ -101,22 +109,23 @@ class Units:
         self._refresh = refresh
         self._measure = measure
         self.map_bytes = map_bytes
+        self.group: Any = None  # processes over which the tokens are spread
         self._kept: dict[str, dict[str, Kept]] = {}
-        self._hooks: list[tuple[Unit, hooks.ReplacingHook]] = []
+        self._placed = [hooks.Placed(u.module, self._act_of(u), UNIT_HOOK, nested=True) for u in units]
 
-    def install(self) -> None:
-        for unit in self.units:
-            hook = hooks.ReplacingHook(self._act_of(unit.name))
-            self._hooks.append((unit, hook))
-            hooks.install(unit.module, hook, UNIT_HOOK)
+    def place(self, how: str) -> None:
+        """Begin to act on the units, given how the denoiser is compiled."""
+        for placed in self._placed:
+            placed.place(how)
 
     def remove(self) -> None:
-        for unit, hook in self._hooks:
-            hooks.uninstall(unit.module, hook, UNIT_HOOK)
-        self._hooks.clear()
+        for placed in self._placed:
+            placed.remove()
         self.clear()
 
-    def _act_of(self, name: str) -> Callable[..., Any]:
+    def _act_of(self, unit: Unit) -> Callable[..., Any]:
+        name = unit.name
+
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
             if call is None:
@@ -126,16 +135,18 @@ class Units:
                     f"{name} runs twice in one step, so that its output cannot be kept; take it out of units="
                 )
             slicer = self.slicers.get(name)
-            sliced = (lambda: slicer(forward, args, kwargs)) if slicer is not None and slicer.works else None
+            # With another processor for each module, compiled code would be of no use to the next.
+            eager = eagerly(forward, unit.module)
+            sliced = (lambda: slicer(eager, args, kwargs)) if slicer is not None and slicer.works else None
             mapper = self.mappers.get(name)
             kept = self._kept.get(call.branch, {}).get(name)
             if mapper is not None and call.actions.get(name) == "map" and kept is not None and kept.maps is not None:
-                output, call.done[name] = mapper.reuse(forward, args, kwargs, kept.maps), "map"
+                output, call.done[name] = mapper.reuse(eager, args, kwargs, kept.maps), "map"
                 kept.output, kept.index = _detached(output), call.index
                 return output
 
             def full() -> tuple[Any, Any]:
-                return mapper.compute(forward, args, kwargs) if mapper is not None else (forward(*args, **kwargs), None)
+                return mapper.compute(eager, args, kwargs) if mapper is not None else (forward(*args, **kwargs), None)
 
             output, call.done[name] = self._output(call, name, full, sliced)
             return output
@@ -189,6 +200,14 @@ class Units:
             sliced=_detached(reference) if reference is not None else None,
         )
         return output
+
+    def changes(self, call: UnitCall) -> dict[str, tuple[int, Any]]:
+        """What was measured in a call: steps since, and the relative change since or ``None``. One exchange at most."""
+        known = [change for _, change in call.changes.values() if change is not None]
+        if known and self.group is not None:
+            summed_up = iter(summed(torch.stack(known), self.group))
+            return {n: (age, None if c is None else worst(next(summed_up))) for n, (age, c) in call.changes.items()}
+        return {n: (age, None if c is None else worst(c)) for n, (age, c) in call.changes.items()}
 
     def allow(self, size: int) -> bool:
         """Whether attention maps of so many bytes may be kept beside those that are."""

@@ -280,4 +280,4 @@ def check_number(name: str, value: Any, *, low: float, high: float = float("inf"
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
         limits = f"from {low:g} to {high:g}" if high != float("inf") else f"of at least {low:g}"
-        raise UnicpError(f"{name} must be {kind} {limits}, got {value!r}")
+        raise UnicpError(f"{name} must be {kind} {limits}, got {value!r:.80}")

@@ -133,7 +133,28 @@ class PlanBook:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PlanBook:
-        """From plain values, as profiles hold them."""
+        """From plain values, as profiles hold them.
+
+        Raises:
+            UnicpError: they are not what :meth:`to_dict` gives.
+        """
+        try:
+            book = cls._from_dict(values)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UnicpError(f"the plans of the profile are damaged: {type(error).__name__} {error!s:.80}") from error
+        for priced in book.plans:
+            plan = priced.plan
+            inside = all(0 <= s.after < s.until <= plan.steps and 0 <= s.order <= 2 for s in plan.segments)
+            rising = all(a < b for a, b in zip((-1, *plan.compute), (*plan.compute, plan.steps), strict=True))
+            numbers = [priced.speedup, plan.predicted, *(s.damping for s in plan.segments)]
+            if not (inside and rising and 1 <= plan.steps <= len(book.sigmas) and all(map(math.isfinite, numbers))):
+                raise UnicpError("the plans of the profile are damaged: steps outside of the run, or no numbers")
+        if not book.plans or not all(map(math.isfinite, book.sigmas)):
+            raise UnicpError("the plans of the profile are damaged: no plans, or noise levels that are no numbers")
+        return book
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> PlanBook:
         from ..planning import Segment, StepPlan
 
         plans = []

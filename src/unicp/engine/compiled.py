@@ -1,0 +1,136 @@
+"""``torch.compile``: our hooks stay outside of compiled code, and what they call is compiled as the user asked.
+
+Dynamo traces through hooks. A decision would become a guard, and each of a model's blocks would be compiled again, as
+each has a hook of its own. So where a denoiser is compiled, whole or block by block, hooks do not stand in ``forward``
+but as gates in front of the compiled code. All gates are of one class and hold nothing that dynamo looks at: blocks go
+on sharing one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch._C._dynamo.eval_frame import set_eval_frame
+from torch._dynamo.decorators import skip
+from torch._dynamo.exc import Unsupported as Unsupported
+
+from ..errors import UnicpError
+
+SLOT = "_compiled_call_impl"
+"""Where ``torch.nn.Module.compile`` puts what is called instead of the module. The same since torch 2.1."""
+
+Act = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Resumed:
+    """A forward that is called from outside of compiled code, and compiled itself."""
+
+    def __init__(self, forward: Callable[..., Any], compiler: Any) -> None:
+        self.forward, self._compiler = forward, compiler
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        set_eval_frame(self._compiler)
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            set_eval_frame(None)
+
+
+REASON = (
+    "unicp decides at every step what is run, which cannot be part of one graph: compile without fullgraph=True, or "
+    "the blocks alone with transformer.compile_repeated_blocks(fullgraph=True)"
+)
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Dynamo does not look into the function's own frame, and goes on with those that it calls."""
+    function._torchdynamo_disable_msg = REASON  # type: ignore[attr-defined]
+    return skip(function)
+
+
+@_uncompiled
+def outside(act: Act, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call ``act(forward, args, kwargs)``: ``act`` uncompiled, ``forward`` compiled if the caller is."""
+    compiler = set_eval_frame(None)
+    if compiler is None:
+        return act(forward, args, kwargs)
+    try:
+        return act(Resumed(forward, compiler), args, kwargs)
+    finally:
+        set_eval_frame(compiler)
+
+
+class Gate:
+    """Stands in front of a module's compiled code, or inside of compiled code instead of a module's forward."""
+
+    def __init__(self, act: Act, module: Any, place: str) -> None:
+        self._act, self.place = act, place
+        self.before = module.__dict__.get(place)
+        self.inner = getattr(module, place)
+
+    @_uncompiled  # itself, as dynamo would guard on whatever it read of the instance
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return outside(self._act, self.inner, args, kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise UnicpError("an accelerated model cannot be copied: unicp.restore(...) it, copy it, accelerate both")
+
+
+def place_of(module: Any, whole: bool) -> str:
+    """Where a gate has to stand. Compiled code does not look at what its parts were compiled to by themselves."""
+    return SLOT if module.__dict__.get(SLOT) is not None and not whole else "forward"
+
+
+def put(module: Any, act: Act, whole: bool) -> Gate:
+    """Put a gate in front of a module; ``whole`` if compiled code runs it."""
+    gate = Gate(act, module, place_of(module, whole))
+    module.__dict__[gate.place] = gate
+    return gate
+
+
+def stands(module: Any, gate: Gate, whole: bool) -> bool:
+    """Whether a gate is where it should be: the module may have been compiled since, or compiled anew."""
+    return gate.place == place_of(module, whole) and module.__dict__.get(gate.place) is gate
+
+
+def take(module: Any, gate: Gate) -> None:
+    """Take a gate away again. One that somebody else holds on to by now only passes through from here on."""
+    if module.__dict__.get(gate.place) is not gate:
+        gate._act = _pass
+    elif gate.before is None:
+        del module.__dict__[gate.place]
+    else:
+        module.__dict__[gate.place] = gate.before
+
+
+def _pass(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return forward(*args, **kwargs)
+
+
+def how_compiled(denoiser: Any, forward: Callable[..., Any]) -> str:
+    """How a denoiser is compiled that is called with this ``forward``: ``"whole"``, ``"parts"`` or not (``""``)."""
+    if isinstance(forward, Resumed):
+        return "whole"
+    return "parts" if any(module.__dict__.get(SLOT) is not None for module in denoiser.modules()) else ""
+
+
+def original(module: Any) -> Any:
+    """The module that ``torch.compile(module)`` wraps; any other one itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def eagerly(forward: Callable[..., Any], module: Any) -> Callable[..., Any]:
+    """What runs a module uncompiled, hooks on its parts included, given what would run it."""
+    while isinstance(forward, Resumed):
+        forward = forward.forward
+    gate = module.__dict__.get(SLOT)
+    return module._call_impl if isinstance(gate, Gate) and gate.inner is forward else forward
+
+
+def refused(error: Unsupported, module: Any) -> UnicpError:
+    """The error for a module that was compiled as one graph, into which a method looks."""
+    return UnicpError(
+        f"{type(module).__name__} was compiled with fullgraph=True, and this method decides on parts of it at every "
+        "step; compile without fullgraph=True, or use a method that passes over whole steps"
+    )

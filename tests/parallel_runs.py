@@ -1,0 +1,132 @@
+"""One of the four processes of ``test_parallel.py``: two replicas of a tiny Wan, each on two processes with gloo.
+
+    python -m tests.parallel_runs SCENARIO RANK FOLDER
+
+Writes what came out to FOLDER/RANK.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import ContextParallelConfig
+from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.models._modeling_parallel import ParallelConfig
+from torch.distributed.device_mesh import init_device_mesh
+
+import unicp
+from tests.contract import actions, case, quietly
+from tests.tiny import FAMILIES
+from unicp.errors import UnicpError
+
+WAN = FAMILIES["wan"]
+REPLICAS = ({"steps": 10, "seed": 0}, {"steps": 6, "seed": 1})
+"""What each replica generates: they do not have the same number of steps."""
+
+
+def spread(pipe: Any, mesh: Any, ring: bool = False, **fields: Any) -> None:
+    """What ``enable_parallelism`` does. It wants an accelerator itself, but the hooks that it sets do not."""
+    degrees = {"ring_degree": 2} if ring else {"ulysses_degree": 2}
+    config = ParallelConfig(context_parallel_config=ContextParallelConfig(**degrees, **fields))
+    config.setup(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), mesh=mesh)
+    for module in pipe.transformer.modules():
+        if hasattr(getattr(module, "processor", None), "_parallel_config"):
+            module.processor._parallel_config = config
+    apply_context_parallel(pipe.transformer, config.context_parallel_config, pipe.transformer._cp_plan)
+    pipe.transformer._parallel_config = config
+
+
+def run(name: str, replica: int, mesh: Any, order: str = "before", ring: bool = False) -> dict[str, Any]:
+    pipe = WAN.build()
+    if order == "before":
+        spread(pipe, mesh, ring)
+    session = unicp.accelerate(pipe, case(name).config)
+    if order == "after":
+        spread(pipe, mesh, ring)
+    latents = quietly(lambda: WAN.generate(pipe, **REPLICAS[replica]))
+    return {"latents": latents, "actions": actions(session.report()), "kept": len(session.cached_tensors())}
+
+
+def together(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
+    """Every method, at different numbers of steps; the second replica is late, and the first does not wait for it."""
+    ready = folder / "the first replica is done"
+    if replica == 1:
+        while not ready.exists():
+            time.sleep(0.05)
+    names = ("adacache-residual", "adacache-forecast", "schedule-stack", "unicp-online")
+    found: dict[str, Any] = {name: run(name, replica, mesh) for name in names}
+    found["after"] = run("adacache-residual", replica, mesh, "after")
+    if rank == 0:
+        ready.touch()
+    return found
+
+
+def ring(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
+    return {"adacache-residual": run("adacache-residual", replica, mesh, ring=True)}
+
+
+def failing(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
+    """One process of each replica fails in the middle of a run, and ends."""
+    pipe = WAN.build()
+    spread(pipe, mesh)
+    unicp.accelerate(pipe, case("adacache-residual").config)
+
+    def fail(pipe: Any, index: int, *_: Any) -> dict[str, Any]:
+        if index == 3 and rank % 2 == 1:
+            raise RuntimeError("this one fails")
+        return {}
+
+    began = time.monotonic()
+    try:
+        quietly(lambda: WAN.generate(pipe, callback=fail, **REPLICAS[replica]))
+    except RuntimeError as error:
+        return {"error": str(error), "seconds": time.monotonic() - began}
+    return {}
+
+
+def refused(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for what, name in (("maps", "unicp-maps"), ("uneven", "adacache-residual"), ("compiled", "adacache-residual")):
+        pipe = WAN.build()
+        spread(pipe, mesh, **({"ulysses_anything": True} if what == "uneven" else {}))
+        if what == "compiled":
+            pipe.transformer.compile_repeated_blocks(backend="eager")
+        try:
+            unicp.accelerate(pipe, case(name).config)
+        except UnicpError as error:
+            said[what] = str(error)
+    try:
+        unicp.calibrate(pipe, ["a"])
+    except UnicpError as error:
+        said["calibrate"] = str(error)
+    return said
+
+
+SCENARIOS = {"together": together, "ring": ring, "failing": failing, "refused": refused}
+
+
+def main(scenario: str, rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), 4)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=4, timeout=timedelta(seconds=60))
+    whole = init_device_mesh("cpu", (2, 2, 1) if scenario == "ring" else (2, 1, 2), mesh_dim_names=NAMES)
+    found = SCENARIOS[scenario](rank, rank // 2, whole["ring", "ulysses"], folder)
+    torch.save(found, folder / f"{rank}.pt")
+    if scenario != "failing":
+        dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may wait for a process that has failed
+
+
+NAMES = ("replica", "ring", "ulysses")
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
