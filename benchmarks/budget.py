@@ -11,6 +11,7 @@ the denoising loop, of neighbouring runs of the same prompt. Last, random plans:
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from itertools import pairwise
 from statistics import mean, median
 from typing import Any
@@ -24,7 +25,7 @@ import unicp
 from benchmarks import common
 from unicp import AdaCacheConfig, BudgetConfig, Profile, ScheduleConfig
 from unicp.engine.replay import Player
-from unicp.planning import Segment, StepPlan, Trajectories, error, gram
+from unicp.planning import Segment, StepPlan, Trajectories, errors, gram
 from unicp.policies import Config
 
 PROFILE = common.RESULTS / "budget-50.safetensors"
@@ -102,7 +103,7 @@ def prediction(pipe: Any, profile: Profile, count: int) -> dict[str, Any]:
     real = []
     for plan in track(random_plans(count, unicp.demo.STEPS), "random plans"):
         for name, t in ways.items():
-            predicted[name].append(error(t, plan))
+            predicted[name].append(float(errors(t, replace(plan, correct=False))[0]))
         config = ScheduleConfig(compute=plan.compute, warmup_steps=1, fill="linear")
         with unicp.accelerate(pipe, config):
             made = Player(pipe, {}).run({**call, "generator": torch.Generator().manual_seed(0)})

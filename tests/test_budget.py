@@ -88,7 +88,8 @@ def test_a_target_takes_the_dearest_plan_that_is_fast_enough() -> None:
 def test_a_book_survives_json() -> None:
     segments = (Segment(after=1, until=4, order=1, damping=0.85), Segment(after=4, until=7, order=2, damping=1.0))
     plan = StepPlan(steps=8, compute=(0, 1, 4, 7), segments=segments)
-    book = PlanBook(sigmas=(1.0, 0.5), plans=(Priced(plan=plan, speedup=2, psnr=(30.0,), expected={1: (0.1, 0.0)}),))
+    sigmas = tuple(s.sigma for s in steps(8))
+    book = PlanBook(sigmas=sigmas, plans=(Priced(plan=plan, speedup=2, psnr=(30.0,), expected={1: (0.1, 0.0)}),))
     assert PlanBook.from_dict(book.to_dict()) == book
 
 

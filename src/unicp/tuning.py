@@ -36,7 +36,7 @@ class Effort:
     """How much a tuning may run.
 
     Attributes:
-        gain_prompts, gain_positions: on how many prompts and at how many steps errors are injected.
+        gain_prompts, gain_positions: on how many prompts (1 at least) and at how many steps errors are injected.
         variants: limits of the search that are tried for real.
         speeds: how many of :data:`SPEEDS` are tried.
     """
@@ -48,17 +48,17 @@ class Effort:
 
 
 EFFORTS = {
-    "low": Effort(gain_prompts=1, gain_positions=4, variants=(Limits(warmup=3),), speeds=(1.5, 2.0, 3.0, 4.0)),
+    "low": Effort(gain_prompts=1, gain_positions=0, variants=(Limits(),), speeds=(1.5, 2.0, 3.0, 4.0)),
     "medium": Effort(
-        gain_prompts=2,
-        gain_positions=6,
-        variants=(Limits(warmup=2), Limits(warmup=4), Limits(warmup=7)),
+        gain_prompts=3,
+        gain_positions=5,
+        variants=(Limits(), Limits(warmup=5), Limits(tempering=0.5)),
         speeds=SPEEDS,
     ),
     "high": Effort(
-        gain_prompts=3,
-        gain_positions=10,
-        variants=tuple(Limits(warmup=w, gamma=g) for w in (2, 4, 7) for g in (1.0, 2.0)),
+        gain_prompts=8,
+        gain_positions=8,
+        variants=tuple(Limits(warmup=w, tempering=t) for w in (2, 3, 5) for t in (0.0, 0.3, 0.6)),
         speeds=SPEEDS,
     ),
 }
@@ -236,12 +236,14 @@ class _Tuner:
         count = grams.shape[1]
         curves = []
         for points in self.state["gains"].values():
+            if not points:
+                continue
             at, gain = np.array(points).T
             curves.append(np.interp(np.arange(count), at, np.log(np.maximum(gain, 1e-6))))
         return Trajectories(
             sigmas=np.array(self.state["sigmas"]),
             grams=grams,
-            gains=np.exp(np.median(curves, axis=0)),
+            gains=np.exp(np.mean(curves, axis=0)) if curves else np.ones(count),
             weights=np.array(self.state["weights"]),
         )
 
@@ -358,7 +360,7 @@ class _Tuner:
             "seed": self.seed,
             "call": {name: v for name, v in self.call.items() if isinstance(v, (int, float, str, bool))},
             "denoisers": about,
-            "search": {"warmup": chosen.warmup, "gamma": chosen.gamma, "gap": chosen.gap},
+            "search": {"warmup": chosen.warmup, "tempering": chosen.tempering, "gap": chosen.gap},
             "gains": {name: points for name, points in self.state["gains"].items()},
             "budget": book.to_dict(),
         }

@@ -15,6 +15,7 @@ import torch
 
 from ..errors import UnicpError
 from ..policies import Step
+from ..specs import ModelSpec
 from .solver import planned_response
 
 
@@ -52,6 +53,13 @@ class Clock:
         self._weigh = weigh  # steps are to know what the solver makes of them
         self._rising = rising  # the timestep rises as the noise falls
         self.reset()
+
+    @classmethod
+    def of(cls, pipe: Any, spec: ModelSpec | None, weigh: bool = False) -> Clock:
+        """For a denoiser with this spec."""
+        if spec is None:
+            return cls(pipe, weigh=weigh)
+        return cls(pipe, spec.timestep, spec.hidden, spec.rising_timestep, weigh)
 
     def reset(self) -> None:
         """Forget everything: the next call begins a generation."""

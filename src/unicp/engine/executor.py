@@ -69,8 +69,7 @@ class Executor:
         self.config = config
         self.needs = make_policy(config).needs()
         self.spec = spec
-        known = (spec.timestep, spec.hidden, spec.rising_timestep) if spec else ()
-        self.clock = Clock(pipe, *known, weigh=self.needs.correct)
+        self.clock = Clock.of(pipe, spec, weigh=self.needs.correct)
         self._open = generation
         self._ended = ended
         self._group = group

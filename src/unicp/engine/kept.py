@@ -14,9 +14,6 @@ from ..errors import UnicpError
 from ..policies import Plan
 from ..specs import BlockList
 
-LEAST_WEIGHT = 0.2
-"""A step whose output weighs less than this, relative to the skipped ones, is not given their correction."""
-
 
 def shape_of(value: Any) -> Any:
     """The shape of a tensor as a tuple; of anything else, its type's name."""
@@ -105,7 +102,7 @@ class BranchCache:
         """
         skipped, self.forecasts = self.forecasts, []
         widest = max((abs(w) for _, w, _ in skipped), default=0.0)
-        if not skipped or not weight or abs(weight) < LEAST_WEIGHT * widest or sigma in self.sigmas:
+        if not skipped or not weight or abs(weight) < fill.LEAST_WEIGHT * widest or sigma in self.sigmas:
             return output
         nodes = [sigma, *self.sigmas[:2]]
         factors = [1.0] + [0.0] * len(self.sigmas)

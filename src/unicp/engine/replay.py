@@ -105,8 +105,7 @@ class Player:
                 hook = hooks.DenoiserHook(lambda *_: None, lambda: None, self)
                 names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
                 spec = find_spec(denoiser)
-                known = (spec.timestep, spec.hidden, spec.rising_timestep) if spec else ()
-                hook.act = functools.partial(called, hook, Clock(self.pipe, *known), names)
+                hook.act = functools.partial(called, hook, Clock.of(self.pipe, spec), names)
                 hooks.install(denoiser, hook, REPLAY_HOOK)
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
             watched = stack.enter_context(_watched(self.pipe.scheduler, take, change, on_step))

@@ -96,6 +96,8 @@ class AdaCacheConfig(Config):
         guidance: ``"shared"``: one decision a step, by the branch that is called first; ``"separate"``: one a branch.
         fill: ``"residual"`` adds the cached stack residual (the paper). ``"forecast"`` extrapolates the denoiser's
             output along sigma, and nothing of it runs at a skipped step (ours).
+        correct: for ``"forecast"``: at a computed step, make good what the forecasts before it were off by, as far as
+            the new output shows it (ours; docs/methods.md, "The budget").
         damping: for ``"forecast"``: weight of the extrapolation per further skipped step (see ``ScheduleConfig``).
         warmup_steps, cooldown_steps: first and last steps that are always computed (reference: 2 and 2).
 
@@ -121,6 +123,7 @@ class AdaCacheConfig(Config):
     metric_kind: str = "self_attention"
     guidance: str = "shared"
     fill: str = "residual"
+    correct: bool = True
     damping: float = 0.85
     warmup_steps: int = 2
     cooldown_steps: int = 2
@@ -208,6 +211,7 @@ class AdaCachePolicy(Policy):
         return Needs(
             keep="stack" if config.fill == "residual" else "output",
             order=0 if config.fill == "residual" else 1,
+            correct=config.correct and config.fill == "forecast",
             metric=config.metric_kind,
             location=config.metric_location,
             strides=config.moreg_strides if config.moreg else (),
