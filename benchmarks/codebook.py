@@ -1,6 +1,6 @@
 """Derive an AdaCache codebook for the demo model (ours; the paper publishes codebooks for Open-Sora only).
 
-    python -m benchmarks.codebook [--prompts 4] [--budget 0.46]
+    python -m benchmarks.codebook [--prompts 4] [--budget 0.48]
 
 The unaccelerated model is run on captions from its training split, measuring the change per step as AdaCache does.
 Candidate codebooks have the rates 4, 3, 2, 1 with thresholds at quantiles of those changes. Of those that compute at
@@ -29,7 +29,7 @@ QUANTILES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--budget", type=float, default=0.46, help="largest mean share of computed steps")
+    parser.add_argument("--budget", type=float, default=0.48, help="largest mean share of computed steps")
     args = parser.parse_args()
     pipe = common.pipeline()
     prompts = common.training_prompts(args.prompts)

@@ -23,7 +23,7 @@ WAN = FAMILIES["wan"]
 CONFIG = UniCPConfig(delta=0.05, delta_prune=0.9, max_window=3)
 
 
-NO_FRAMES = ("helios", "framepack")
+NO_FRAMES = ("helios", "framepack", "ltx-condition")
 """Families whose tokens are no grid of frames: no motion is measured."""
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 
 import unicp
 from tests.contract import actions, case, plain, quietly
@@ -44,6 +45,14 @@ CHANGES: dict[str, tuple[Callable[[Any], None], bool]] = {
     "torchao-int8": (_int8, True),
 }
 """How, and whether the result is meant to be another."""
+
+
+@pytest.fixture(autouse=True)
+def own_attention_backend() -> Iterator[None]:
+    """Choosing a backend for one model makes it diffusers' default for all later ones."""
+    before = attention_dispatch._AttentionBackendRegistry._active_backend
+    yield
+    attention_dispatch._AttentionBackendRegistry._active_backend = before
 
 
 @pytest.mark.parametrize("name", ["adacache-residual", "schedule-linear", "unicp-online"])

@@ -14,8 +14,8 @@ ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2}
 """Polynomial degree of each fill by name; a fill of degree n looks at the last n + 1 computed values."""
 
 LEAST_WEIGHT = 0.2
-"""A computed step whose output weighs less than this in the solver, relative to the skipped ones before it, is not given
-their correction: it would have to be too large."""
+"""A computed step whose output weighs less than this in the solver, relative to the skipped ones before it, is not
+given their correction: it would have to be too large."""
 
 
 def weights(sigmas: Sequence[float], sigma: float, damping: float = 1.0) -> list[float]:

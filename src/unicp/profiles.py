@@ -16,7 +16,6 @@ from .errors import UnicpError
 from .policies import Config, config_from_dict
 from .policies.budget import BudgetConfig
 from .policies.unicp import UniCPConfig, UnitErrors
-from .video import digest
 
 FORMAT = 1
 KEY = "unicp"
@@ -131,6 +130,8 @@ def content_of(config: Config) -> dict[str, Any]:
     Raises:
         UnicpError: there is no such profile.
     """
+
+    from .video import digest  # it needs numpy, which the command line must not wait for
 
     def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
         found = {key: by_content(value) if isinstance(value, dict) else value for key, value in values.items()}

@@ -122,8 +122,9 @@ def cost_in_runs(prompts: int, effort: str) -> float:
     work = EFFORTS[effort]
     gains = min(work.gain_prompts, prompts) * work.gain_positions / 2
     half = (prompts + 1) // 2
-    variants = half * len(work.variants) * (1 / 2 + 1 / 3) if len(work.variants) > 1 else 0
-    return prompts + gains + variants + prompts * sum(1 / s for s in work.speeds)
+    several = len(work.variants) > 1  # they are tried at 2x and 3x on one half of the prompts, the plans on the other
+    variants = half * len(work.variants) * (1 / 2 + 1 / 3) if several else 0
+    return prompts + gains + variants + (prompts // 2 if several else prompts) * sum(1 / s for s in work.speeds)
 
 
 class _Tuner:
@@ -231,8 +232,7 @@ class _Tuner:
         self.frames[index] = _frames(take.result)
 
     def _trajectories(self) -> Trajectories:
-        names = [str(i) for i in range(len(self.prompts))]
-        grams = np.array([self.state["grams"][name] for name in names])
+        grams = np.array([self.state["grams"][str(i)] for i in range(len(self.prompts))])
         count = grams.shape[1]
         curves = []
         for points in self.state["gains"].values():
@@ -253,8 +253,7 @@ class _Tuner:
         if key not in self.state["real"]:
             if index not in self.takes:
                 self._keep_frames(index, self.player.run(self.arguments(index)))
-            priced = Priced(plan=plan, speedup=1.0)
-            book = PlanBook(sigmas=tuple(self.state["sigmas"][:-1]), plans=(priced,))
+            book = PlanBook(sigmas=tuple(self.state["sigmas"][:-1]), plans=(Priced(plan=plan, speedup=1.0),))
             config = BudgetConfig(target_speedup=1.0, override_reserve=0.0)
             with accelerate(self.pipe, config) as session:
                 for executor in session._executors:
@@ -293,9 +292,7 @@ class _Tuner:
         found = plans(trajectories, limits)
         found[trajectories.steps] = growing(trajectories.steps, trajectories.steps, trajectories.steps, 0)
         count = len(self.prompts)
-        judged = (
-            list(range((count + 1) // 2, count)) if len(self.effort.variants) > 1 and count > 1 else list(range(count))
-        )
+        judged = list(range((count + 1) // 2 if len(self.effort.variants) > 1 and count > 1 else 0, count))
         measured: dict[int, list[float]] = {}
         for number, speed in enumerate(self.effort.speeds):
             plan = nearest(found, trajectories.steps / speed)
@@ -303,17 +300,15 @@ class _Tuner:
             values = [self._real(plan, i, lambda s, n: show(what, s, n))[1] for i in judged]  # noqa: B023
             if all(value is not None for value in values):
                 measured[len(plan.compute)] = [min(float(value or 0.0), 120.0) for value in values]
-        whole, idle = np.median(np.array(list(self.state["seconds"].values())), axis=0)
-        overhead = float(np.clip(idle / whole, 0.0, 0.9))
+        overhead = float(np.clip(np.divide(*np.median(list(self.state["seconds"].values()), axis=0)[::-1]), 0.0, 0.9))
         priced = []
         for number in sorted(found):
             plan = found[number]
-            share = plan.cost
             psnr = _between(measured, number, len(judged)) if number < trajectories.steps else (120.0,) * len(judged)
             priced.append(
                 Priced(
                     plan=plan,
-                    speedup=1 / (share * (1 - overhead) + overhead),
+                    speedup=1 / (plan.cost * (1 - overhead) + overhead),
                     psnr=psnr if measured else (),
                     expected=self._expected(plan),
                 )

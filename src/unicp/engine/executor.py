@@ -220,7 +220,7 @@ class Executor:
             index=tick.step.index, sigma=tick.step.sigma, branch=tick.branch, action=plan.action, denoiser=self.name
         )
         if not plan.runs and self.needs.keep == "output":
-            output, record.action = cache.filled_output(tick.step.sigma, plan, self._weight(tick.step))
+            output, record.action = cache.filled_output(tick.step.sigma, plan, tick.step.weight)
         else:
             hidden = named.get(self.spec.hidden) if self.spec else None
             batch = hidden.shape[0] if hidden is not None else 1
@@ -240,9 +240,7 @@ class Executor:
             elif measuring and self.needs.check:
                 scalars = forecast_error(leading(output), cache.leading(), cache.sigmas, tick.step.sigma)
             if plan.runs and self.needs.keep == "output":
-                made, weight = output, self._weight(tick.step)
-                if self.needs.correct:
-                    output = cache.corrected(tick.step.sigma, weight, made)
+                made, output = output, cache.corrected(tick.step.sigma, tick.step.weight, output)
                 cache.keep_output(tick.step.sigma, made, self.needs.order)
             if measuring:
                 self._pending.append((self._policies[key], tick.step, record, scalars, changes))
@@ -254,11 +252,6 @@ class Executor:
             if self.inside is not None:
                 self.generation.sliced(self.name, self.inside.units.slice_tensors())
         return output
-
-    def _weight(self, step: Step) -> float | None:
-        """The solver's weight of a step's output, where it is wanted and known."""
-        weights = step.weights if self.needs.correct else None
-        return weights[step.index] if weights is not None and step.index < len(weights) else None
 
     def settle(self) -> None:
         """Hand the last step's measurements to its policies and records: the one transfer from the device."""

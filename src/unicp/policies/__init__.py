@@ -48,6 +48,12 @@ class Step:
     sigmas: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
     weights: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
 
+    @property
+    def weight(self) -> float | None:
+        """What the solver makes of this step's output, where that is known."""
+        known = self.weights is not None and self.index < len(self.weights)
+        return self.weights[self.index] if known and self.weights else None
+
     def is_last(self, steps: int) -> bool:
         """Whether this is one of the last ``steps`` steps; never, where the number of steps is unknown."""
         return self.count is not None and self.index >= self.count - steps

@@ -42,7 +42,7 @@ CODEBOOKS: dict[str, Codebook] = {
         ((0.03, 12), (0.05, 10), (0.07, 8), (0.09, 6), (0.11, 4), (1.00, 3)), 100, "published with AdaCache"
     ),
     "demo-50": Codebook(
-        ((0.038, 4), (0.048, 3), (0.083, 2), (1.00, 1)), 50, "ours, derived from the demo model: benchmarks/codebook.py"
+        ((0.039, 4), (0.05, 3), (0.07, 2), (1.0, 1)), 50, "ours, derived from the demo model: benchmarks/codebook.py"
     ),
 }
 """Codebooks by name. Only the three Open-Sora ones are the paper's."""
@@ -153,7 +153,7 @@ class AdaCacheConfig(Config):
         check_choice("metric_kind", self.metric_kind, METRIC_KINDS)
         check_choice("guidance", self.guidance, ("shared", "separate"))
         check_choice("fill", self.fill, ("residual", "forecast"))
-        for name in ("rescale", "moreg"):
+        for name in ("rescale", "moreg", "correct"):
             check_flag(name, getattr(self, name))
         for name in ("moreg_scale", "moreg_power"):
             check_number(name, getattr(self, name), low=1e-9)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import UnicpError
-from . import Config, Needs, Plan, Policy, Step, check_number, no_numbers, register
+from . import Config, Needs, Plan, Policy, Step, check_flag, check_number, no_numbers, register
 
 if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
     from ..planning import Segment, StepPlan
@@ -77,6 +77,7 @@ class BudgetConfig(Config):
             check_number("target_speedup", self.target_speedup, low=1)
         if self.min_psnr is not None:
             check_number("min_psnr", self.min_psnr, low=0)
+        check_flag("correct", self.correct)
         check_number("override_reserve", self.override_reserve, low=0, high=1)
         check_number("override_zscore", self.override_zscore, low=1e-9)
         check_number("warmup_steps", self.warmup_steps, low=1, whole=True)
