@@ -227,7 +227,7 @@ def _plan_map(axes: Any, inspected: Inspected) -> None:
     axes.tick_params(axis="y", length=0)
     used = {action for step in inspected.plan for action in step.values()}
     handles = [Patch(color=COLOURS[action], label=LABELS[action]) for action in actions if action in used]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=len(handles), frameon=False)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=len(handles), frameon=False)
 
 
 def _errors(figure_type: Any, inspected: Inspected) -> Any:
