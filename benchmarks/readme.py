@@ -110,15 +110,15 @@ def page() -> str:
     ablation, budget, slicing = (_load(RESULTS / f"{name}.json") for name in ("ablation", "budget", "slicing"))
     lines += ["## UniCP, part by part", "", *_table(ablation, "variant")]
     lines += [
-        "What was seen. The change from step to step is a U for self-attention and MLPs: high in the first ten steps, a",
-        "third of that in the middle, rising again at the end; for cross-attention the right arm is low. Yet at equal",
-        "arithmetic fixed windows (all modules computed at the same steps, as in PAB) were better here than windows from",
-        "one error threshold: an error in the first ten steps grows on, one in the middle does not, and the threshold",
-        "treats them alike; and modules that are computed at different steps see each other's old outputs. Slicing alone",
-        "(without the shift) is the worst row: at 252 tokens attention is a small part of the time, so it saves nothing,",
-        "and its error comes on top. With the shift it is used where keeping would be worse, which is hardly anywhere,",
-        "so that the rows with it equal the one without: on this model slicing has no room to help. It does by length,",
-        "as the last table shows.",
+        "What was seen. The change from step to step is a U for self-attention and MLPs: high in the first ten",
+        "steps, a third of that in the middle, rising again at the end; for cross-attention the right arm is low.",
+        "Yet at equal arithmetic fixed windows (all modules computed at the same steps, as in PAB) were better",
+        "here than windows from one error threshold: an error in the first ten steps grows on, one in the middle",
+        "does not, and the threshold treats them alike; and modules that are computed at different steps see each",
+        "other's old outputs. Slicing alone (without the shift) is the worst row: at 252 tokens attention is a",
+        "small part of the time, so it saves nothing, and its error comes on top. With the shift it is used where",
+        "keeping would be worse, which is hardly anywhere, so that the rows with it equal the one without: on",
+        "this model slicing has no room to help. It does by length, as the last table shows.",
         "",
     ]
     lines += ["![Change of the modules' outputs from step to step, and what UniCP does](images/unicp-curves.png)", ""]
