@@ -126,6 +126,19 @@ def test_tuning_leaves_the_pipeline_as_it_was_and_its_plans_are_played(family: s
     assert 0 < report.computed_fraction < 1
 
 
+def test_unicp_acts_inside_the_steps_that_the_budget_computes() -> None:
+    runs = {}
+    for delta in (0.0, 5.0):
+        pipe = WAN.build()
+        stack = BudgetConfig(target_speedup=1.4, warmup_steps=2)
+        session = unicp.accelerate(pipe, unicp.UniCPConfig(stack=stack, delta=delta, edcw="online"))
+        quietly(lambda pipe=pipe: WAN.generate(pipe, steps=20))
+        runs[delta] = quietly(session.report)
+    skipped = [[r.index for r in report.steps if r.action == "forecast"] for report in runs.values()]
+    assert skipped[0] == skipped[1] != []
+    assert runs[5.0].computed_fraction < runs[0.0].computed_fraction
+
+
 def test_nothing_of_the_denoiser_runs_at_a_skipped_step() -> None:
     pipe = WAN.build()
     calls: list[int] = []
@@ -191,6 +204,8 @@ def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     with pytest.raises(UnicpError, match="draws noise; tune needs a deterministic one"):
         tuned(pipe=pipe)
+    with pytest.raises(UnicpError, match="inside of UniCP plays its default plan: leave its profile out"):
+        unicp.UniCPConfig(stack=BudgetConfig(profile="plans.safetensors"))
     with pytest.raises(UnicpError, match="min_psnr needs a profile"):
         unicp.accelerate(WAN.build(), BudgetConfig(min_psnr=30))
     path = tmp_path / "plans.safetensors"

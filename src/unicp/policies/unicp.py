@@ -124,6 +124,8 @@ class UniCPConfig(Config):
             object.__setattr__(self, "stack", stack)
         if stack is not None and (not isinstance(stack, Config) or isinstance(stack, UniCPConfig)):
             raise UnicpError(f"stack must be an AdaCacheConfig or a ScheduleConfig, got {stack!r:.80}")
+        if getattr(stack, "profile", None) is not None:
+            raise UnicpError("a BudgetConfig inside of UniCP plays its default plan: leave its profile out")
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "stack": None if self.stack is None else self.stack.to_dict()}
