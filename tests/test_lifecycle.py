@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import unicp
-from tests.contract import actions, case, fresh, plain, quietly
+from tests.contract import case, fresh, plain, quietly
 from tests.tiny import FAMILIES
 from unicp.errors import UnicpError
 from unicp.policies import Config
@@ -120,8 +120,10 @@ def test_the_same_transformer_in_two_pipelines(config: Config) -> None:
     session = unicp.accelerate(pipe, config)
     first = quietly(lambda: WAN.generate(pipe))
     second = quietly(lambda: WAN.generate(twin))
-    assert torch.equal(first, second)
-    assert actions(session.reports[0]) == actions(session.reports[1])
+    # Nothing is known of the twin's scheduler, so neither what its solver makes of outputs: forecasts stay uncorrected.
+    assert torch.equal(first, second) != session._executors[0].needs.correct
+    one, other = ([(r.index, r.branch, r.action) for r in report.steps] for report in session.reports)
+    assert one == other
     unicp.restore(twin)
     assert torch.equal(WAN.generate(pipe), plain("wan"))
 
@@ -224,5 +226,5 @@ def test_two_hundred_runs_keep_nothing(config: Config) -> None:
     unicp.restore(pipe)
     assert torch.equal(WAN.generate(pipe), plain("wan"))
     gc.collect()
-    ours = [o for o in gc.get_objects() if type(o).__module__.startswith("unicp.engine")]
+    ours = [o for o in gc.get_objects() if str(type(o).__module__).startswith("unicp.engine")]
     assert len(ours) < 100

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+OWN = ("sample", "model_output", "generator")
+"""Arguments of ``step`` that are not the run's own when it is played on a few numbers."""
+
 
 class Solver:
     """A scheduler as it was before its first step, and what it was called with at each.
@@ -29,7 +32,7 @@ class Solver:
         named = dict(self._signature.bind(*args, **kwargs).arguments)
         sample = named.get("sample")
         self._shapes.append(sample.shape if isinstance(sample, torch.Tensor) else torch.Size())
-        self._calls.append({name: value for name, value in named.items() if name not in ("sample", "model_output")})
+        self._calls.append({name: value for name, value in named.items() if name not in OWN})
 
     def response(self) -> list[float] | None:
         """How much of each output is in the latents at the end, all other outputs being as they are.
@@ -43,19 +46,20 @@ class Solver:
         """
         count = len(self._calls)
         found = []
+        shape = (1,) * (len(self._shapes[0]) - 1) + (count,)
         try:
-            for scale in (1.0, 2.0):
-                scheduler = copy.deepcopy(self._fresh)
-                shape = (1,) * (len(self._shapes[0]) - 1) + (count,)
-                sample = torch.zeros(shape)
-                for place, call in enumerate(self._calls):
-                    if any(isinstance(v, torch.Tensor) and v.shape == self._shapes[0] for v in call.values()):
-                        return None
-                    output = torch.zeros(shape)
-                    output[..., place] = scale
-                    result = scheduler.step(**{**call, "model_output": output, "sample": sample})
-                    sample = result[0] if isinstance(result, tuple) else result.prev_sample
-                found.append(sample.flatten().double() / scale)
+            with torch.random.fork_rng(devices=[]):  # a sampler that draws noise must not draw the run's
+                for scale in (1.0, 2.0):
+                    scheduler = copy.deepcopy(self._fresh)
+                    sample = torch.zeros(shape)
+                    for place, call in enumerate(self._calls):
+                        if any(isinstance(v, torch.Tensor) and v.shape == self._shapes[0] for v in call.values()):
+                            return None
+                        output = torch.zeros(shape)
+                        output[..., place] = scale
+                        result = scheduler.step(**{**call, "model_output": output, "sample": sample})
+                        sample = result[0] if isinstance(result, tuple) else result.prev_sample
+                    found.append(sample.flatten().double() / scale)
         except Exception:  # whatever a scheduler makes of latents so small: it is not needed for this
             return None
         once, twice = found
@@ -69,8 +73,8 @@ def planned_response(scheduler: Any) -> tuple[float, ...] | None:
     ``None`` if the scheduler wants to be called otherwise, is not linear, or draws noise.
     """
     timesteps = getattr(scheduler, "timesteps", None)
-    if timesteps is None:
-        return None
+    if timesteps is None or getattr(scheduler, "step_index", None) is not None:
+        return None  # it is under way: the denoiser runs in another pipeline than this one
     sample = torch.zeros(1, 1, 1, 1, 2)
     solver = Solver(scheduler, scheduler.step)
     try:
