@@ -205,7 +205,7 @@ def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnicpError, match="draws noise; tune needs a deterministic one"):
         tuned(pipe=pipe)
     with pytest.raises(UnicpError, match="inside of UniCP plays its default plan: leave its profile out"):
-        unicp.UniCPConfig(stack=BudgetConfig(profile="plans.safetensors"))
+        unicp.accelerate(pipe, unicp.UniCPConfig(stack=BudgetConfig(profile="plans.safetensors")))
     with pytest.raises(UnicpError, match="min_psnr needs a profile"):
         unicp.accelerate(WAN.build(), BudgetConfig(min_psnr=30))
     path = tmp_path / "plans.safetensors"

@@ -124,8 +124,6 @@ class UniCPConfig(Config):
             object.__setattr__(self, "stack", stack)
         if stack is not None and (not isinstance(stack, Config) or isinstance(stack, UniCPConfig)):
             raise UnicpError(f"stack must be an AdaCacheConfig or a ScheduleConfig, got {stack!r:.80}")
-        if getattr(stack, "profile", None) is not None:
-            raise UnicpError("a BudgetConfig inside of UniCP plays its default plan: leave its profile out")
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "stack": None if self.stack is None else self.stack.to_dict()}
@@ -204,6 +202,8 @@ class UniCPPolicy(Policy):
 
     def __init__(self, config: UniCPConfig) -> None:
         self.config = config
+        if getattr(config.stack, "profile", None) is not None:
+            raise UnicpError("a BudgetConfig inside of UniCP plays its default plan: leave its profile out")
         self.inner = make_policy(config.stack) if config.stack is not None else None
         self.kinds: dict[str, str] = {}
         self.errors: UnitErrors | None = None
