@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from statistics import mean, median
 from typing import Any
 
 import torch
@@ -129,23 +128,7 @@ def main() -> None:
             note(name, run, report.computed_fraction, report.unit_counts())
         for steps in (33, 25):
             note(f"fewer steps ({steps})", common.Run(pipe, prompt, steps=steps), steps / unicp.demo.STEPS)
-    table = []
-    print(f"{'variant':<44}{'computed':>9}{'speed-up':>9}{'PSNR':>6}{'worst':>6}{'SSIM':>7}{'motion':>7}")
-    for name, collected in rows.items():
-        line = {
-            "variant": name,
-            "computed_fraction": mean(row["fraction"] for row in collected),
-            "speedup": median(row["speedup"] for row in collected),
-            "psnr": mean(row["psnr"] for row in collected),
-            "psnr_worst": min(row["psnr"] for row in collected),
-            "ssim": mean(row["ssim"] for row in collected),
-            "motion_ratio": mean(row["motion_ratio"] for row in collected),
-        }
-        table.append(line)
-        print(
-            f"{name:<44}{line['computed_fraction']:>9.0%}{line['speedup']:>8.2f}x{line['psnr']:>6.1f}"
-            f"{line['psnr_worst']:>6.1f}{line['ssim']:>7.3f}{line['motion_ratio']:>7.3f}"
-        )
+    table = common.table("variant", rows)
     common.save("ablation", {"prompts": prompts, "steps": unicp.demo.STEPS, "table": table, "per_prompt": rows})
     for leftover in common.RESULTS.glob("fixed-*.safetensors"):
         leftover.unlink()

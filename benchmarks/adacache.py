@@ -75,13 +75,9 @@ def main() -> None:
         line = {
             "method": name,
             "computed_steps": mean(row["computed_steps"] for row in collected),
-            "computed_fraction": mean(row["fraction"] for row in collected),
             "speedup": common.ratios(seconds["none"], seconds[name]),
             "loop_seconds": median(seconds[name]),
-            "psnr": mean(row["psnr"] for row in collected),
-            "psnr_worst": min(row["psnr"] for row in collected),
-            "ssim": mean(row["ssim"] for row in collected),
-            "motion_ratio": mean(row["motion_ratio"] for row in collected),
+            **common.over_prompts(collected),
             "temporal_psnr": mean(row["temporal_psnr"] for row in collected),
             "cache_bytes": max(row["cache_bytes"] for row in collected),
         }

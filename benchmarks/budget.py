@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from itertools import pairwise
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -143,23 +143,7 @@ def main() -> None:
         for name, (run, fraction) in runs.items():
             figures = common.quality(run, baseline)
             rows[name].append({**figures, "fraction": fraction, "speedup": baseline.loop_seconds / run.loop_seconds})
-    table = []
-    print(f"{'method':<36}{'computed':>9}{'speed-up':>9}{'PSNR':>6}{'worst':>6}{'SSIM':>7}{'motion':>7}")
-    for name, collected in rows.items():
-        line = {
-            "method": name,
-            "computed_fraction": mean(row["fraction"] for row in collected),
-            "speedup": median(row["speedup"] for row in collected),
-            "psnr": mean(row["psnr"] for row in collected),
-            "psnr_worst": min(row["psnr"] for row in collected),
-            "ssim": mean(row["ssim"] for row in collected),
-            "motion_ratio": mean(row["motion_ratio"] for row in collected),
-        }
-        table.append(line)
-        print(
-            f"{name:<36}{line['computed_fraction']:>9.0%}{line['speedup']:>8.2f}x{line['psnr']:>6.1f}"
-            f"{line['psnr_worst']:>6.1f}{line['ssim']:>7.3f}{line['motion_ratio']:>7.3f}"
-        )
+    table = common.table("method", rows)
     reached = mean(row["psnr"] >= 35 for row in rows["budget, min_psnr=35"])
     print(f"min_psnr=35 reached by {reached:.0%} of the prompts")
     predicted = prediction(pipe, profile, args.random_plans)

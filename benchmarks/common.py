@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -84,6 +84,32 @@ def quality(run: Run, baseline: Run) -> dict[str, float]:
         "motion_ratio": metrics.motion_ratio(run.frames, baseline.frames),
         "temporal_psnr": metrics.temporal_psnr(run.frames, baseline.frames),
     }
+
+
+def over_prompts(collected: list[dict[str, Any]]) -> dict[str, float]:
+    """What a table says of a method: means over the prompts, the worst PSNR among them."""
+    return {
+        "computed_fraction": mean(row["fraction"] for row in collected),
+        "psnr": mean(row["psnr"] for row in collected),
+        "psnr_worst": min(row["psnr"] for row in collected),
+        "ssim": mean(row["ssim"] for row in collected),
+        "motion_ratio": mean(row["motion_ratio"] for row in collected),
+    }
+
+
+def table(title: str, rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The lines of a table, printed: of each method, under ``title``, the figures of all prompts taken together."""
+    width = max(map(len, rows)) + 2
+    print(f"{title:<{width}}{'computed':>9}{'speed-up':>9}{'PSNR':>6}{'worst':>6}{'SSIM':>7}{'motion':>7}")
+    lines = []
+    for name, collected in rows.items():
+        line = {title: name, "speedup": median(row["speedup"] for row in collected), **over_prompts(collected)}
+        lines.append(line)
+        print(
+            f"{name:<{width}}{line['computed_fraction']:>9.0%}{line['speedup']:>8.2f}x{line['psnr']:>6.1f}"
+            f"{line['psnr_worst']:>6.1f}{line['ssim']:>7.3f}{line['motion_ratio']:>7.3f}"
+        )
+    return lines
 
 
 def interleaved(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
