@@ -131,8 +131,18 @@ class SeaCache(_Hooked):
     grid = (0.1, 0.25, 0.5, 1.0)
 
 
+class _Ranged(_Hooked):
+    """A cache whose knob is a range of steps, with a name too long for a label."""
+
+    def labels(self, steps: int) -> tuple[str, ...]:
+        return tuple(f"range={value}" for value in self.values)
+
+    def value(self, label: str) -> Any:
+        return int(label.partition("=")[2])
+
+
 @register
-class PyramidAttentionBroadcast(_Hooked):
+class PyramidAttentionBroadcast(_Ranged):
     """Reuses attention outputs in fixed ranges."""
 
     name = "pab"
@@ -143,12 +153,6 @@ class PyramidAttentionBroadcast(_Hooked):
         "Counts calls, not steps: on pipelines that call the denoiser once for each guidance branch it hands one "
         "branch's attention to the other."
     )
-
-    def labels(self, steps: int) -> tuple[str, ...]:
-        return tuple(f"range={value}" for value in self.values)
-
-    def value(self, label: str) -> Any:
-        return int(label.partition("=")[2])
 
     def config(self, run: Run, denoiser: Any, value: Any) -> Any:
         pipe = run.pipe
@@ -161,7 +165,7 @@ class PyramidAttentionBroadcast(_Hooked):
 
 
 @register
-class FasterCache(_Hooked):
+class FasterCache(_Ranged):
     """Blends attention outputs and approximates the unconditional branch."""
 
     name = "fastercache"
@@ -169,12 +173,6 @@ class FasterCache(_Hooked):
     knob = "unconditional_batch_skip_range"
     grid = (2, 3, 5)
     note = "Made for pipelines that put both guidance branches into one batch."
-
-    def labels(self, steps: int) -> tuple[str, ...]:
-        return tuple(f"range={value}" for value in self.values)
-
-    def value(self, label: str) -> Any:
-        return int(label.partition("=")[2])
 
     def config(self, run: Run, denoiser: Any, value: Any) -> Any:
         pipe = run.pipe
