@@ -88,13 +88,7 @@ def batch(
     for option, told in of_ray.items():
         if engine == "local" and told is not None:
             raise UnicpError(f"{option} is for --engine ray; add it, or leave {option} out")
-    given = {
-        "--steps": steps,
-        "--guidance": guidance,
-        "--size": options.read_size(size) if size is not None else None,
-        "--frames": frames,
-        "--negative": negative,
-    }
+    given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     from .batching import Place, Plan, execute
 
     plan = Plan.read(

@@ -44,13 +44,7 @@ def calibrate(
     part = measuring.check_output(output)
     config = options.read_method("unicp", settings or [])
     texts = measuring.read_prompts(prompts, prompts_file, model, 4)
-    given = {
-        "--steps": steps,
-        "--guidance": guidance,
-        "--size": options.read_size(size) if size is not None else None,
-        "--frames": frames,
-        "--negative": negative,
-    }
+    given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     pipe, call = measuring.load(model, given, device, dtype)
     from ..calibration import calibrate as run
     from ..policies.unicp import UniCPConfig

@@ -80,13 +80,7 @@ def compare(
     peers = resolve(None if methods is None else [name.strip() for name in methods.split(",") if name.strip()])
     place, number = options.read_device(device, dtype)
     found = pipelines.find(model)
-    given = {
-        "--steps": steps,
-        "--guidance": guidance,
-        "--size": options.read_size(size) if size is not None else None,
-        "--frames": frames,
-        "--negative": negative,
-    }
+    given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     call, fps = calls.build(found, given, None)
     pipe = pipelines.load(found, place, number)
     calls.check_shape(pipe, call)

@@ -58,13 +58,7 @@ def generate(
     config = options.read_method(method, settings or [])
     if compare and config is None:
         raise UnicpError("--compare sets a method against none; name a --method other than none")
-    given = {
-        "--steps": steps,
-        "--guidance": guidance,
-        "--size": options.read_size(size) if size is not None else None,
-        "--frames": frames,
-        "--negative": negative,
-    }
+    given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     # What follows loads torch and diffusers: seconds that a wrong option should not cost.
     from . import calls, jobs, outputs, pipelines
 

@@ -56,6 +56,19 @@ def read_size(text: str) -> tuple[int, int]:
         raise UnicpError(f"--size {error}") from None
 
 
+def of_call(
+    *, steps: int | None, guidance: float | None, size: str | None, frames: int | None, negative: str | None
+) -> dict[str, Any]:
+    """What was asked for of the pipeline's call, by option; ``None`` where nothing was (:func:`.calls.build`)."""
+    return {
+        "--steps": steps,
+        "--guidance": guidance,
+        "--size": read_size(size) if size is not None else None,
+        "--frames": frames,
+        "--negative": negative,
+    }
+
+
 def read_settings(settings: Sequence[str]) -> dict[str, Any]:
     """``--set name=value``; a value is JSON or Python notation, or else a word.
 

@@ -53,13 +53,7 @@ def tune(
     if effort not in tuning.EFFORTS:
         raise UnicpError(f"--effort must be one of {', '.join(tuning.EFFORTS)}, got {effort!r}")
     texts = measuring.read_prompts(prompts, prompts_file, model, 8)
-    given = {
-        "--steps": steps,
-        "--guidance": guidance,
-        "--size": options.read_size(size) if size is not None else None,
-        "--frames": frames,
-        "--negative": negative,
-    }
+    given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     pipe, call = measuring.load(model, given, device, dtype)
     from .screen import messages
 
