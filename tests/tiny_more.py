@@ -41,21 +41,24 @@ def _cosmos() -> Any:
     return pipeline("CosmosTextToWorldPipeline", transformer, diffusers.EDMEulerScheduler(), safety_checker=checker)
 
 
+KANDINSKY: dict[str, Any] = {
+    "in_visual_dim": 4,
+    "out_visual_dim": 4,
+    "in_text_dim": 16,
+    "in_text_dim2": 8,
+    "time_dim": 16,
+    "model_dim": 24,
+    "ff_dim": 32,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 3,
+    "axes_dims": (4, 4, 4),
+}
+SECOND_TEXT: dict[str, Any] = dict.fromkeys(("text_encoder_2", "tokenizer_2"))
+
+
 def _kandinsky5() -> Any:
-    transformer = model(
-        "Kandinsky5Transformer3DModel",
-        in_visual_dim=4,
-        out_visual_dim=4,
-        in_text_dim=16,
-        in_text_dim2=8,
-        time_dim=16,
-        model_dim=24,
-        ff_dim=32,
-        num_text_blocks=1,
-        num_visual_blocks=3,
-        axes_dims=(4, 4, 4),
-    )
-    return pipeline("Kandinsky5T2VPipeline", transformer, text_encoder_2=None, tokenizer_2=None)
+    transformer = model("Kandinsky5Transformer3DModel", **KANDINSKY)
+    return pipeline("Kandinsky5T2VPipeline", transformer, **SECOND_TEXT)
 
 
 def _kandinsky5_call(frames: int, prompts: int) -> dict[str, Any]:
@@ -67,30 +70,9 @@ def _kandinsky5_call(frames: int, prompts: int) -> dict[str, Any]:
 
 
 def _kandinsky6() -> Any:
-    transformer = model(
-        "Kandinsky6Transformer3DModel",
-        in_visual_dim=4,
-        out_visual_dim=4,
-        in_text_dim=16,
-        in_text_dim2=8,
-        time_dim=16,
-        model_dim=24,
-        ff_dim=32,
-        num_text_blocks=1,
-        num_visual_blocks=3,
-        axes_dims=(4, 4, 4),
-        in_audio_dim=4,
-        out_audio_dim=4,
-    )
+    transformer = model("Kandinsky6Transformer3DModel", **KANDINSKY, in_audio_dim=4, out_audio_dim=4)
     audio = Stub(latent_hop_length=1000, config=Stub(sample_rate=16000))
-    return pipeline(
-        "Kandinsky6TI2VAPipeline",
-        transformer,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        audio_vae=audio,
-        vocoder=Stub(),
-    )
+    return pipeline("Kandinsky6TI2VAPipeline", transformer, **SECOND_TEXT, audio_vae=audio, vocoder=Stub())
 
 
 def _sana_video() -> Any:
