@@ -108,30 +108,31 @@ class Player:
                 hook.act = functools.partial(called, hook, Clock.of(self.pipe, spec), names)
                 hooks.install(denoiser, hook, REPLAY_HOOK)
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
-            watched = stack.enter_context(_watched(self.pipe.scheduler, take, change, on_step))
+            watched = stack.enter_context(_watched(self.pipe.scheduler, take, record, change, on_step))
             take.result = self.pipe(**call)
         take.seconds = take.ended - began[0] if began else 0.0
         take.sigmas.append(0.0)
-        if record and watched.solver is not None:
+        if watched.solver is not None:
             take.weights = watched.solver.response()
         return take
 
 
 class _watched:
-    """The scheduler's ``step``, watched on the instance."""
+    """The scheduler's ``step``, watched on the instance; if its weights are wanted (``weigh``), by a solver too."""
 
-    def __init__(self, scheduler: Any, take: Take, change: Any, on_step: Any) -> None:
-        self.scheduler, self.take, self.change, self.on_step = scheduler, take, change, on_step
+    def __init__(self, scheduler: Any, take: Take, weigh: bool, change: Any, on_step: Any) -> None:
+        self.scheduler, self.take, self.weigh, self.change, self.on_step = scheduler, take, weigh, change, on_step
         self.solver: Solver | None = None
 
     def __enter__(self) -> _watched:
+        self.before = vars(self.scheduler).get("step")  # somebody else's, on the instance too
         own = self.scheduler.step
 
         def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
             index = len(self.take.given)
-            if self.solver is None:
-                self.solver = Solver(self.scheduler, own)
-            self.solver.called(model_output, *args, **kwargs)
+            if self.weigh:
+                self.solver = self.solver or Solver(self.scheduler, own)
+                self.solver.called(model_output, *args, **kwargs)
             if self.change is not None:
                 model_output = self.change(index, model_output)
             self.take.given.append(model_output.detach().float().cpu())
@@ -149,6 +150,8 @@ class _watched:
 
     def __exit__(self, *_: object) -> None:
         del self.scheduler.step
+        if self.before is not None:
+            self.scheduler.step = self.before
 
 
 def _now() -> float:
