@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -19,7 +22,7 @@ from diffusers import (
 
 from tests.tiny import FAMILIES
 from unicp.engine.replay import Player
-from unicp.engine.solver import Solver
+from unicp.engine.solver import Solver, _known_response, planned_response
 
 SHAPE = (1, 4, 2, 3, 3)
 LINEAR = {
@@ -104,3 +107,77 @@ def test_the_pipelines_own_run_is_not_touched() -> None:
         assert pipe.scheduler.step is others
 
     family.run(family.build(), check)
+
+
+def other_sigmas(scheduler: Any) -> None:
+    scheduler.sigmas = scheduler.sigmas**2
+
+
+class Halved(UniPCMultistepScheduler):
+    """Of the same config and state as its parent."""
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        return super().step(model_output / 2, timestep, sample, return_dict)
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda scheduler: None,
+    "steps": lambda scheduler: scheduler.set_timesteps(7),
+    "timesteps": lambda scheduler: scheduler.set_timesteps(sigmas=np.linspace(0.9, 0.1, 9)),
+    "sigmas": other_sigmas,
+    "config": lambda scheduler: scheduler.register_to_config(solver_order=1),
+    "attribute": lambda scheduler: setattr(scheduler, "disable_corrector", list(range(9))),
+    "shift": lambda scheduler: unipc(flow_shift=5.0),
+    "order": lambda scheduler: unipc(solver_order=3),
+    "class": lambda scheduler: unipc(Halved),
+    "scheduler": lambda scheduler: FlowMatchEulerDiscreteScheduler(shift=3.0),
+}
+
+
+def unipc(kind: Any = UniPCMultistepScheduler, **config: Any) -> Any:
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    return kind(**{**flow, **config})
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_are_kept_for_the_same_sampler_only(change: str) -> None:
+    """Whatever is changed about a scheduler, what was known before is not its weights."""
+    before = unipc()
+    before.set_timesteps(9)
+    known = planned_response(before)
+    asked = _known_response.cache_info().misses
+    scheduler = unipc()
+    scheduler.set_timesteps(9)
+    if (another := CHANGES[change](scheduler)) is not None:
+        scheduler = another
+        scheduler.set_timesteps(9)
+    found = planned_response(scheduler)
+    assert found == pytest.approx(solver_of(scheduler).response(), rel=1e-6)
+    assert (found == known) == (change == "nothing")
+    assert (_known_response.cache_info().misses == asked) == (change == "nothing")
+
+
+def test_a_class_that_is_defined_anew_is_another_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook whose cell is run again."""
+    found = []
+    for factor in (1, 2):
+
+        def step(self: Any, model_output: Any, timestep: Any, sample: Any, return_dict: bool, by: int = factor) -> Any:
+            return UniPCMultistepScheduler.step(self, model_output * by, timestep, sample, return_dict)
+
+        kind = type("Again", (UniPCMultistepScheduler,), {"step": step, "__module__": __name__})
+        monkeypatch.setattr(sys.modules[__name__], "Again", kind, raising=False)
+        scheduler = unipc(kind)
+        scheduler.set_timesteps(9)
+        found.append(planned_response(scheduler))
+    assert found[0] is not None
+    assert found[1] == pytest.approx([2 * weight for weight in found[0]], rel=1e-5)
+
+
+def test_a_scheduler_that_cannot_be_pickled_has_weights_too() -> None:
+    scheduler = unipc()
+    scheduler.set_timesteps(9)
+    known = planned_response(scheduler)
+    scheduler.told = lambda: None
+    assert known is not None
+    assert planned_response(scheduler) == known

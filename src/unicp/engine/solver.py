@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import io
+import pickle
 from typing import Any
 
 import torch
@@ -45,24 +48,23 @@ class Solver:
             scheduler cannot be run so: it asks for more than the latents, or is not linear.
         """
         count = len(self._calls)
-        found = []
-        shape = (1,) * (len(self._shapes[0]) - 1) + (count,)
+        # Two samples: ones and twos, to see whether it is linear.
+        shape = (2,) + (1,) * (len(self._shapes[0]) - 2) + (count,)
+        scales = torch.tensor([1.0, 2.0]).reshape(2, *(1,) * (len(shape) - 2))
+        scheduler = copy.deepcopy(self._fresh)
+        sample = torch.zeros(shape)
         try:
             with torch.random.fork_rng(devices=[]):  # a sampler that draws noise must not draw the run's
-                for scale in (1.0, 2.0):
-                    scheduler = copy.deepcopy(self._fresh)
-                    sample = torch.zeros(shape)
-                    for place, call in enumerate(self._calls):
-                        if any(isinstance(v, torch.Tensor) and v.shape == self._shapes[0] for v in call.values()):
-                            return None
-                        output = torch.zeros(shape)
-                        output[..., place] = scale
-                        result = scheduler.step(**{**call, "model_output": output, "sample": sample})
-                        sample = result[0] if isinstance(result, tuple) else result.prev_sample
-                    found.append(sample.flatten().double() / scale)
+                for place, call in enumerate(self._calls):
+                    if any(isinstance(v, torch.Tensor) and v.shape == self._shapes[0] for v in call.values()):
+                        return None
+                    output = torch.zeros(shape)
+                    output[..., place] = scales
+                    result = scheduler.step(**{**call, "model_output": output, "sample": sample})
+                    sample = result[0] if isinstance(result, tuple) else result.prev_sample
+            once, twice = (sample.double() / scales[..., None]).reshape(2, count)
         except Exception:  # whatever a scheduler makes of latents so small: it is not needed for this
             return None
-        once, twice = found
         linear = bool(once.isfinite().all()) and torch.allclose(once, twice, rtol=1e-3, atol=1e-6)
         return [float(value) for value in once] if linear and bool((once != 0).any()) else None
 
@@ -70,15 +72,47 @@ class Solver:
 def planned_response(scheduler: Any) -> tuple[float, ...] | None:
     """:meth:`Solver.response` of a run that is about to begin, called as pipelines do.
 
-    ``None`` if the scheduler wants to be called otherwise, is not linear, or draws noise.
+    What was found is kept: as long as nothing about the scheduler changes, it is the same at every generation.
+
+    Returns:
+        ``None`` if the scheduler wants to be called otherwise, is not linear, draws noise, or is under way.
     """
     timesteps = getattr(scheduler, "timesteps", None)
     if timesteps is None or getattr(scheduler, "step_index", None) is not None:
         return None  # it is under way: the denoiser runs in another pipeline than this one
+    bare = copy.copy(scheduler)
+    bare.__dict__.pop("step", None)  # a watched one would be the original's
+    state = io.BytesIO()
+    try:
+        _ByValue(state).dump(bare)
+        return _known_response(type(bare), state.getvalue())  # type: ignore[arg-type]  # classes can be hashed
+    except Exception:  # it holds something that cannot be pickled
+        return _response(bare)
+
+
+class _ByValue(pickle.Pickler):
+    """Equal tensors are equal bytes: torch's own way has addresses in it."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return functools.partial(torch.tensor, value.tolist(), dtype=value.dtype), ()
+        return NotImplemented
+
+
+@functools.lru_cache(maxsize=8)
+def _known_response(kind: type, state: bytes) -> tuple[float, ...] | None:
+    """:func:`_response` of a scheduler of this class (a name may come to mean another one) in this state.
+
+    All of the state counts, not the config alone: whatever is changed about a scheduler, its weights are new.
+    """
+    return _response(pickle.loads(state))
+
+
+def _response(scheduler: Any) -> tuple[float, ...] | None:
     sample = torch.zeros(1, 1, 1, 1, 2)
     solver = Solver(scheduler, scheduler.step)
     try:
-        for t in timesteps:
+        for t in scheduler.timesteps:
             solver.called(sample, t, sample, return_dict=False)
     except TypeError:
         return None
