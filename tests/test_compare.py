@@ -51,6 +51,15 @@ class Broken(Peer):
         return run.call
 
 
+class Late(Peer):
+    name, source, knob, grid = "late", "nobody", "strength", (1, 2)
+
+    def apply(self, run: Run, label: str) -> Any:
+        if label.endswith("1") and run.call["prompt"] == PROMPTS[1]:
+            raise TypeError("not with this prompt")
+        return run.call
+
+
 @pytest.fixture(scope="module")
 def all_of_them(pipe: Any) -> Any:
     """Everything that is known, with few points each, on one prompt."""
@@ -110,6 +119,18 @@ def test_computing_everything_is_identical(pipe: Any) -> None:
     shares = [call["share"] for call in comparison.points[1].observed["calls"] if call["branch"] == 0]
     assert [share > 0.5 for share in shares] == [True, False] * 3
     assert len(comparison.points[0].results) == 4
+
+
+def test_a_setting_that_fails_is_not_run_again(pipe: Any) -> None:
+    seen: list[module.Progress] = []
+    comparison = unicp.compare(pipe, [Late()], PROMPTS, repeats=2, progress=seen.append, **CALL)
+    assert [(failure.label, failure.error) for failure in comparison.failures] == [
+        ("strength=1", "TypeError: not with this prompt")
+    ]
+    assert [point.label for point in comparison.points] == ["strength=2"]
+    assert len(comparison.points[0].results) == 4
+    assert [at.what for at in seen].count("late strength=1") == 3  # discarded, timed, failed
+    assert seen[-1].done == seen[-1].total == 5 + 3 + 5
 
 
 def test_a_twin_shares_weights_and_nothing_else(pipe: Any) -> None:

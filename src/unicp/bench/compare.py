@@ -171,7 +171,8 @@ class _Comparing:
                         results[entry.name].append(self._timed(entry, prompt, number, repeat, reference))
                     except Exception as error:
                         self._failed(entry, error)
-        broken = {(failure.method, failure.label) for failure in self.failures}
+                        alive.remove(entry)  # its runs are compared with nothing: no more of them
+                        self.total -= (self.repeats - repeat) * len(self.prompts) - number - 1
         points = [
             Point(
                 method=entry.peer.name,
@@ -184,7 +185,7 @@ class _Comparing:
                 observed=observed[entry.name],
             )
             for entry in alive
-            if entry.peer is not None and (entry.peer.name, entry.label) not in broken
+            if entry.peer is not None
         ]
         judged = [result.quality for point in points for result in point.results]
         return Comparison(
