@@ -39,7 +39,7 @@ class Observation:
         calls: in their order.
         blocks: names of the blocks, as :attr:`Call.blocks` counts them.
         flops: floating-point operations inside the denoisers (``torch.utils.flop_counter``: matrix products,
-            convolutions and attention), ``None`` if they were not counted.
+            convolutions and attention), ``None`` if no denoiser ran.
         peak_bytes: most bytes of tensors that were alive at once until the last denoising step was over, without the
             pipeline's weights.
     """
@@ -69,14 +69,12 @@ class Observation:
 
 
 class _Observer:
-    def __init__(self, pipe: Any, seen: Observation) -> None:
+    def __init__(self, seen: Observation, live: Any, counter: Any) -> None:
         self.seen, self.step, self.branch = seen, 0, 0
         self.running: dict[int, int] | None = None
         self.last: dict[tuple[str, int], Any] = {}
-        self.places: dict[str, int] = {}
         self.sizes: dict[int, int] = {}
-        self.live: Any = None
-        self.counter: Any = None
+        self.live, self.counter = live, counter
         self.counted = 0
 
     def enter(self, *_: Any) -> None:
@@ -84,7 +82,7 @@ class _Observer:
         self.counted = self._flops()
 
     def _flops(self) -> int:
-        return 0 if self.counter is None else int(self.counter.get_total_flops())
+        return int(self.counter.get_total_flops())
 
     def ran(self, block: int, size: int) -> None:
         if self.running is not None:
@@ -93,9 +91,8 @@ class _Observer:
     def leave(self, name: str, whole: int, blocks: range, output: Any) -> None:
         running = self.running or {}
         self.running = None
-        if self.counter is not None:
-            # Not by module names: a library that calls blocks in its own wrappers confuses torch's tracking of them.
-            self.seen.flops = (self.seen.flops or 0) + self._flops() - self.counted
+        # Not by module names: a library that calls blocks in its own wrappers confuses torch's tracking of them.
+        self.seen.flops = (self.seen.flops or 0) + self._flops() - self.counted
         tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
         last = self.last.get((name, self.branch))
         same = last is not None and last.shape == tensor.shape
@@ -109,8 +106,7 @@ class _Observer:
 
     def end_step(self) -> None:
         self.step, self.branch = self.step + 1, 0
-        if self.live is not None:
-            self.seen.peak_bytes = self.live.peak
+        self.seen.peak_bytes = self.live.peak
 
 
 def _size(module: Any) -> int:
@@ -129,14 +125,14 @@ def block_lists(denoiser: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def observing(pipe: Any, *, count: bool = True) -> Iterator[tuple[Observation, Any]]:
+def observing(pipe: Any) -> Iterator[tuple[Observation, Any]]:
     """Watch the videos that are made inside. Slows them down: never while timing.
 
     Yields:
         The observation, and a function to call at the end of every step.
     """
     seen = Observation()
-    observer = _Observer(pipe, seen)
+    observer = _Observer(seen, _live_tensors(pipe), _flop_counter())
     denoisers = denoisers_of(pipe)
     with ExitStack() as stack:
         for name, denoiser in denoisers.items():
@@ -164,9 +160,8 @@ def observing(pipe: Any, *, count: bool = True) -> Iterator[tuple[Observation, A
             span = range(first, len(seen.blocks))
             stack.callback(denoiser.register_forward_pre_hook(observer.enter).remove)
             stack.callback(denoiser.register_forward_hook(_leaver(observer, name, whole, span)).remove)
-        if count:
-            observer.live = stack.enter_context(_live_tensors(pipe))
-            observer.counter = stack.enter_context(_flop_counter())
+        stack.enter_context(observer.live)
+        stack.enter_context(observer.counter)
         yield seen, observer.end_step
 
 

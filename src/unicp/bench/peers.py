@@ -29,7 +29,7 @@ class Run:
     pipe: Any
     call: Call
     calibrated: Any = None
-    leave: list[Callable[[], Any]] = field(default_factory=list)
+    reports: list[Callable[[], Any]] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -130,11 +130,11 @@ class Ours(Peer):
     def apply(self, run: Run, label: str) -> Call:
         from ..session import accelerate
 
-        run.leave.append(accelerate(run.pipe, self._configs[label]).report)
+        run.reports.append(accelerate(run.pipe, self._configs[label]).report)
         return run.call
 
     def report(self, run: Run) -> Any:
-        return run.leave[-1]()
+        return run.reports[-1]()
 
 
 _PEERS: dict[str, type[Peer]] = {}
