@@ -38,9 +38,13 @@ class FakeRecipe:
     log: str
     seconds: float = 0.0
     unloadable: bool = False
+    without: str | None = None  # the device on which it cannot be loaded
 
     def load(self, device: str | None) -> FakeMaker:
-        if self.unloadable:
+        if self.without is not None:
+            with open(self.log + ".loads", "a") as log:
+                log.write(f"{device}\n")
+        if self.unloadable or (self.without is not None and device == self.without):
             raise RuntimeError("no such weights")
         if os.environ.get("UNICP_TEST_SEMAPHORE"):
             held.append(multiprocessing.get_context("spawn").Lock())

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,6 +187,15 @@ def test_a_model_that_cannot_be_loaded_ends_the_batch(tmp_path: Path) -> None:
         render(tmp_path / "out", [clip("a"), clip("b")], FakeRecipe("", unloadable=True), workers=2)
     base = manifest.Manifest(tmp_path / "out", readonly=True)
     assert base.counts()["pending"] == 2
+
+
+def test_a_worker_that_cannot_load_the_model_is_not_tried_again(tmp_path: Path) -> None:
+    """The others make its clips."""
+    clips = [clip("a", seed) for seed in range(8)]
+    recipe = FakeRecipe(str(tmp_path / "log"), seconds=0.5, without="bad")
+    engine = partial(LocalEngine, devices=["good", "bad"])
+    assert driver.run(clips, tmp_path / "out", recipe, engine, workers=2).made == 8
+    assert sorted((tmp_path / "log.loads").read_text().split()) == ["bad", "good"]
 
 
 def test_a_full_disk_is_refused_ahead_and_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

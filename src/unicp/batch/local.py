@@ -114,6 +114,8 @@ class LocalEngine:
                     messages.append(Message(worker=worker, kind=DIED, error="its GPU was left in error"))
             else:
                 messages.append(Message(worker=worker, kind=kind, error=content))
+                if kind == UNLOADABLE:
+                    self._drop(worker)  # it ends by itself, which is no death to replace it after
         return messages
 
     def _drop(self, worker: int) -> str:
