@@ -59,6 +59,13 @@ def test_text_is_a_prompt_a_line(tmp_path: Path) -> None:
     assert read(tmp_path / "p.txt") == [Row(number=1, prompt="a ball"), Row(number=3, prompt="size, 3")]
 
 
+def test_a_line_of_json_may_hold_any_character(tmp_path: Path) -> None:
+    """Those among them that only Python takes for the end of a line."""
+    prompt = "a ball\u2028and\x85a cube"
+    (tmp_path / "p.jsonl").write_text(f'{json.dumps({"prompt": prompt}, ensure_ascii=False)}\r\n{{"prompt": "b"}}\n')
+    assert read(tmp_path / "p.jsonl") == [Row(number=1, prompt=prompt), Row(number=2, prompt="b")]
+
+
 @pytest.mark.parametrize("text", ["7 8", "7,8", "7; 8"])
 def test_a_row_may_name_several_seeds(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.csv").write_text(f'prompt,seed\na ball,"{text}"\n')

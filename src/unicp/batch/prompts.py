@@ -122,7 +122,8 @@ def _count(record: Mapping[Any, Any]) -> str:
 
 
 def _of_jsonl(path: Path) -> Iterable[tuple[int, Any]]:
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+    # Not splitlines: inside of its strings JSON may hold other characters that end a line (U+2028).
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
