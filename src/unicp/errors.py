@@ -37,3 +37,17 @@ def missing_extra(library: str, extra: str, purpose: str) -> UnicpError:
     figures need matplotlib, which is not installed; run: pip install 'unicp[plots]'
     """
     return UnicpError(f"{purpose} need {library}, which is not installed; run: pip install 'unicp[{extra}]'")
+
+
+def first_line(error: BaseException, longest: int = 300) -> str:
+    """An error in a line; our own speak for themselves, others begin with their class.
+
+    >>> first_line(KeyError())
+    'KeyError'
+    >>> first_line(TypeError("no number\\nand more")), first_line(UnicpError("no number"))
+    ('TypeError: no number', 'no number')
+    """
+    lines = str(error).strip().splitlines()
+    kind = type(error).__name__
+    text = kind if not lines else lines[0].strip() if isinstance(error, UnicpError) else f"{kind}: {lines[0].strip()}"
+    return text if len(text) <= longest else text[: longest - 3] + "..."

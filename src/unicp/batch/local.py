@@ -12,9 +12,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from ..errors import first_line
 from .clips import Clip, Recipe
 from .engines import DIED, MADE, READY, UNLOADABLE, Message, Setting
-from .worker import Worker, first_line, is_broken
+from .worker import Worker, is_broken
 
 PATIENCE = 5.0
 """Seconds that a process has to end by itself."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnicpError, missing_extra, unknown
+from ..errors import UnicpError, first_line, missing_extra, unknown
 
 LARGEST_SEED = 2**32 - 1
 
@@ -139,7 +139,7 @@ def _of_parquet(path: Path) -> Iterable[tuple[int, Any]]:
     try:
         records = parquet.read_table(path).to_pylist()
     except Exception as error:  # whatever pyarrow raises of a file that is not its own
-        raise UnicpError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]:.200}") from None
+        raise UnicpError(f"{path} cannot be read as Parquet: {first_line(error, 200)}") from None
     return enumerate(records, 1)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnicpError, missing_extra
+from ..errors import UnicpError, first_line, missing_extra
 from .clips import Clip, Outcome, Recipe
 from .engines import DIED, MADE, READY, UNLOADABLE, Message, Setting
-from .worker import Worker, first_line, is_broken
+from .worker import Worker, is_broken
 
 
 class RayWorker:

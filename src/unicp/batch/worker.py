@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import video
-from ..errors import UnicpError, UnicpWarning
+from ..errors import UnicpWarning, first_line
 from .clips import Clip, Maker, Outcome, Recipe, Rendered
 from .manifest import record_path
 
@@ -19,14 +19,6 @@ THUMBNAIL = 160
 """Pixels of a thumbnail's width."""
 BROKEN = ("CUDA error", "device-side assert", "HIP error", "illegal memory access")
 """What errors say after which a process can compute nothing more on its GPU."""
-
-
-def first_line(error: BaseException) -> str:
-    """An error in a line of at most 300 characters; our own speak for themselves, others begin with their class."""
-    lines = str(error).strip().splitlines()
-    kind = type(error).__name__
-    text = kind if not lines else lines[0].strip() if isinstance(error, UnicpError) else f"{kind}: {lines[0].strip()}"
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def is_broken(outcomes: Sequence[Outcome]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from ..errors import UnicpError, UnicpWarning
+from ..errors import UnicpError, UnicpWarning, first_line
 from .screen import messages
 
 VERBS = ("generate", "compare", "batch", "calibrate", "tune", "inspect", "models")
@@ -59,12 +59,6 @@ def _complain(text: str) -> None:
     messages().print(f"error: {text}", style="red", markup=False, soft_wrap=True)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``unicp`` with these arguments (by default those of the process) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -87,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except UnicpError as error:
             caught, code, text = error, REFUSED, str(error)
         except Exception as error:
-            caught, code, text = error, FAILED, _first_line(error)
+            caught, code, text = error, FAILED, first_line(error)
             # The command-line parser's own errors: their class is not the same in all versions of typer.
             usage = getattr(error, "format_message", None)
             if usage is not None:

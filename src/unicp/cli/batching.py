@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -303,7 +303,5 @@ def execute(
 
 def _anywhere(model: Model) -> Model:
     """A model whose folder is found from any current folder."""
-    from dataclasses import replace
-
     folder = Path(model.source).expanduser()
     return replace(model, source=str(folder.absolute())) if folder.is_dir() else model
