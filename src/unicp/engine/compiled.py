@@ -97,14 +97,18 @@ def stands(module: Any, gate: Gate, whole: bool) -> bool:
 def take(module: Any, gate: Gate) -> None:
     """Take a gate away again. One that somebody else holds on to by now only passes through from here on."""
     if module.__dict__.get(gate.place) is not gate:
-        gate._act = _pass
+        gate._act = pass_through
     elif gate.before is None:
         del module.__dict__[gate.place]
     else:
         module.__dict__[gate.place] = gate.before
 
 
-def _pass(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def pass_through(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An :data:`Act` that changes nothing.
+
+    Of a hook or a gate that cannot be taken away, as somebody else holds on to it.
+    """
     return forward(*args, **kwargs)
 
 

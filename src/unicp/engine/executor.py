@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -81,7 +80,7 @@ class Executor:
         self._call: Call | None = None
         self._idle = ""
         self._said: list[str] = []
-        self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+        self._parameters = hooks.parameters(denoiser)
         self.hook = hooks.DenoiserHook(self.call, self.end, self)
         self._placed: list[hooks.Placed] = []  # on blocks
         self._blocks: list[Any] = []
@@ -108,10 +107,10 @@ class Executor:
         hooks.install(self.denoiser, self.hook, HOOK)
         if self.spec is not None and self.needs.keep == "stack":
             for position, (name, block, described) in enumerate(self.spec.stack(self.denoiser)):
-                names = list(inspect.signature(type(block).forward).parameters)[1:]
                 self._blocks.append(block)
                 self._layouts.append(described)
-                self._placed.append(hooks.Placed(block, self._block_act(position, name, described, names), BLOCK_HOOK))
+                act = self._block_act(position, name, block, described)
+                self._placed.append(hooks.Placed(block, act, BLOCK_HOOK))
         for block in self._probe.modules if self._probe is not None else ():
             if block not in self._blocks:
                 act = functools.partial(self._probe.run, block)  # type: ignore[union-attr]
@@ -152,7 +151,7 @@ class Executor:
     def call(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Stands in for the denoiser's forward."""
         began = time.perf_counter()
-        named = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        named = hooks.named(self._parameters, args, kwargs)
         try:
             tick = self.clock.tick(self.hook.contexts.current, named)
             if tick.new_generation:
@@ -269,13 +268,12 @@ class Executor:
 
     # -- filling ---------------------------------------------------------------------------------------------------
 
-    def _block_act(self, position: int, name: str, described: BlockList, names: list[str]) -> Callable[..., Any]:
-        streams = described.streams
+    def _block_act(self, position: int, name: str, block: Any, described: BlockList) -> Callable[..., Any]:
+        streams, names = described.streams, hooks.parameters(block)
         missing = [stream for stream in streams if stream not in names]
         if missing:
             raise UnicpError(f"blocks of {described.path!r} take no argument {missing[0]!r}; they take: {names}")
         places = [names.index(stream) for stream in streams]
-        block = self._blocks[position]
 
         def act(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self._call
@@ -340,13 +338,10 @@ class Executor:
             return self.inside.fraction(record.units)
         return self._outside if self.needs.keep == "stack" else 0.0
 
-    @property
+    @functools.cached_property
     def _outside(self) -> float:
-        if not hasattr(self, "_outside_share"):
-            inside = sum(p.numel() for block in self._blocks for p in block.parameters())
-            whole = sum(p.numel() for p in self.denoiser.parameters())
-            self._outside_share = 1 - inside / whole
-        return self._outside_share
+        inside = sum(p.numel() for block in self._blocks for p in block.parameters())
+        return 1 - inside / sum(p.numel() for p in self.denoiser.parameters())
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held between calls."""

@@ -18,6 +18,16 @@ from ..errors import UnicpError
 from . import compiled
 
 
+def parameters(module: Any) -> list[str]:
+    """Names of what a module's forward takes."""
+    return list(inspect.signature(type(module).forward).parameters)[1:]
+
+
+def named(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, however they were passed."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
 class ContextReceiver(StateManager):
     """Takes the cache context that a pipeline sets; keeps no state of its own."""
 
@@ -146,7 +156,7 @@ def uninstall(module: Any, hook: ReplacingHook, name: str) -> None:
     elif outer is not None and outer.forward is hook.installed:
         outer.forward = inner
     else:  # something unknown holds on to our forward: from now on it only passes through
-        hook.act = _pass_through
+        hook.act = compiled.pass_through
     del registry.hooks[name]
     registry._hook_order.pop(index)
     registry._fn_refs.pop(index)
@@ -195,10 +205,6 @@ class Placed:
         if self._hook is not None:
             uninstall(self.module, self._hook, self._name)
         self._gate = self._hook = None
-
-
-def _pass_through(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return forward(*args, **kwargs)
 
 
 def _forget_children(registry: HookRegistry) -> None:

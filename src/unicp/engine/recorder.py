@@ -5,7 +5,6 @@ Nothing is skipped here. Sums are kept in double precision; the mean is taken wh
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -78,10 +77,10 @@ class Recorder:
         self.sigmas: list[float] = []
         self.tick: Tick | None = None
         self.steps: int | None = None
-        self.batch = 1
+        self.batch = self.frames = 1
         self._on_step = on_step
-        self._clock = Clock(pipe, spec.timestep, spec.hidden, spec.rising_timestep)
-        self._names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+        self._clock = Clock.of(pipe, spec)
+        self._parameters = hooks.parameters(denoiser)
         self._handles: list[Any] = []
         self._hook = hooks.DenoiserHook(self._call, lambda: None, self)
 
@@ -102,7 +101,7 @@ class Recorder:
         self.unwatch()
 
     def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        call = hooks.named(self._parameters, args, kwargs)
         self.tick = tick = self._clock.tick(self._hook.contexts.current, call)
         self.steps = tick.step.count
         if tick.new_generation:

@@ -86,7 +86,7 @@ class Player:
             if not began:
                 began.append(_now())
             place = next(counter)
-            named = {**dict(zip(names, args, strict=False)), **kwargs}
+            named = hooks.named(names, args, kwargs)
             tick = clock.tick(hook.contexts.current, named)
             if not record and tick.step.index < play_until:
                 device = next(value for value in named.values() if isinstance(value, torch.Tensor)).device
@@ -103,9 +103,8 @@ class Player:
         with ExitStack() as stack:
             for denoiser in self.denoisers.values():
                 hook = hooks.DenoiserHook(lambda *_: None, lambda: None, self)
-                names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
                 spec = find_spec(denoiser)
-                hook.act = functools.partial(called, hook, Clock.of(self.pipe, spec), names)
+                hook.act = functools.partial(called, hook, Clock.of(self.pipe, spec), hooks.parameters(denoiser))
                 hooks.install(denoiser, hook, REPLAY_HOOK)
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
             watched = stack.enter_context(_watched(self.pipe.scheduler, take, record, change, on_step))
