@@ -20,6 +20,7 @@ from rich.progress import track
 import unicp
 from benchmarks import common
 from unicp import AdaCacheConfig, Profile, UniCPConfig, inspection
+from unicp.bench.harness import Made
 from unicp.policies import Config
 
 PROFILE = common.RESULTS / "demo-50.safetensors"
@@ -34,11 +35,7 @@ def calibrated(pipe: Any) -> Profile:
             common.training_prompts(4),
             config=UniCPConfig(),
             checkpoint=PROFILE.with_suffix(".part.safetensors"),
-            height=unicp.demo.HEIGHT,
-            width=unicp.demo.WIDTH,
-            num_frames=unicp.demo.FRAMES,
-            num_inference_steps=unicp.demo.STEPS,
-            guidance_scale=unicp.demo.GUIDANCE,
+            **common.CALL,
         )
         profile.save(PROFILE)
     return Profile.load(PROFILE)
@@ -110,12 +107,12 @@ def main() -> None:
     configs = variants(profile)
     prompts = unicp.demo.prompts(args.prompts)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in [*configs, "fewer steps (33)", "fewer steps (25)"]}
-    common.Run(pipe, prompts[0], steps=4)  # warm-up
+    common.generate(pipe, prompts[0], steps=4)  # warm-up
     for prompt in track(prompts, "variants"):
-        baseline = common.Run(pipe, prompt)
+        baseline = common.generate(pipe, prompt)
 
         def note(
-            name: str, run: common.Run, fraction: float, units: dict[str, int] | None = None, base: Any = baseline
+            name: str, run: Made, fraction: float, units: dict[str, int] | None = None, base: Any = baseline
         ) -> None:
             figures = common.quality(run, base)
             rows[name].append({**figures, "speedup": base.loop_seconds / run.loop_seconds, "fraction": fraction,
@@ -123,11 +120,11 @@ def main() -> None:
 
         for name, config in configs.items():
             with unicp.accelerate(pipe, config) as session:
-                run = common.Run(pipe, prompt)
+                run = common.generate(pipe, prompt)
                 report = session.report()
             note(name, run, report.computed_fraction, report.unit_counts())
         for steps in (33, 25):
-            note(f"fewer steps ({steps})", common.Run(pipe, prompt, steps=steps), steps / unicp.demo.STEPS)
+            note(f"fewer steps ({steps})", common.generate(pipe, prompt, steps=steps), steps / unicp.demo.STEPS)
     table = common.table("variant", rows)
     common.save("ablation", {"prompts": prompts, "steps": unicp.demo.STEPS, "table": table, "per_prompt": rows})
     for leftover in common.RESULTS.glob("fixed-*.safetensors"):

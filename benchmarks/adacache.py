@@ -41,17 +41,17 @@ def main() -> None:
     timelines: dict[str, dict[str, str]] = {}
     fewer: dict[int, list[dict[str, Any]]] = {25: [], 20: []}
     for prompt in track(prompts, "quality"):
-        baseline = common.Run(pipe, prompt)
+        baseline = common.generate(pipe, prompt)
         for name, config in methods.items():
             with unicp.accelerate(pipe, config) as session:
-                run = common.Run(pipe, prompt)
+                run = common.generate(pipe, prompt)
                 report = session.report()
             figures = common.quality(run, baseline)
             rows[name].append({**figures, "computed_steps": report.computed_steps, "fraction": report.computed_fraction,
                                "cache_bytes": report.cache_bytes})  # fmt: skip
             timelines[name] = report.timeline()
         for steps, collected in fewer.items():
-            run = common.Run(pipe, prompt, steps=steps)
+            run = common.generate(pipe, prompt, steps=steps)
             collected.append({**common.quality(run, baseline), "computed_steps": steps,
                               "fraction": steps / unicp.demo.STEPS, "cache_bytes": 0})  # fmt: skip
     rows.update({f"fewer steps ({steps})": collected for steps, collected in fewer.items()})
@@ -60,9 +60,9 @@ def main() -> None:
 
     def timed(config: AdaCacheConfig | None, steps: int | None = None) -> float:
         if config is None:
-            return common.Run(pipe, prompt, steps=steps).loop_seconds
+            return common.generate(pipe, prompt, steps=steps).loop_seconds
         with unicp.accelerate(pipe, config):
-            return common.Run(pipe, prompt).loop_seconds
+            return common.generate(pipe, prompt).loop_seconds
 
     runs = {"none": lambda: timed(None)}
     runs.update({name: (lambda config=config: timed(config)) for name, config in methods.items()})  # type: ignore[misc]

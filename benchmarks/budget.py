@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 import unicp
 from benchmarks import common
 from unicp import AdaCacheConfig, BudgetConfig, Profile, ScheduleConfig
+from unicp.bench.harness import Made
 from unicp.engine.replay import Player
 from unicp.planning import Segment, StepPlan, Trajectories, errors, gram
 from unicp.policies import Config
@@ -40,11 +41,7 @@ def tuned(pipe: Any, count: int) -> Profile:
             common.training_prompts(count),
             target_speedup=2.0,
             checkpoint=PROFILE.with_suffix(".part.json"),
-            height=unicp.demo.HEIGHT,
-            width=unicp.demo.WIDTH,
-            num_frames=unicp.demo.FRAMES,
-            num_inference_steps=unicp.demo.STEPS,
-            guidance_scale=unicp.demo.GUIDANCE,
+            **common.CALL,
         )
         profile.save(PROFILE)
     return Profile.load(PROFILE)
@@ -82,10 +79,7 @@ def prediction(pipe: Any, profile: Profile, count: int) -> dict[str, Any]:
     """Rank correlation of predicted and real error of random plans, on one caption that tuning did not see."""
     prompt = unicp.demo.prompts(1, seed=5)[0]
     player = Player(pipe, {"transformer": pipe.transformer})
-    call = {
-        "prompt": prompt, "height": unicp.demo.HEIGHT, "width": unicp.demo.WIDTH, "num_frames": unicp.demo.FRAMES,
-        "num_inference_steps": unicp.demo.STEPS, "guidance_scale": unicp.demo.GUIDANCE, "output_type": "latent",
-    }  # fmt: skip
+    call = {"prompt": prompt, **common.CALL, "output_type": "latent"}
     take = player.run({**call, "generator": torch.Generator().manual_seed(0)}, record=True)
     points = np.concatenate([np.array(p) for p in profile.metadata["gains"].values()])
     at = np.unique(points[:, 0])
@@ -130,16 +124,16 @@ def main() -> None:
     prompts = unicp.demo.prompts(args.prompts)
     fewer = (33, 25, 17)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in [*configs, *(f"fewer steps ({n})" for n in fewer)]}
-    common.Run(pipe, prompts[0], steps=4)  # warm-up
+    common.generate(pipe, prompts[0], steps=4)  # warm-up
     for prompt in track(prompts, "methods"):
-        baseline = common.Run(pipe, prompt)
-        runs: dict[str, tuple[common.Run, float]] = {}
+        baseline = common.generate(pipe, prompt)
+        runs: dict[str, tuple[Made, float]] = {}
         for name, config in configs.items():
             with unicp.accelerate(pipe, config) as session:
-                run = common.Run(pipe, prompt)
+                run = common.generate(pipe, prompt)
                 runs[name] = (run, session.report().computed_fraction)
         for steps in fewer:
-            runs[f"fewer steps ({steps})"] = (common.Run(pipe, prompt, steps=steps), steps / unicp.demo.STEPS)
+            runs[f"fewer steps ({steps})"] = (common.generate(pipe, prompt, steps=steps), steps / unicp.demo.STEPS)
         for name, (run, fraction) in runs.items():
             figures = common.quality(run, baseline)
             rows[name].append({**figures, "fraction": fraction, "speedup": baseline.loop_seconds / run.loop_seconds})

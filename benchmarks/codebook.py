@@ -38,7 +38,7 @@ def main() -> None:
     everything = AdaCacheConfig(codebook=((1.0, 1),), moreg=True)
     for prompt in track(prompts, "measuring"):
         with unicp.accelerate(pipe, everything) as session:
-            baselines.append(common.Run(pipe, prompt))
+            baselines.append(common.generate(pipe, prompt))
             steps = [record for record in session.report().steps if record.metric is not None]
         changes.append([record.metric for record in steps])
         motions += [record.motion for record in steps]
@@ -53,7 +53,7 @@ def main() -> None:
         psnr, fraction = [], []
         with unicp.accelerate(pipe, AdaCacheConfig(codebook=codebook)) as session:
             for prompt, baseline in zip(prompts, baselines, strict=True):
-                psnr.append(metrics.psnr(common.Run(pipe, prompt).frames, baseline.frames))
+                psnr.append(metrics.psnr(common.generate(pipe, prompt).frames, baseline.frames))
                 fraction.append(session.report().computed_steps / unicp.demo.STEPS)
         candidates.append({"codebook": codebook, "computed": mean(fraction), "psnr": mean(psnr), "worst": min(psnr)})
     for candidate in candidates:

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,9 +17,20 @@ from diffusers import WanPipeline
 
 import unicp
 from unicp import metrics
+from unicp.bench import harness
+from unicp.bench.harness import Made
+from unicp.bench.provenance import processor
 from unicp.demo import scenes
 
 RESULTS = Path(__file__).parent / "results"
+CALL: dict[str, Any] = {
+    "height": unicp.demo.HEIGHT,
+    "width": unicp.demo.WIDTH,
+    "num_frames": unicp.demo.FRAMES,
+    "num_inference_steps": unicp.demo.STEPS,
+    "guidance_scale": unicp.demo.GUIDANCE,
+}
+"""What the demo model was trained for."""
 
 
 def pipeline() -> WanPipeline:
@@ -38,51 +48,18 @@ def training_prompts(count: int) -> list[str]:
     return [scenes.sample_scene(20_000_000 + i).caption() for i in range(count)]
 
 
-class Run:
-    """One generated video: its frames and latents, and the seconds its denoising loop and the whole call took."""
-
-    def __init__(self, pipe: Any, prompt: str, *, seed: int = 0, steps: int | None = None) -> None:
-        marks: list[float] = []
-
-        def mark(*_: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            marks.append(time.perf_counter())
-
-        def ended(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            mark()
-            self.latents = tensors["latents"]
-            return tensors
-
-        # The loop runs from the first call of the denoiser to the end of the last scheduler step.
-        handle = pipe.transformer.register_forward_pre_hook(lambda *_: None if marks else mark())
-        began = time.perf_counter()
-        try:
-            output = pipe(
-                prompt,
-                height=unicp.demo.HEIGHT,
-                width=unicp.demo.WIDTH,
-                num_frames=unicp.demo.FRAMES,
-                num_inference_steps=steps or unicp.demo.STEPS,
-                guidance_scale=unicp.demo.GUIDANCE,
-                generator=torch.Generator().manual_seed(seed),
-                callback_on_step_end=ended,
-                output_type="np",
-            )
-        finally:
-            handle.remove()
-        self.frames = torch.from_numpy(output.frames[0])  # (F, H, W, 3) in [0, 1]
-        self.loop_seconds = marks[-1] - marks[0]
-        self.seconds = time.perf_counter() - began
+def generate(pipe: Any, prompt: str, *, steps: int | None = None) -> Made:
+    """One video as the demo model is meant to make it, timed."""
+    return harness.generate(pipe, {"prompt": prompt, **CALL, "num_inference_steps": steps or unicp.demo.STEPS}, seed=0)
 
 
-def quality(run: Run, baseline: Run) -> dict[str, float]:
+def quality(made: Made, baseline: Made) -> dict[str, float]:
     """Distances of a video from the unaccelerated one of the same prompt and seed."""
     return {
-        "psnr": metrics.psnr(run.frames, baseline.frames),
-        "ssim": metrics.ssim(run.frames, baseline.frames),
-        "motion_ratio": metrics.motion_ratio(run.frames, baseline.frames),
-        "temporal_psnr": metrics.temporal_psnr(run.frames, baseline.frames),
+        "psnr": metrics.psnr(made.frames, baseline.frames),
+        "ssim": metrics.ssim(made.frames, baseline.frames),
+        "motion_ratio": metrics.motion_ratio(made.frames, baseline.frames),
+        "temporal_psnr": metrics.temporal_psnr(made.frames, baseline.frames),
     }
 
 
@@ -136,15 +113,10 @@ def save(name: str, figures: dict[str, Any]) -> Path:
 
     RESULTS.mkdir(exist_ok=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            processor = line.split(":", 1)[1].strip()
-            break
     provenance = {
         "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
         "versions": {
             "unicp": unicp.__version__,
             "torch": torch.__version__,

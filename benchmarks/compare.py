@@ -67,11 +67,7 @@ def main() -> None:
         repeats=args.repeats,
         results=place.with_suffix(".sqlite"),
         calibration_prompt=common.training_prompts(1)[0],
-        height=unicp.demo.HEIGHT,
-        width=unicp.demo.WIDTH,
-        num_frames=unicp.demo.FRAMES,
-        num_inference_steps=args.steps,
-        guidance_scale=unicp.demo.GUIDANCE,
+        **{**common.CALL, "num_inference_steps": args.steps},
     )
     print(comparison)
     place.with_suffix(".md").write_text(table(comparison) + "\n", "utf-8")

@@ -23,9 +23,9 @@ def main() -> None:
 
     def timed(config: AdaCacheConfig | ScheduleConfig | None) -> float:
         if config is None:
-            return common.Run(pipe, prompt).loop_seconds
+            return common.generate(pipe, prompt).loop_seconds
         with unicp.accelerate(pipe, config):
-            return common.Run(pipe, prompt).loop_seconds
+            return common.generate(pipe, prompt).loop_seconds
 
     seconds = common.interleaved(
         {

@@ -32,7 +32,7 @@ def main() -> None:
     )
     for prompt in prompts:
         with unicp.accelerate(pipe, AdaCacheConfig()) as session:
-            common.Run(pipe, prompt)
+            common.generate(pipe, prompt)
             report = session.report()
         cond = [record for record in report.steps if record.branch == "cond"]
         rows.append([1 if record.action == "compute" else 0 for record in cond])
