@@ -10,6 +10,7 @@ import torch
 import unicp
 from tests.contract import actions, case, quietly
 from tests.tiny import FAMILIES
+from unicp.bench import harness
 
 FORCING = FAMILIES["skyreels-forcing"]
 NAMES = ("adacache-residual", "adacache-forecast", "schedule-linear", "budget-default", "unicp-online")
@@ -114,3 +115,25 @@ def test_a_video_that_begins_in_the_middle() -> None:
     assert torch.equal(run(), first) and not torch.equal(first, plain)
     session.restore()
     assert torch.equal(run(), plain)
+
+
+@pytest.mark.parametrize(("name", "more"), [("wan-video", {"strength": 0.5}), ("skyreels-forcing", {"ar_step": 2})])
+def test_a_loop_with_other_steps_than_its_scheduler_is_timed_to_its_end(name: str, more: dict[str, Any]) -> None:
+    """Of a video that is begun in the middle there are fewer, of frames that fall one after another there are more."""
+    chosen = FAMILIES[name]
+
+    def timed(pipe: Any, output_type: str, **call: Any) -> None:
+        seen: list[tuple[int, int]] = []
+        output, made = harness.run(
+            pipe,
+            {**call, **more},
+            generator=torch.Generator().manual_seed(0),
+            on_step=lambda _, done, total: seen.append((done, total)),
+            output_type=output_type,
+        )
+        assert made.steps != len(pipe.scheduler.timesteps)
+        assert seen == [(n + 1, made.steps) for n in range(made.steps)]
+        assert made.loop_seconds < made.total_seconds
+        assert made.latents is not None and torch.equal(made.latents, torch.as_tensor(output))
+
+    chosen.run(chosen.build(), timed)

@@ -61,6 +61,15 @@ def step_count(pipe: Any, call: Mapping[str, Any]) -> int:
     return int(call.get("num_inference_steps", default))
 
 
+def rounds(pipe: Any) -> int:
+    """Denoising steps of the call in progress.
+
+    Not always those of the scheduler: there are fewer of a video that is begun in the middle, and more where frames
+    fall one after another.
+    """
+    return getattr(pipe, "num_timesteps", None) or len(getattr(pipe.scheduler, "timesteps", ()))
+
+
 @dataclass
 class Watch:
     """Follows a call. ``on_step(pipe, done, total)`` is told of every finished step."""
@@ -90,7 +99,7 @@ class Watch:
     def finish(self, *_: Any) -> None:
         """After a denoiser ran, where the pipeline does not say when a step ends."""
         self._end()
-        self.steps = len(getattr(self.pipe.scheduler, "timesteps", ()))
+        self.steps = rounds(self.pipe)
 
     def _end(self) -> None:
         import torch
@@ -102,7 +111,7 @@ class Watch:
     def step_end(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's ``callback_on_step_end``."""
         self.steps = index + 1
-        total = len(pipe.scheduler.timesteps)
+        total = rounds(pipe)
         if self.steps == total:
             self._end()
             self.latents = tensors.get("latents")
