@@ -256,8 +256,15 @@ class SlicedAttention:
             self._twin = (own, instrumented(own, self._attend, self._view))
         return self._twin[1]
 
+    def renew(self) -> None:
+        """Fold again at the next call, whatever the weights look like.
+
+        Adapters are fused through ``weight.data``, which neither moves a weight nor counts up its version.
+        """
+        self._folded = None
+
     def _refold(self) -> None:
-        """Fold again if weights changed since: a LoRA was fused, a state dict loaded, the model moved."""
+        """Fold again if weights changed since: a state dict loaded, an adapter put on, the model moved."""
         if not self._may_fold:
             return
         state = Folded.state(self.attn)
