@@ -187,6 +187,8 @@ class Folded:
         # Exactly these: a LoRA layer, or a quantised one, is more than its weight; so is one with an offloading hook.
         if type(value) is not torch.nn.Linear or type(out) is not torch.nn.Linear:
             return None
+        if any(type(m.weight) not in (torch.nn.Parameter, torch.Tensor) for m in (value, out)):
+            return None  # torchao keeps the layer, and quantises the tensor
         if getattr(attn, "fused_projections", False) or any(hasattr(m, "_diffusers_hook") for m in (value, out)):
             return None
         if any(hasattr(m, "_hf_hook") or not m.weight.is_floating_point() for m in (value, out)):
