@@ -1,5 +1,7 @@
 """One of the four processes of ``test_parallel.py``: two replicas of a tiny Wan, each on two processes with gloo.
 
+A replica has its tokens spread over its processes (Ulysses or ring), or a branch of guidance on each.
+
     python -m tests.parallel_runs SCENARIO RANK FOLDER
 
 Writes what came out to FOLDER/RANK.pt.
@@ -18,6 +20,7 @@ import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
 from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.models import attention_dispatch
 from diffusers.models._modeling_parallel import ParallelConfig
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -68,8 +71,73 @@ def together(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]
     return found
 
 
+def with_sums(
+    _: Any, query: Any, key: Any, value: Any, *settings: Any, _save_ctx: bool = True, _parallel_config: Any = None
+) -> Any:
+    """Attention (B, T, H, d) with the logarithms (B, T, H) of its softmax's sums, by which ring attention puts the
+    parts of a sequence together. diffusers' own attention for CPUs does not tell them."""
+    scale = settings[3]
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    scores = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
+    out = scores.softmax(-1) @ value
+    return out.transpose(1, 2), scores.logsumexp(-1).transpose(1, 2)
+
+
 def ring(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
-    return {"adacache-residual": run("adacache-residual", replica, mesh, ring=True)}
+    """diffusers' ring attention around attention that is good for it."""
+    attention_dispatch._native_attention_forward_op = with_sums
+    names = ("adacache-residual", "schedule-stack", "unicp-online")
+    found: dict[str, Any] = {name: run(name, replica, mesh, ring=True) for name in names}
+    found["after"] = run("adacache-residual", replica, mesh, "after", ring=True)
+    return found
+
+
+def ring_as_it_is(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
+    """The same with nothing exchanged, unaccelerated and accelerated: what is said, and that the model is usable."""
+    said: dict[str, Any] = {}
+    for name in (None, "adacache-residual"):
+        pipe = WAN.build()
+        spread(pipe, mesh, ring=True)
+        session = None if name is None else unicp.accelerate(pipe, case(name).config)
+        for again in (1, 2):
+            try:
+                quietly(lambda pipe=pipe: WAN.generate(pipe, **REPLICAS[replica]))
+            except ValueError as error:
+                said[f"{name} {again}"] = f"{type(error).__name__}: {error}"
+        said[f"{name} kept"] = 0 if session is None else len(session.cached_tensors())
+    return said
+
+
+def guidance(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
+    """Even processes run the branch of the prompt, odd ones that of the negative prompt."""
+    group = mesh._flatten().get_group()
+    negative = rank % 2
+    request = {**REPLICAS[replica], "prompts": (101 if negative else 1,), "guidance": False}
+
+    def both(_: Any, __: Any, output: Any) -> Any:
+        parts = [torch.empty_like(output[0]) for _ in range(2)]
+        dist.all_gather(parts, output[0].contiguous(), group=group)
+        return (parts[1] + 4.0 * (parts[0] - parts[1]),)
+
+    def made(config: Any, among: Any) -> dict[str, Any]:
+        pipe = WAN.build()
+        session = unicp.accelerate(pipe, config, group=among)
+        pipe.transformer.register_forward_hook(both)  # runs after ours, at skipped steps too
+        latents = quietly(lambda: WAN.generate(pipe, **request))
+        kept = len(session.cached_tensors())
+        return {"latents": latents, "actions": actions(session.report()), "kept": kept}
+
+    names = ("adacache-residual", "adacache-forecast", "schedule-stack", "unicp-online")
+    found: dict[str, Any] = {name: made(case(name).config, group) for name in names}
+    everything = case("adacache-residual").always_compute
+    found["computed"], found["computed alone"] = made(everything, group), made(everything, None)
+    # A threshold between what the two measure at the first comparison: alone, they decide differently.
+    own = torch.tensor([a[5] for a in found["computed alone"]["actions"] if a[5] is not None][:1])
+    each = [torch.empty_like(own) for _ in range(2)]
+    dist.all_gather(each, own, group=group)
+    torn = unicp.AdaCacheConfig(codebook=((float(sum(each)) / 2, 4), (1e6, 1)))
+    found["torn"], found["torn alone"] = made(torn, group), made(torn, None)
+    return found
 
 
 def failing(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
@@ -109,14 +177,21 @@ def refused(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
     return said
 
 
-SCENARIOS = {"together": together, "ring": ring, "failing": failing, "refused": refused}
+SCENARIOS = {
+    "together": together,
+    "ring": ring,
+    "ring_as_it_is": ring_as_it_is,
+    "guidance": guidance,
+    "failing": failing,
+    "refused": refused,
+}
 
 
 def main(scenario: str, rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), 4)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=4, timeout=timedelta(seconds=60))
-    whole = init_device_mesh("cpu", (2, 2, 1) if scenario == "ring" else (2, 1, 2), mesh_dim_names=NAMES)
+    whole = init_device_mesh("cpu", (2, 2, 1) if scenario.startswith("ring") else (2, 1, 2), mesh_dim_names=NAMES)
     found = SCENARIOS[scenario](rank, rank // 2, whole["ring", "ulysses"], folder)
     torch.save(found, folder / f"{rank}.pt")
     if scenario != "failing":

@@ -10,7 +10,7 @@ import torch
 from diffusers.models import attention_dispatch
 
 import unicp
-from tests.contract import actions, case, plain, quietly
+from tests.contract import actions, case, config_on, plain, quietly
 from tests.tiny import FAMILIES
 
 WAN = FAMILIES["wan"]
@@ -37,7 +37,13 @@ def _int8(transformer: Any) -> None:
     torchao.quantize_(transformer, torchao.Int8WeightOnlyConfig())
 
 
+def _to(dtype: torch.dtype) -> Callable[[Any], None]:
+    return lambda transformer: transformer.to(dtype)
+
+
 CHANGES: dict[str, tuple[Callable[[Any], None], bool]] = {
+    "bfloat16": (_to(torch.bfloat16), True),
+    "float16": (_to(torch.float16), True),
     "float8": (_float8, True),
     "channels-last": (_channels_last, False),
     "attention-backend": (_backend, False),
@@ -55,7 +61,7 @@ def own_attention_backend() -> Iterator[None]:
     attention_dispatch._AttentionBackendRegistry._active_backend = before
 
 
-@pytest.mark.parametrize("name", ["adacache-residual", "schedule-linear", "unicp-online"])
+@pytest.mark.parametrize("name", ["adacache-residual", "schedule-linear", "unicp-online", "unicp-switch"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_before_or_after(change: str, name: str) -> None:
     apply, differs = CHANGES[change]
@@ -64,7 +70,7 @@ def test_before_or_after(change: str, name: str) -> None:
         pipe = WAN.build()
         if first:
             apply(pipe.transformer)
-        session = unicp.accelerate(pipe, case(name).config)
+        session = unicp.accelerate(pipe, config_on("wan", name))
         if not first:
             apply(pipe.transformer)
         latents = quietly(lambda pipe=pipe: WAN.generate(pipe))

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import ModelHook as AccelerateHook
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
 
 import unicp
-from tests.contract import PRIMARY, actions, case, fresh, plain, quietly, traces
+from tests.contract import PRIMARY, actions, case, config_on, fresh, plain, quietly, traces
 from tests.family import OLDER
 from tests.tiny import FAMILIES
 
@@ -273,26 +274,44 @@ def _offload(kind: str) -> Callable[[Any], None]:
     return put
 
 
+def _whole(transformer: Any) -> None:
+    """What ``enable_model_cpu_offload`` does with each of a pipeline's models; that wants an accelerator itself."""
+    cpu_offload_with_hook(transformer, execution_device=torch.device("cpu"))
+
+
+def _sequential(transformer: Any) -> None:
+    """What ``enable_sequential_cpu_offload`` does: weights are elsewhere until the very module runs."""
+    cpu_offload(transformer, execution_device=torch.device("cpu"))
+    assert transformer.blocks[0].attn1.to_q.weight.is_meta
+
+
+PUTS: dict[str, Callable[[Any], None]] = {
+    "casting": _cast,
+    "offload-block": _offload("block_level"),
+    "offload-leaf": _offload("leaf_level"),
+    "offload-whole": _whole,
+    "offload-sequential": _sequential,
+}
+
+
 @pytest.mark.parametrize("ours_first", [True, False], ids=["ours-first", "theirs-first"])
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "put", [_cast, _offload("block_level"), _offload("leaf_level")], ids=["casting", "offload-block", "offload-leaf"]
-)
+@pytest.mark.parametrize("name", [*NAMES, "unicp-switch"])
+@pytest.mark.parametrize("put", PUTS.values(), ids=PUTS)
 def test_hooks_that_diffusers_brings(put: Callable[[Any], None], name: str, ours_first: bool) -> None:
     pipe = WAN.build()
     put(pipe.transformer)
     expected_plain = WAN.generate(pipe)
-    session = unicp.accelerate(pipe, case(name).config)
+    session = unicp.accelerate(pipe, config_on("wan", name))
     expected = WAN.generate(pipe)
     expected_actions = actions(session.report())
 
     pipe = WAN.build()
     if ours_first:
-        session = unicp.accelerate(pipe, case(name).config)
+        session = unicp.accelerate(pipe, config_on("wan", name))
         put(pipe.transformer)
     else:
         put(pipe.transformer)
-        session = unicp.accelerate(pipe, case(name).config)
+        session = unicp.accelerate(pipe, config_on("wan", name))
     assert torch.equal(WAN.generate(pipe), expected)
     assert not torch.equal(expected, expected_plain)
     assert actions(session.report()) == expected_actions

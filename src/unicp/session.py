@@ -171,6 +171,8 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
             list of blocks that holds most of the denoiser's parameters, and check at the first call that it will do.
         group: processes over which a model's tokens are spread (dimension 1 of its hidden states, evenly). Only for
             models that are split by hand: what diffusers' ``enable_parallelism`` has split is known without it.
+            Or processes that run one branch of guidance each: all then decide by what the branches measure together;
+            not with ``moreg``, which would take the one branch's frames for a sequel of the other's.
 
     Returns:
         The :class:`Session`. An earlier acceleration of the same denoisers by unicp is replaced.

@@ -187,6 +187,8 @@ class Folded:
         # Exactly these: a LoRA layer, or a quantised one, is more than its weight; so is one with an offloading hook.
         if type(value) is not torch.nn.Linear or type(out) is not torch.nn.Linear:
             return None
+        if any(type(m.weight) not in (torch.nn.Parameter, torch.Tensor) for m in (value, out)):
+            return None  # torchao keeps the layer, and quantises the tensor
         if getattr(attn, "fused_projections", False) or any(hasattr(m, "_diffusers_hook") for m in (value, out)):
             return None
         if any(hasattr(m, "_hf_hook") or not m.weight.is_floating_point() for m in (value, out)):
@@ -256,8 +258,15 @@ class SlicedAttention:
             self._twin = (own, instrumented(own, self._attend, self._view))
         return self._twin[1]
 
+    def renew(self) -> None:
+        """Fold again at the next call, whatever the weights look like.
+
+        Adapters are fused through ``weight.data``, which neither moves a weight nor counts up its version.
+        """
+        self._folded = None
+
     def _refold(self) -> None:
-        """Fold again if weights changed since: a LoRA was fused, a state dict loaded, the model moved."""
+        """Fold again if weights changed since: a state dict loaded, an adapter put on, the model moved."""
         if not self._may_fold:
             return
         state = Folded.state(self.attn)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,27 @@ def staged(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be made, before the long work of which it is the outcome.
+
+    It is tried, and nothing stays behind: who is root is told that every folder may be written to.
+
+    Raises:
+        UnicpError: there is a file where a folder should be, or the system does not let us write there.
+    """
+    # Not Path.exists: it raises where one may not look.
+    nearest = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not nearest.is_dir():
+        raise UnicpError(f"cannot write {path}: {nearest} is not a folder")
+    if os.path.isdir(path):
+        raise UnicpError(f"cannot write {path}: there is a folder of this name; name another place with -o")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UnicpError(f"cannot write {path}: {error.strerror or error}; name another place with -o") from error
 
 
 def digest(path: Path) -> str:

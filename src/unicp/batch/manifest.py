@@ -7,8 +7,8 @@ batch had finished and not noted is found again.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -238,8 +238,9 @@ def prepare(folder: Path) -> Path:
     private = folder / PRIVATE
     try:
         private.mkdir(parents=True, exist_ok=True)
+        for place in (private, folder):
+            with tempfile.TemporaryFile(dir=place):  # tried: who is root is told that every folder may be written to
+                pass
     except OSError as error:
         raise UnicpError(f"cannot write to {folder}: {error.strerror or error}; name another folder with -o") from error
-    if not os.access(private, os.W_OK) or not os.access(folder, os.W_OK):
-        raise UnicpError(f"cannot write to {folder}: Permission denied; name another folder with -o")
     return private

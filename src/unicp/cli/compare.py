@@ -66,6 +66,11 @@ def compare(
         return
     if report.suffix.lower() not in (".html", ".htm"):
         raise UnicpError(f"--report {report} is no page; give a name that ends in .html")
+    from ..video import check_writable
+
+    kept = results or report.with_suffix(".sqlite")
+    for file in (report, report.with_suffix(".json"), kept):
+        check_writable(file)
     texts = list(prompts or [])
     if demo_prompts is not None:
         from .. import demo
@@ -84,7 +89,6 @@ def compare(
     call, fps = calls.build(found, given, None)
     pipe = pipelines.load(found, place, number)
     calls.check_shape(pipe, call)
-    kept = results or report.with_suffix(".sqlite")
     try:
         with Runs() as shown:
             comparison = measure(

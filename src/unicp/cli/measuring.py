@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ def check_output(output: Path) -> Path:
     """
     if output.suffix != ".safetensors":
         raise UnicpError(f"-o {output} must end in .safetensors")
-    if not output.absolute().parent.is_dir():
+    if not os.path.isdir(output.absolute().parent):
         raise UnicpError(f"cannot write {output}: there is no folder {output.parent}")
+    from ..video import check_writable
+
+    check_writable(output)
     return output.with_suffix(".part.safetensors")
 
 

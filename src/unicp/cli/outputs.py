@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..batch.names import slug
 from ..errors import UnicpError
-from ..video import WRITERS, check_suffix
+from ..video import WRITERS, check_suffix, check_writable
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ def plan(prompts: Sequence[str], output: str | None, kind: str | None, compare: 
     suffix = check_suffix(f"video.{kind.lower().lstrip('.')}") if kind else None
     place = Path(output or ".")
     folder = (
-        output is None or place.is_dir() or output.endswith(("/", os.sep)) or (len(prompts) > 1 and not place.suffix)
+        output is None
+        or os.path.isdir(place)
+        or output.endswith(("/", os.sep))
+        or (len(prompts) > 1 and not place.suffix)
     )
     if not folder:
         if len(prompts) > 1:
@@ -88,23 +91,14 @@ def _free(folder: Path, name: str, suffix: str, compare: bool, taken: set[Path])
     number = 1
     while True:
         target = Target(folder / f"{name}{f'-{number}' if number > 1 else ''}{suffix}")
-        if not any(file in taken or file.exists() for file in target.files(compare)):
+        if not any(file in taken or os.path.exists(file) for file in target.files(compare)):
             return target
         number += 1
 
 
 def _check_writable(target: Target, compare: bool) -> None:
-    folder = target.video.parent
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not nearest.is_dir():
-        raise UnicpError(f"cannot write {target.video}: {nearest} is not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UnicpError(
-            f"cannot write {target.video}: no permission to write in {nearest}; name another place with -o"
-        )
     for file in target.files(compare):
-        if file.is_dir():
-            raise UnicpError(f"cannot write {file}: there is a folder of this name; name another place with -o")
+        check_writable(file)
         if file.suffix == ".json" and file.exists() and not _is_ours(file):
             raise UnicpError(
                 f"{file} exists and was not written by unicp, it would be lost; name another place with -o"

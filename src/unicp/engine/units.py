@@ -225,6 +225,8 @@ class Units:
     def clear(self) -> None:
         self.call = None
         self._kept.clear()
+        for slicer in self.slicers.values():
+            slicer.renew()
 
     def tensors(self) -> list[Any]:
         """Everything that is kept between calls, without the slicers' own."""
