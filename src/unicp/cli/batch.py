@@ -18,6 +18,7 @@ SEEDS_HELP = "Clips of each prompt: seeds from --seed (or the row's own) upwards
 NAMES_HELP = "hash: prompt, seed and a hash of all options; vbench: {prompt}-{index}.mp4."
 ENGINE_HELP = "local: one process a device of this machine; ray: a Ray cluster (extra: ray)."
 WORKERS_HELP = "By default one a GPU, or one on a CPU."
+RANKS_HELP = "Devices that make each clip together, by context parallelism."
 BATCH_HELP = "Clips of equal size and options that are made in one forward, at most."
 RESUME_HELP = "Leave the clips that are done; --no-resume makes them again."
 RETRIES_HELP = "How often a clip is tried again whose worker died."
@@ -46,6 +47,7 @@ def batch(
     scale: int = typer.Option(None, min=1, max=16, metavar="N", help=single.SCALE_HELP),
     engine: str = typer.Option("local", metavar="NAME", help=ENGINE_HELP),
     workers: int = typer.Option(None, min=1, metavar="N", help=WORKERS_HELP),
+    ranks: int = typer.Option(1, "--devices-per-worker", min=1, metavar="N", help=RANKS_HELP),
     batch_size: int = typer.Option(1, min=1, metavar="N", help=BATCH_HELP),
     resume: bool = typer.Option(True, "--resume/--no-resume", help=RESUME_HELP),
     retries: int = typer.Option(2, min=0, metavar="N", help=RETRIES_HELP),
@@ -88,6 +90,13 @@ def batch(
     for option, told in of_ray.items():
         if engine == "local" and told is not None:
             raise UnicpError(f"{option} is for --engine ray; add it, or leave {option} out")
+    if ranks > 1 and batch_size > 1:
+        raise UnicpError(
+            f"--batch-size {batch_size} puts several clips on one device, --devices-per-worker {ranks} one clip on "
+            "several; use one of both"
+        )
+    if ranks > 1 and engine == "ray" and device not in (None, "cpu", "cuda"):
+        raise UnicpError(f"--device {device} is one device, --devices-per-worker asks for {ranks}; leave one out")
     given = {
         "--steps": steps,
         "--guidance": guidance,
@@ -101,7 +110,16 @@ def batch(
         Path(arguments[0]), model=model, method=method, settings=settings or [], given=given, fps=fps, kind=kind
     )
     clips = plan.clips(seed=seed, seeds=seeds, names=names, dtype=dtype, scale=scale)
-    place = Place(engine=engine, workers=workers, device=device, threads=threads, address=address, gpus=gpus, cpus=cpus)
+    place = Place(
+        engine=engine,
+        workers=workers,
+        ranks=ranks,
+        device=device,
+        threads=threads,
+        address=address,
+        gpus=gpus,
+        cpus=cpus,
+    )
     code = execute(
         plan,
         clips,
