@@ -72,6 +72,7 @@ class FakeMaker:
             raise RuntimeError("Connection closed by peer")
 
     def document(self, values: Mapping[str, Any]) -> str:
+        open(f"{self.log}.written", "a").close()
         return json.dumps(values)
 
     def make(self, clips: Sequence[Clip]) -> list[Rendered | Exception]:

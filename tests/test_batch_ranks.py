@@ -1,4 +1,4 @@
-"""``unicp batch --devices-per-worker``: workers of several processes, first without a model, then a tiny Wan on two.
+"""``unicp batch --devices-per-clip``: workers of several processes, first without a model, then a tiny Wan on two.
 
 Ranks that compute import torch and diffusers, so each of those tests takes some ten seconds.
 """
@@ -69,6 +69,7 @@ def test_all_ranks_make_every_clip_and_one_writes_it(tmp_path: Path) -> None:
     assert made(str(tmp_path / "log")) == made(str(tmp_path / "log1")) == [each.key for each in clips]
     first, second = set(pids(tmp_path / "log")), set(pids(tmp_path / "log1"))
     assert len(first) == len(second) == 1 and first != second
+    assert (tmp_path / "log.written").exists() and not (tmp_path / "log1.written").exists()
 
 
 def test_a_rank_that_fails_alone_fails_the_clip_and_nothing_hangs(
@@ -171,7 +172,7 @@ def decided(record: dict[str, Any]) -> Any:
 def test_two_ranks_make_the_clips_of_one_process(wan_folder: Path, tmp_path: Path) -> None:
     plan, clips = planned(tmp_path / "alone", PROMPTS, wan_folder)
     alone(PipelineRecipe(model=plan.model, threads=1), clips, tmp_path / "alone")
-    where = ["-o", str(tmp_path / "two"), "--model", str(wan_folder), "--devices-per-worker", "2"]
+    where = ["-o", str(tmp_path / "two"), "--model", str(wan_folder), "--devices-per-clip", "2"]
     said = call(str(plan.file), *where, *SMALL, *METHOD)
     assert said.code == 1, said.err
     assert "3 clips made" not in said.out and "4 clips made" in said.out and "2 failed" in said.out
@@ -193,6 +194,8 @@ def test_both_denoisers_are_spread_and_a_killed_rank_is_recovered_from(
     pipe.register_modules(transformer_2=second)
     pipe.register_to_config(boundary_ratio=0.8)
     pipe.save_pretrained(tmp_path / "model")
+    pipe.register_to_config(boundary_ratio=1.0)
+    pipe.save_pretrained(tmp_path / "second alone")
     plan, clips = planned(tmp_path / "alone", "prompt,seed\na red ball,1 2 3\n", tmp_path / "model")
     recipe = PipelineRecipe(model=plan.model, threads=1)
     alone(recipe, clips, tmp_path / "alone")
@@ -213,6 +216,10 @@ def test_both_denoisers_are_spread_and_a_killed_rank_is_recovered_from(
     assert [entry.attempts for entry in base.entries()] == [1, 2, 1]
     base.close()
     check_same(tmp_path / "two", tmp_path / "alone")
+    plan, uneven = planned(tmp_path / "uneven", "prompt,size\na red ball,16x16\n", tmp_path / "second alone")
+    recipe = PipelineRecipe(model=plan.model, threads=1)
+    result = driver.run(uneven, tmp_path / "none", recipe, partial(LocalEngine, devices=["cpu"], ranks=2))
+    assert all("shared evenly by 2 devices" in error for error in result.failed.values()) and result.made == 0
     assert {denoiser for denoiser, *_ in decided(record_of(tmp_path / "two"))} == {"transformer", "transformer_2"}
 
 
@@ -226,7 +233,7 @@ def test_an_actor_of_ray_starts_its_own_ranks(wan_folder: Path, tmp_path: Path) 
 
     plan, clips = planned(tmp_path / "alone", "prompt,seed,size\na red ball,1 2,\na star,,50x32\n", wan_folder)
     alone(PipelineRecipe(model=plan.model, threads=1), clips, tmp_path / "alone")
-    where = ["-o", str(tmp_path / "two"), "--model", str(wan_folder), "--engine", "ray", "--devices-per-worker", "2"]
+    where = ["-o", str(tmp_path / "two"), "--model", str(wan_folder), "--engine", "ray", "--devices-per-clip", "2"]
     try:
         said = call(str(plan.file), *where, *SMALL, *METHOD)
         engine = partial(on_two, ray)
@@ -265,6 +272,6 @@ def test_what_cannot_be_spread_is_refused_at_once(tmp_path: Path, model: str, op
         (tmp_path / "mochi" / "model_index.json").write_text(json.dumps(index))
     (tmp_path / "p.txt").write_text("a ball\n")
     where = ["-o", str(tmp_path / "out"), "--model", model, "--device", "cpu"]
-    result = call(str(tmp_path / "p.txt"), *where, "--devices-per-worker", *options)
+    result = call(str(tmp_path / "p.txt"), *where, "--devices-per-clip", *options)
     assert result.code == 2 and said in " ".join(result.err.split())
     assert not (tmp_path / "out").exists()

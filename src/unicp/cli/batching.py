@@ -235,8 +235,7 @@ class Place:
                 gpus = float(self.ranks) if ray.cluster_resources().get("GPU") else 0.0
             if self.ranks > 1 and gpus not in (0, self.ranks):
                 raise UnicpError(
-                    f"--gpus-per-worker {gpus:g} and --devices-per-worker {self.ranks} do not agree; "
-                    "leave the former out"
+                    f"--gpus-per-worker {gpus:g} and --devices-per-clip {self.ranks} do not agree; leave the former out"
                 )
             room = ray_engine.worker_count(ray, gpus)  # asked in any case: without room they would wait for ever
             threads = self.threads or (max(1, int(cpus) // self.ranks) if not gpus else None)
@@ -254,7 +253,7 @@ class Place:
             places = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         if device.type != "cpu" and self.ranks > len(places):
             raise UnicpError(
-                f"--devices-per-worker {self.ranks}: only {len(places)} can be used here ({', '.join(places)}); "
+                f"--devices-per-clip {self.ranks}: only {len(places)} can be used here ({', '.join(places)}); "
                 "name fewer, or --device cpu"
             )
         workers = self.workers or max(1, len(places) // self.ranks)
