@@ -175,7 +175,7 @@ def test_two_ranks_make_the_clips_of_one_process(wan_folder: Path, tmp_path: Pat
     where = ["-o", str(tmp_path / "two"), "--model", str(wan_folder), "--devices-per-clip", "2"]
     said = call(str(plan.file), *where, *SMALL, *METHOD)
     assert said.code == 1, said.err
-    assert "3 clips made" not in said.out and "4 clips made" in said.out and "2 failed" in said.out
+    assert "4 clips made" in said.out and "2 failed" in said.out
     assert "width 50 is not a multiple of 16" in said.out
     assert "the tokens of this clip cannot be shared evenly by 2 devices" in said.out
     assert "died" not in said.err
