@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from unicp.batch import driver
-from unicp.batch.clips import Clip, Rendered, key_of
+from unicp.batch.clips import Clip, Rank, Rendered, key_of
 from unicp.batch.engines import Setting
 from unicp.batch.local import LocalEngine
 from unicp.batch.ray_engine import RayEngine, connect
@@ -33,14 +33,16 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), s
 class FakeRecipe:
     """What a prompt says is done: ``fail``, ``kill`` (the worker, always), ``once`` (the worker,
     the first time), ``crowd`` (where there are others), ``gpu`` (in a
-    way that leaves the GPU unusable)."""
+    way that leaves the GPU unusable). Of several ranks: ``alone`` (rank 1 fails, the others wait for it for ever),
+    ``leave`` (rank 1 is killed, the first time, and the others fail by that), ``late`` (rank 1 fails once the video is
+    made)."""
 
     log: str
     seconds: float = 0.0
     unloadable: bool = False
     without: str | None = None  # the device on which it cannot be loaded
 
-    def load(self, device: str | None) -> FakeMaker:
+    def load(self, device: str | None, rank: Rank | None = None) -> FakeMaker:
         if self.without is not None:
             with open(self.log + ".loads", "a") as log:
                 log.write(f"{device}\n")
@@ -48,19 +50,40 @@ class FakeRecipe:
             raise RuntimeError("no such weights")
         if os.environ.get("UNICP_TEST_SEMAPHORE"):
             held.append(multiprocessing.get_context("spawn").Lock())
-        return FakeMaker(self)
+        return FakeMaker(self, rank)
 
 
 class FakeMaker:
-    def __init__(self, recipe: FakeRecipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: FakeRecipe, rank: Rank | None = None) -> None:
+        self.recipe, self.rank = recipe, rank
+
+    @property
+    def log(self) -> str:
+        """What this process has begun: of each rank but 0 a file of its own."""
+        return self.recipe.log if not self.rank or not self.rank.number else f"{self.recipe.log}{self.rank.number}"
+
+    def act(self, rank: Rank, prompt: str) -> None:
+        """What a prompt asks of several ranks."""
+        if rank.number == 1:
+            if "leave" in prompt and not os.path.exists(self.log):
+                open(self.log, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "alone" in prompt or "late" in prompt:
+                raise ValueError("only here")
+        elif "alone" in prompt:
+            time.sleep(1000)
+        elif "leave" in prompt and not os.path.exists(f"{self.recipe.log}1"):
+            raise RuntimeError("Connection closed by peer")
 
     def document(self, values: Mapping[str, Any]) -> str:
+        open(f"{self.log}.written", "a").close()
         return json.dumps(values)
 
     def make(self, clips: Sequence[Clip]) -> list[Rendered | Exception]:
+        if self.rank is not None:
+            self.act(self.rank, clips[0].prompt)
         said = ["once" in clip.prompt and clip.key in made(self.recipe.log) for clip in clips]
-        with open(self.recipe.log, "a") as log:
+        with open(self.log, "a") as log:
             log.write("".join(f"{clip.key} {os.getpid()} {len(clips)}\n" for clip in clips))
         time.sleep(self.recipe.seconds)
         for clip, again in zip(clips, said, strict=True):

@@ -254,7 +254,7 @@ def test_workers_do_not_see_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def interrupted(self: LocalEngine, worker: int) -> None:
         start(self, worker)
-        pid = self._processes[worker].pid
+        (pid,) = self._workers[worker].pids
         assert pid is not None
         for _ in range(20):  # while it begins and while it works
             os.kill(pid, signal.SIGINT)
@@ -294,4 +294,4 @@ def test_progress_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         tmp_path / "out", [clip("a", 1)], FakeRecipe(str(tmp_path / "log"), 0.02), progress=progress.Progress(console)
     )
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "worker 0: making a-1.png" in shown and "0/1 clips" in shown
+    assert "worker 0: making 0 s  a-1.png" in shown and "0/1 clips" in shown

@@ -1,6 +1,6 @@
 """Many prompts: read, rendered by workers, recorded in a manifest. Knows nothing of pipelines: a recipe makes clips.
 
 ``prompts`` rows of a file, ``clips`` what a clip is and who makes it, ``manifest`` and ``lock`` the state on disk,
-``worker`` one process's work, ``local`` and ``ray_engine`` where workers run, ``driver`` the loop over all of them,
-``progress`` and ``summary`` what a person sees.
+``worker`` one process's work, ``ranks`` the processes of a worker, ``local`` and ``ray_engine`` where workers run,
+``driver`` the loop over all of them, ``progress`` and ``summary`` what a person sees.
 """

@@ -74,6 +74,21 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One of several processes that make each clip together. Can be pickled.
+
+    Attributes:
+        number: 0 is the one whose videos are written.
+        size: how many they are.
+        meeting: a path, new for these processes, of a file by which they find each other.
+    """
+
+    number: int
+    size: int
+    meeting: str
+
+
 class Maker(Protocol):
     """A loaded model."""
 
@@ -92,8 +107,13 @@ class Maker(Protocol):
 class Recipe(Protocol):
     """How clips are made. Is pickled and sent to the workers."""
 
-    def load(self, device: str | None) -> Maker:
-        """Load the model; ``None`` is the worker's own device."""
+    def load(self, device: str | None, rank: Rank | None = None) -> Maker:
+        """Load the model.
+
+        Args:
+            device: ``None`` is the worker's own.
+            rank: of this process, where several make each clip together; all of them load the model.
+        """
         ...
 
 

@@ -19,7 +19,7 @@ from .clips import Clip, Outcome, Recipe, groups
 from .engines import DIED, MADE, READY, Engine, Message, Setting
 from .lock import Lock
 from .manifest import Manifest
-from .progress import Progress
+from .progress import Progress, counted
 from .worker import is_broken
 
 RETRIES = 2
@@ -156,7 +156,7 @@ class Driver:
         for clip in clips:
             self._deaths[clip.key] += 1
             if self._deaths[clip.key] > self.retries:
-                text = f"the worker that made it died, {self._deaths[clip.key]} times: {why}"
+                text = f"the worker that made it died, {counted(self._deaths[clip.key], 'time')}: {why}"
                 self._note([Outcome(key=clip.key, error=text)])
             else:
                 self._retry([clip])

@@ -35,6 +35,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
+def counted(number: int, what: str) -> str:
+    """
+    >>> counted(1, "clip"), counted(3, "clip")
+    ('1 clip', '3 clips')
+    """
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 class Progress:
     """Counts clips, and shows how far a batch is.
 
@@ -114,7 +122,11 @@ class Progress:
         """What the workers do, a line each."""
         now = time.monotonic()
         shown = sorted(self._workers.items())[:SHOWN_WORKERS]
-        lines = [f"worker {number}: {state} {clip} {duration(now - since)}" for number, (state, clip, since) in shown]
+        # The name comes last: it is the first to be cut off where the window is narrow.
+        lines = [
+            f"worker {number}: {state} {duration(now - since)}{f'  {clip}' if clip else ''}"
+            for number, (state, clip, since) in shown
+        ]
         more = len(self._workers) - len(shown)
         return [*lines, f"and {more} workers more"] if more else lines
 

@@ -5,33 +5,59 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError, first_line, missing_extra
 from .clips import Clip, Outcome, Recipe
 from .engines import DIED, MADE, READY, UNLOADABLE, Message, Setting
+from .ranks import Ranks
 from .worker import Worker, is_broken
 
 
 class RayWorker:
-    """An actor. Its model is loaded by :meth:`load`, so that what loading raises can be told from a death."""
+    """An actor. Its model is loaded by :meth:`load`, so that what loading raises can be told from a death.
 
-    def __init__(self, recipe: Recipe, folder: str, stage: str, device: str | None) -> None:
-        self._common = (recipe, Path(folder), Path(stage), device)
+    Where several processes make each clip together, the actor starts them, and computes nothing itself.
+    """
+
+    def __init__(self, recipe: Recipe, folder: str, stage: str, devices: Sequence[str | None]) -> None:
+        self._common, self._devices = (recipe, Path(folder), Path(stage)), devices
         self._worker: Worker | None = None
+        self._ranks: Ranks | None = None
 
     def load(self) -> str:
         """Load the model. Returns why it could not be, or nothing."""
+        if len(self._devices) > 1:
+            self._ranks = Ranks(*self._common, self._devices)
+            kind, content = self._next(self._ranks)[0]
+            if kind == DIED:
+                raise RuntimeError(content)
+            return str(content)
         try:
-            self._worker = Worker(*self._common)
+            self._worker = Worker(*self._common, self._devices[0])
         except Exception as error:
             return first_line(error)
         return ""
 
-    def make(self, clips: Sequence[Clip]) -> list[Outcome]:
+    def make(self, clips: Sequence[Clip]) -> tuple[list[Outcome], str]:
+        """Make clips: what came of them, and why this worker has to be replaced, or nothing."""
+        if self._ranks is not None:
+            self._ranks.submit(clips)
+            told = dict(self._next(self._ranks))
+            if MADE not in told:
+                raise RuntimeError(told[DIED])
+            return list(told[MADE]), told.get(DIED, "")
         assert self._worker is not None
-        return self._worker.make(clips)
+        outcomes = self._worker.make(clips)
+        return outcomes, "its GPU was left in error" if is_broken(outcomes) else ""
+
+    @staticmethod
+    def _next(ranks: Ranks) -> list[tuple[str, Any]]:
+        while not (told := ranks.receive()):
+            wait(ranks.pipes, 0.5)
+        return told
 
 
 def connect(address: str | None, cpus: int | None = None) -> Any:
@@ -80,13 +106,19 @@ class RayEngine:
     Args:
         ray: what :func:`connect` returned.
         cpus, gpus: of a worker; fractions are possible.
-        device: ``None`` is the first of those that Ray lets a worker see.
+        devices: of a worker, one for each of its processes; ``None`` is the first of those that Ray lets it see.
     """
 
     def __init__(
-        self, setting: Setting, ray: Any, *, cpus: float = 1.0, gpus: float = 0.0, device: str | None = None
+        self,
+        setting: Setting,
+        ray: Any,
+        *,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
+        devices: Sequence[str | None] = (None,),
     ) -> None:
-        self._setting, self._ray, self._device = setting, ray, device
+        self._setting, self._ray, self._devices = setting, ray, devices
         self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
         self._actors: dict[int, Any] = {}
         self._due: dict[Any, tuple[int, str]] = {}
@@ -101,7 +133,7 @@ class RayEngine:
         actor = (
             self._ray.remote(RayWorker)
             .options(**self._options)
-            .remote(setting.recipe, str(setting.folder), str(setting.stage), self._device)
+            .remote(setting.recipe, str(setting.folder), str(setting.stage), self._devices)
         )
         self._actors[worker] = actor
         self._due[actor.load.remote()] = (worker, READY)
@@ -122,13 +154,15 @@ class RayEngine:
             content = self._ray.get(done)
         except self._ray.exceptions.RayError as error:
             self._drop(worker)
-            return [Message(worker=worker, kind=DIED, error=first_line(error))]
+            cause = getattr(error, "cause", None)  # of what our own code raised
+            return [Message(worker=worker, kind=DIED, error=str(cause) if cause else first_line(error))]
         if kind == READY:
             return [Message(worker=worker, kind=UNLOADABLE if content else READY, error=content)]
-        made = [Message(worker=worker, kind=MADE, outcomes=tuple(content))]
-        if is_broken(content):
+        outcomes, broken = content
+        made = [Message(worker=worker, kind=MADE, outcomes=tuple(outcomes))]
+        if broken:
             self._drop(worker)
-            made.append(Message(worker=worker, kind=DIED, error="its GPU was left in error"))
+            made.append(Message(worker=worker, kind=DIED, error=broken))
         return made
 
     def _drop(self, worker: int) -> None:

@@ -21,7 +21,8 @@ main { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr
 a { color: inherit }
 figure { margin: 0 } img { width: 100%; height: auto; background: #ddd; border-radius: 4px }
 figcaption { font-size: 13px; overflow-wrap: anywhere } small { color: #595959 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { text-align: left; padding: .2rem .8rem .2rem 0 }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0 }
 @media (prefers-color-scheme: dark) { body { background: #161616; color: #eee } small { color: #aaa } }
 """
 
@@ -58,7 +59,8 @@ def _figure(manifest: Manifest, entry: Entry) -> str:
     if entry.seconds:
         about.append(f"{entry.seconds:.1f} s")
     record = record_path(Path(entry.name)).name
-    image = f'<img src="{source}" alt="" loading="lazy">' if source else ""
+    about = [each.replace(" ", "&nbsp;") for each in about]  # a number stays with its unit
+    image = f'<img src="{source}" alt="{escape(entry.prompt)}" loading="lazy">' if source else "video"
     return (
         f'<figure><a href="{quote(entry.name)}">{image}</a><figcaption>{escape(entry.prompt)}<br>'
         f'<small>{", ".join(about)} · <a href="{quote(record)}">record</a></small></figcaption></figure>'
@@ -73,7 +75,7 @@ def write(manifest: Manifest) -> Path:
     fractions = [entry.fraction for entry in done if entry.fraction is not None]
     facts = [f"{len(done)} of {len(entries)} clips"]
     if fractions:
-        facts.append(f"{sum(fractions) / len(fractions):.0%} of the denoiser's arithmetic on average")
+        facts.append(f"{sum(fractions) / len(fractions):.0%} of the denoiser's arithmetic computed, on average")
     if done:
         facts.append(f"{duration(sum(entry.seconds or 0.0 for entry in done))} of work")
     path = manifest.folder / FILE

@@ -12,13 +12,22 @@ from typing import Any
 
 from .. import video
 from ..errors import UnicpWarning, first_line
-from .clips import Clip, Maker, Outcome, Recipe, Rendered
+from .clips import Clip, Maker, Outcome, Rank, Recipe, Rendered
 from .manifest import record_path
 
 THUMBNAIL = 160
 """Pixels of a thumbnail's width."""
-BROKEN = ("CUDA error", "device-side assert", "HIP error", "illegal memory access")
-"""What errors say after which a process can compute nothing more on its GPU."""
+BROKEN = (
+    "CUDA error",
+    "device-side assert",
+    "HIP error",
+    "illegal memory access",
+    "NCCL error",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+)
+"""What errors say after which a process can compute nothing more: on its GPU, or together with others."""
 
 
 def is_broken(outcomes: Sequence[Outcome]) -> bool:
@@ -53,16 +62,20 @@ class Worker:
         folder: of the clips. It is to exist: where workers run on several machines, it is shared by all.
         stage: a folder for unfinished files, on the same file system; nobody else's.
         device: ``None`` is the recipe's choice.
+        rank: of this process, where several make each clip together. All but rank 0 make the clips and write nothing.
 
     Raises:
         Exception: whatever loading the model raises.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, stage: Path, device: str | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, stage: Path, device: str | None = None, rank: Rank | None = None
+    ) -> None:
         if not stage.is_dir():
             raise FileNotFoundError(f"this worker does not see {folder}: all machines of a batch need to share it")
         self._folder, self._stage = folder, stage
-        self._maker: Maker = recipe.load(device)
+        self._writes = rank is None or rank.number == 0
+        self._maker: Maker = recipe.load(device) if rank is None else recipe.load(device, rank)
 
     def make(self, clips: Sequence[Clip]) -> list[Outcome]:
         """Make clips of one group and write them. An error is the clip's own; it stops no other."""
@@ -88,6 +101,8 @@ class Worker:
         return [result for clip in clips for result in self._render([clip])]
 
     def _write(self, clip: Clip, made: Rendered, seconds: float, told: tuple[str, ...]) -> Outcome:
+        if not self._writes:
+            return Outcome(key=clip.key, seconds=seconds)
         began = time.perf_counter()
         target = self._folder / clip.name
         part = self._stage / f"{clip.key}{target.suffix}"

@@ -18,6 +18,7 @@ SEEDS_HELP = "Clips of each prompt: seeds from --seed (or the row's own) upwards
 NAMES_HELP = "hash: prompt, seed and a hash of all options; vbench: {prompt}-{index}.mp4."
 ENGINE_HELP = "local: one process a device of this machine; ray: a Ray cluster (extra: ray)."
 WORKERS_HELP = "By default one a GPU, or one on a CPU."
+RANKS_HELP = "Devices that make each clip together, by context parallelism."
 BATCH_HELP = "Clips of equal size and options that are made in one forward, at most."
 RESUME_HELP = "Leave the clips that are done; --no-resume makes them again."
 RETRIES_HELP = "How often a clip is tried again whose worker died."
@@ -46,6 +47,7 @@ def batch(
     scale: int = typer.Option(None, min=1, max=16, metavar="N", help=single.SCALE_HELP),
     engine: str = typer.Option("local", metavar="NAME", help=ENGINE_HELP),
     workers: int = typer.Option(None, min=1, metavar="N", help=WORKERS_HELP),
+    ranks: int = typer.Option(1, "--devices-per-clip", min=1, metavar="N", help=RANKS_HELP),
     batch_size: int = typer.Option(1, min=1, metavar="N", help=BATCH_HELP),
     resume: bool = typer.Option(True, "--resume/--no-resume", help=RESUME_HELP),
     retries: int = typer.Option(2, min=0, metavar="N", help=RETRIES_HELP),
@@ -59,15 +61,18 @@ def batch(
 ) -> None:
     """Makes a clip of every prompt of a file, on all devices; the same command again makes what is left.
 
-    Columns of .csv, .jsonl and .parquet: prompt, and any of negative_prompt, seed, steps, guidance, size, frames,
-    method and image. What a row leaves out is taken from the options. A clip that fails stops no other; the exit code
-    is 1 if any did. A killed batch loses at most the clips in progress.
+    Columns of .csv, .jsonl and .parquet: prompt, and any of negative_prompt,
+    seed, steps, guidance, size, frames, method and image. What a row leaves out
+    is taken from the options. A clip that fails stops no other; the exit code is
+    1 if any did. A killed batch loses at most the clips in progress.
 
     [bold]Examples[/bold]
 
     unicp batch prompts.txt -o videos/
 
     unicp batch vbench.csv -o videos/ --seeds 5 --names vbench --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers
+
+    unicp batch prompts.csv -o videos/ --devices-per-clip 2 --model Wan-AI/Wan2.2-T2V-A14B-Diffusers
 
     unicp batch prompts.jsonl -o videos/ --engine ray --address auto --workers 8 --method schedule --set interval=2
 
@@ -88,6 +93,13 @@ def batch(
     for option, told in of_ray.items():
         if engine == "local" and told is not None:
             raise UnicpError(f"{option} is for --engine ray; add it, or leave {option} out")
+    if ranks > 1 and batch_size > 1:
+        raise UnicpError(
+            f"--batch-size {batch_size} puts several clips on one device, --devices-per-clip {ranks} one clip on "
+            "several; use one of both"
+        )
+    if ranks > 1 and engine == "ray" and device not in (None, "cpu", "cuda"):
+        raise UnicpError(f"--device {device} is one device, --devices-per-clip asks for {ranks}; leave one out")
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     from .batching import Place, Plan, execute
 
@@ -95,7 +107,16 @@ def batch(
         Path(arguments[0]), model=model, method=method, settings=settings or [], given=given, fps=fps, kind=kind
     )
     clips = plan.clips(seed=seed, seeds=seeds, names=names, dtype=dtype, scale=scale)
-    place = Place(engine=engine, workers=workers, device=device, threads=threads, address=address, gpus=gpus, cpus=cpus)
+    place = Place(
+        engine=engine,
+        workers=workers,
+        ranks=ranks,
+        device=device,
+        threads=threads,
+        address=address,
+        gpus=gpus,
+        cpus=cpus,
+    )
     code = execute(
         plan,
         clips,

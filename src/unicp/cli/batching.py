@@ -20,7 +20,7 @@ from ..batch.clips import Clip
 from ..batch.engines import Engine, Setting
 from ..batch.local import LocalEngine
 from ..batch.names import hashed, vbench
-from ..batch.progress import duration
+from ..batch.progress import counted, duration
 from ..batch.prompts import LARGEST_SEED, Row, read
 from ..errors import UnicpError
 from ..policies import Config
@@ -203,10 +203,15 @@ def _group(values: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where clips are made, as the command line says it; ``None`` where it does not."""
+    """Where clips are made, as the command line says it; ``None`` where it does not.
+
+    Attributes:
+        ranks: devices of a worker, with a process on each.
+    """
 
     engine: str
     workers: int | None
+    ranks: int
     device: str | None
     threads: int | None
     address: str | None
@@ -222,26 +227,38 @@ class Place:
         if self.engine == "ray":
             from ..batch import ray_engine
 
-            cpus = 1.0 if self.cpus is None else self.cpus
+            cpus = float(self.ranks) if self.cpus is None else self.cpus
             wanted = (self.workers or 1) * cpus
             ray = ray_engine.connect(self.address, max(os.cpu_count() or 1, int(wanted + 0.999)))
             gpus = self.gpus
             if gpus is None:
-                gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+                gpus = float(self.ranks) if ray.cluster_resources().get("GPU") else 0.0
+            if self.ranks > 1 and gpus not in (0, self.ranks):
+                raise UnicpError(
+                    f"--gpus-per-worker {gpus:g} and --devices-per-clip {self.ranks} do not agree; leave the former out"
+                )
             room = ray_engine.worker_count(ray, gpus)  # asked in any case: without room they would wait for ever
-            threads = self.threads or (max(1, int(cpus)) if not gpus else None)
-            device = self.device or (None if gpus else "cpu")
-            make_engine = partial(ray_engine.RayEngine, ray=ray, cpus=cpus, gpus=gpus, device=device)
+            threads = self.threads or (max(1, int(cpus) // self.ranks) if not gpus else None)
+            devices = [self.device or (None if gpus else "cpu")]
+            if self.ranks > 1:
+                on_cpu = not gpus or self.device == "cpu"
+                devices = ["cpu" if on_cpu else f"cuda:{index}" for index in range(self.ranks)]
+            make_engine = partial(ray_engine.RayEngine, ray=ray, cpus=cpus, gpus=gpus, devices=devices)
             return make_engine, self.workers or room, threads
         device, _ = options.read_device(self.device, dtype)
-        devices = [str(device)]
+        places = [str(device)]
         if device.type == "cuda" and device.index is None:
             import torch
 
-            devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        workers = self.workers or len(devices)
-        threads = self.threads or max(1, (os.cpu_count() or 1) // workers)
-        return partial(LocalEngine, devices=devices), workers, threads
+            places = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        if device.type != "cpu" and self.ranks > len(places):
+            raise UnicpError(
+                f"--devices-per-clip {self.ranks}: only {len(places)} can be used here ({', '.join(places)}); "
+                "name fewer, or --device cpu"
+            )
+        workers = self.workers or max(1, len(places) // self.ranks)
+        threads = self.threads or max(1, (os.cpu_count() or 1) // (workers * self.ranks))
+        return partial(LocalEngine, devices=places, ranks=self.ranks), workers, threads
 
 
 @contextmanager
@@ -270,6 +287,8 @@ def execute(
     resume: bool,
 ) -> int:
     """Make the clips and say what came of them. Returns the exit code."""
+    if place.ranks > 1:
+        pipelines.check_spread(plan.model, list(plan.configs.values()), place.ranks)
     make_engine, workers, threads = place.prepare(dtype)
     recipe = making.PipelineRecipe(model=_anywhere(plan.model), dtype=dtype, scale=scale, threads=threads)
     with _ending_cleanly():
@@ -285,7 +304,7 @@ def execute(
         )
     screen = results()
     found = f"; {result.found} were there before" if result.found else ""
-    screen.print(f"{result.made} clips made in {duration(result.seconds)}{found}")
+    screen.print(f"{counted(result.made, 'clip')} made in {duration(result.seconds)}{found}")
     screen.print(f"wrote {result.summary}", markup=False, soft_wrap=True)
     if not result.failed:
         return 0

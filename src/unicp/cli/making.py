@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import inspect
 import math
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import video
-from ..batch.clips import Clip, Rendered
+from ..batch.clips import Clip, Rank, Rendered
 from ..bench import harness
 from ..bench.harness import Made
+from ..errors import UnicpError
 from ..policies import Config, config_from_dict
 from . import calls, options, pipelines, records
 from .pipelines import Model
@@ -23,6 +25,10 @@ from .pipelines import Model
 BYTES_PER_PIXEL = 0.1
 """Of a compressed video, a generous guess for the check of the disk ahead; other formats take more."""
 RECORD_BYTES = 2**16
+TIMEOUT = datetime.timedelta(minutes=10)
+"""How long ranks wait for each other: their folders may be read at different speeds, and one of them may hang."""
+UNEVEN = "must be divisible by mesh size"
+"""What diffusers says of tokens that cannot be shared evenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +46,8 @@ class PipelineRecipe:
     scale: int | None = None
     threads: int | None = None
 
-    def load(self, device: str | None) -> PipelineMaker:
-        """Load the pipeline, on this worker's first device unless another is named."""
+    def load(self, device: str | None, rank: Rank | None = None) -> PipelineMaker:
+        """Load the pipeline, on this worker's first device unless another is named; with ``rank``, spread over all."""
         import torch
 
         place, number = options.read_device(device, self.dtype)
@@ -49,14 +55,30 @@ class PipelineRecipe:
             torch.cuda.set_device(place)  # else every worker would also hold a little of the first GPU
         if place.type == "cpu" and self.threads:
             torch.set_num_threads(self.threads)
-        return PipelineMaker(self, pipelines.load(self.model, place, number), place, number)
+        if rank is None:
+            return PipelineMaker(self, pipelines.load(self.model, place, number), place, number)
+        import torch.distributed as dist
+
+        from ..engine import parallel
+
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo",
+            init_method=f"file://{rank.meeting}",
+            rank=rank.number,
+            world_size=rank.size,
+            timeout=TIMEOUT,
+        )
+        pipe = pipelines.load(self.model, place, number)
+        parallel.spread(list(harness.denoisers_of(pipe).values()), place)
+        return PipelineMaker(self, pipe, place, number, rank)
 
 
 class PipelineMaker:
     """A loaded pipeline."""
 
-    def __init__(self, recipe: PipelineRecipe, pipe: Any, device: Any, dtype: Any) -> None:
+    def __init__(self, recipe: PipelineRecipe, pipe: Any, device: Any, dtype: Any, rank: Rank | None = None) -> None:
         self._recipe, self._pipe, self._device, self._dtype = recipe, pipe, device, dtype
+        self._ranks = 1 if rank is None else rank.size
 
     def document(self, values: Mapping[str, Any]) -> str:
         return records.dumps(values)
@@ -71,8 +93,13 @@ class PipelineMaker:
             pipelines.warn_of_unknown_words(self._pipe, [*(clip.prompt for clip in clips), *said])
         try:
             made, frames = self._run(clips, config)
-        except Exception:
+        except Exception as error:
             self._free()
+            if UNEVEN in str(error):
+                raise UnicpError(
+                    f"the tokens of this clip cannot be shared evenly by {self._ranks} devices; choose another --size "
+                    "or --frames"
+                ) from error
             raise
         return [
             self._rendered(clip, clips, position, frames[position], made, config) for position, clip in enumerate(clips)
@@ -137,6 +164,8 @@ class PipelineMaker:
         if len(clips) > 1:  # timings and report are of all of them
             others = [{"prompt": each.prompt, "seed": each.seed} for each in clips]
             record["clip"] = {"batch": others, "position": position}
+        if self._ranks > 1:
+            record["clip"] = {"devices": self._ranks}
         fraction = made.report.computed_fraction if made.report is not None else 1.0
         return Rendered(frames=frames, fps=fps, scale=scale, record=record, fraction=fraction)
 

@@ -6,12 +6,68 @@ replicas of a model are not in it, and never wait for each other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ..errors import UnicpError
+
+
+def check_spread(kind: type, heads: Any, size: int) -> None:
+    """Refuse a class of denoiser that diffusers cannot spread over ``size`` processes.
+
+    Args:
+        heads: of its attention, as its configuration says it; anything but a number is not checked.
+
+    Raises:
+        UnicpError: it has no plan for context parallelism, or its heads do not divide evenly.
+    """
+    if getattr(kind, "_cp_plan", None) is None:
+        raise UnicpError(
+            f"diffusers has no plan for context parallelism of a {kind.__name__}: it cannot be spread over {size} "
+            "devices; use one for each worker"
+        )
+    if isinstance(heads, int) and heads % size:
+        raise UnicpError(
+            f"the {heads} attention heads of this {kind.__name__} cannot be shared evenly by {size} devices; use a "
+            f"number that divides {heads}"
+        )
+
+
+def spread(denoisers: Sequence[Any], device: torch.device) -> None:
+    """Spread the tokens of denoisers over all processes of the default group, by diffusers' Ulysses attention.
+
+    Args:
+        device: of this process; the denoisers are on it.
+
+    Raises:
+        UnicpError: see :func:`check_spread`.
+    """
+    from diffusers import ContextParallelConfig
+    from diffusers.hooks.context_parallel import apply_context_parallel
+    from diffusers.models._modeling_parallel import ParallelConfig
+    from torch.distributed.device_mesh import init_device_mesh
+
+    size = dist.get_world_size()
+    for denoiser in denoisers:
+        check_spread(type(denoiser), getattr(denoiser.config, "num_attention_heads", None), size)
+    mesh = init_device_mesh(device.type, (1, size), mesh_dim_names=("ring", "ulysses"))
+    for denoiser in denoisers:
+        context = ContextParallelConfig(ulysses_degree=size, mesh=mesh)
+        if device.type != "cpu":
+            denoiser.enable_parallelism(config=context)
+            continue
+        # `enable_parallelism` asks for an accelerator, which nothing of what it does needs. This is what it does.
+        config = ParallelConfig(context_parallel_config=context)
+        config.setup(dist.get_rank(), size, device, mesh=mesh)
+        for module in denoiser.modules():
+            processor: Any = getattr(module, "processor", None)
+            if hasattr(processor, "_parallel_config"):
+                processor._parallel_config = config
+        apply_context_parallel(denoiser, context, denoiser._cp_plan)
+        denoiser._parallel_config = config
 
 
 def group_of(denoiser: Any) -> Any:
