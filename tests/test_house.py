@@ -25,6 +25,7 @@ FLOORS = [
     "specs",
     "fill",
     "planning",
+    "efforts",
     "slicing",
     "maps",
     "policies",

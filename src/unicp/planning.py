@@ -130,15 +130,7 @@ def remainder(trajectories: Trajectories, nodes: Sequence[int], until: int) -> A
 
     The skipped outputs are then what the polynomial through the outputs at ``until`` and the last two nodes says.
     """
-    c = np.zeros(trajectories.steps)
-    known = [until, *nodes[:2]]
-    for s in range(nodes[0] + 1, until):
-        width = trajectories.weights[s]
-        factors = fill.weights([float(trajectories.sigmas[n]) for n in known], float(trajectories.sigmas[s]))
-        for node, factor in zip(known, factors, strict=True):
-            c[node] += width * factor
-        c[s] -= width
-    return c
+    return _deviation(trajectories, [until, *nodes[:2]], range(nodes[0] + 1, until), 1.0)
 
 
 def deviation(trajectories: Trajectories, nodes: Sequence[int], until: int, damping: float) -> Array:
@@ -150,11 +142,16 @@ def deviation(trajectories: Trajectories, nodes: Sequence[int], until: int, damp
         until: next computed step.
         damping: weight of the extrapolation per further skipped step.
     """
+    return _deviation(trajectories, nodes, range(nodes[0] + 1, until), damping)
+
+
+def _deviation(trajectories: Trajectories, nodes: Sequence[int], skipped: range, damping: float) -> Array:
+    """Coefficients (N,) of what a solver's state is off by if outputs come from the polynomial through the nodes."""
     sigmas = trajectories.sigmas
     c = np.zeros(trajectories.steps)
-    for skipped, s in enumerate(range(nodes[0] + 1, until)):
+    for place, s in enumerate(skipped):
         width = trajectories.weights[s]
-        factors = fill.weights([float(sigmas[n]) for n in nodes], float(sigmas[s]), damping**skipped)
+        factors = fill.weights([float(sigmas[n]) for n in nodes], float(sigmas[s]), damping**place)
         for node, factor in zip(nodes, factors, strict=True):
             c[node] += width * factor
         c[s] -= width

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,52 +15,17 @@ import torch
 
 from . import metrics
 from .calibration import progress_bar
+from .efforts import CHOICES, EFFORTS, Effort
 from .engine import hooks
 from .engine.executor import HOOK
 from .engine.replay import Player, Take
 from .errors import UnicpError
 from .fill import weights
-from .planning import Limits, StepPlan, Trajectories, gram, growing, nearest, plans
+from .planning import StepPlan, Trajectories, gram, growing, nearest, plans
 from .policies import check_choice, check_number
 from .policies.budget import BudgetConfig, PlanBook, Priced
 from .profiles import Profile, fingerprint
 from .session import _denoisers, accelerate
-
-SPEEDS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
-"""Costs at which plans are tried for real, as one over the share of computed steps; between them is interpolated."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How much a tuning may run.
-
-    Attributes:
-        gain_prompts, gain_positions: on how many prompts (1 at least) and at how many steps errors are injected.
-        variants: limits of the search that are tried for real.
-        speeds: how many of :data:`SPEEDS` are tried.
-    """
-
-    gain_prompts: int
-    gain_positions: int
-    variants: tuple[Limits, ...]
-    speeds: tuple[float, ...]
-
-
-EFFORTS = {
-    "low": Effort(gain_prompts=1, gain_positions=0, variants=(Limits(),), speeds=(1.5, 2.0, 3.0, 4.0)),
-    "medium": Effort(
-        gain_prompts=3,
-        gain_positions=5,
-        variants=(Limits(), Limits(warmup=5), Limits(tempering=0.5)),
-        speeds=SPEEDS,
-    ),
-    "high": Effort(
-        gain_prompts=8,
-        gain_positions=8,
-        variants=tuple(Limits(warmup=w, tempering=t) for w in (2, 3, 5) for t in (0.0, 0.3, 0.6)),
-        speeds=SPEEDS,
-    ),
-}
 
 
 def tune(
@@ -79,9 +43,9 @@ def tune(
     """Find the plans of least error at every cost, for :class:`BudgetConfig`.
 
     Every prompt is run once as it is; what its solver was given is reduced to inner products. Errors injected at some
-    steps tell how much they grow by the end. From both, plans for every cost follow without further runs; limits of
-    the search are then chosen by real runs on the first half of the prompts, and the plans' real quality is measured
-    on the other half (on all, if there is only one).
+    steps tell how much they grow by the end. From both, plans for every cost follow without further runs, within
+    several limits of the search. Among them and plans with even gaps, real runs on the first half of the prompts choose
+    at each cost; the chosen plans' real quality is measured on the other half (on all, if there is only one).
 
     Args:
         pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.
@@ -117,16 +81,6 @@ def tune(
         return tuner.profile(config, show)
 
 
-def cost_in_runs(prompts: int, effort: str) -> float:
-    """About how many runs of the pipeline a tuning takes."""
-    work = EFFORTS[effort]
-    gains = min(work.gain_prompts, prompts) * work.gain_positions / 2
-    half = (prompts + 1) // 2
-    several = len(work.variants) > 1  # they are tried at 2x and 3x on one half of the prompts, the plans on the other
-    variants = half * len(work.variants) * (1 / 2 + 1 / 3) if several else 0
-    return prompts + gains + variants + (prompts // 2 if several else prompts) * sum(1 / s for s in work.speeds)
-
-
 class _Tuner:
     """One tuning and what it knows so far."""
 
@@ -138,6 +92,7 @@ class _Tuner:
         self.call = call
         self.player = Player(pipe, denoisers)
         self.checkpoint = Path(checkpoint) if checkpoint is not None else None
+        self.chosen: dict[str, str] = {}
         self.takes: dict[int, Take] = {}
         self.frames: dict[int, Any] = {}
         self.state: dict[str, Any] = {"grams": {}, "deciding": {}, "gains": {}, "seconds": {}, "real": {}}
@@ -162,13 +117,12 @@ class _Tuner:
             for index in range(len(self.prompts)):
                 self._trajectory(index, show)
             trajectories = self._trajectories()
-            chosen = self._variant(trajectories, show)
-            book = self._book(trajectories, chosen, show)
+            book = self._book(trajectories, self._found(trajectories, show), show)
         finally:
             self.pipe._progress_bar_config = quiet
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
-        return self._written(config, book, chosen)
+        return self._written(config, book)
 
     def _trajectory(self, index: int, show: Callable[[str, int, int], None]) -> None:
         """The unaccelerated run of a prompt, and, for the first ones, runs with injected errors."""
@@ -271,28 +225,41 @@ class _Tuner:
 
     # -- decisions -------------------------------------------------------------------------------------------------
 
-    def _variant(self, trajectories: Trajectories, show: Callable[[str, int, int], None]) -> Limits:
-        """The limits whose plans do best in real runs, on the first half of the prompts."""
-        variants = self.effort.variants
-        if len(variants) == 1:
-            return variants[0]
+    def _found(self, trajectories: Trajectories, show: Callable[[str, int, int], None]) -> dict[int, StepPlan]:
+        """Plans by number of computed steps: at each cost of the kind that did best on half of the prompts."""
+        count = trajectories.steps
+        kinds = {
+            f"search, warmup {limits.warmup}, tempering {limits.tempering:g}": plans(trajectories, limits)
+            for limits in self.effort.variants
+        }
+        for warmup in self.effort.warmups:
+            numbers = range(min(warmup + 2, count), count)
+            kinds[f"even, warmup {warmup}"] = {number: growing(count, number, warmup) for number in numbers}
+        if len(kinds) == 1:
+            return next(iter(kinds.values()))
         half = range((len(self.prompts) + 1) // 2)
-        scores = []
-        for number, limits in enumerate(variants):
-            found = plans(trajectories, limits)
-            errors = []
-            for speed in (2.0, 3.0):
-                plan = nearest(found, trajectories.steps / speed)
-                what = f"search {number + 1} of {len(variants)}"
-                errors += [np.log(max(self._real(plan, i, lambda s, n: show(what, s, n))[0], 1e-9)) for i in half]  # noqa: B023
-            scores.append(float(np.mean(errors)))
-        return variants[int(np.argmin(scores))]
+        best: dict[float, str] = {}
+        for speed in CHOICES:
+            scores = {}
+            for number, (name, found) in enumerate(kinds.items()):
+                plan = nearest(found, count / speed)
+                what = f"{speed:g}x, plan {number + 1} of {len(kinds)}"
+                errors = [self._real(plan, i, lambda s, n: show(what, s, n))[0] for i in half]  # noqa: B023
+                scores[name] = float(np.mean(np.log(np.maximum(errors, 1e-9))))
+            best[count / speed] = self.chosen[f"{speed:g}x"] = min(scores, key=lambda name: scores[name])
+        result: dict[int, StepPlan] = {}
+        for number in range(count):
+            kind = kinds[best[min(best, key=lambda computed: abs(computed - number))]]
+            if number in kind:
+                result[number] = kind[number]
+        return result
 
-    def _book(self, trajectories: Trajectories, limits: Limits, show: Callable[[str, int, int], None]) -> PlanBook:
-        found = plans(trajectories, limits)
+    def _book(
+        self, trajectories: Trajectories, found: dict[int, StepPlan], show: Callable[[str, int, int], None]
+    ) -> PlanBook:
         found[trajectories.steps] = growing(trajectories.steps, trajectories.steps, trajectories.steps, 0)
         count = len(self.prompts)
-        judged = list(range((count + 1) // 2 if len(self.effort.variants) > 1 and count > 1 else 0, count))
+        judged = list(range((count + 1) // 2 if self.chosen and count > 1 else 0, count))
         measured: dict[int, list[float]] = {}
         for number, speed in enumerate(self.effort.speeds):
             plan = nearest(found, trajectories.steps / speed)
@@ -336,7 +303,7 @@ class _Tuner:
 
     # -- files -----------------------------------------------------------------------------------------------------
 
-    def _written(self, config: BudgetConfig, book: PlanBook, chosen: Limits) -> Profile:
+    def _written(self, config: BudgetConfig, book: PlanBook) -> Profile:
         import diffusers
 
         from . import __version__
@@ -355,7 +322,7 @@ class _Tuner:
             "seed": self.seed,
             "call": {name: v for name, v in self.call.items() if isinstance(v, (int, float, str, bool))},
             "denoisers": about,
-            "search": {"warmup": chosen.warmup, "tempering": chosen.tempering, "gap": chosen.gap},
+            "chosen": self.chosen,
             "gains": {name: points for name, points in self.state["gains"].items()},
             "budget": book.to_dict(),
         }

@@ -48,16 +48,16 @@ def tune(
     from ..policies.budget import BudgetConfig
 
     BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)  # refused before anything is loaded
-    from .. import tuning
+    from .. import efforts, tuning
 
-    if effort not in tuning.EFFORTS:
-        raise UnicpError(f"--effort must be one of {', '.join(tuning.EFFORTS)}, got {effort!r}")
+    if effort not in efforts.EFFORTS:
+        raise UnicpError(f"--effort must be one of {', '.join(efforts.EFFORTS)}, got {effort!r}")
     texts = measuring.read_prompts(prompts, prompts_file, model, 8)
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     pipe, call = measuring.load(model, given, device, dtype)
     from .screen import messages
 
-    runs = tuning.cost_in_runs(len(texts), effort)
+    runs = efforts.cost_in_runs(len(texts), effort)
     messages().print(f"{len(texts)} prompts, effort {effort}: about as long as {runs:.0f} unaccelerated videos")
     found = tuning.tune(
         pipe, texts, target_speedup=target_speedup, min_psnr=min_psnr, effort=effort, seed=seed, checkpoint=part, **call

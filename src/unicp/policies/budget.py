@@ -32,7 +32,8 @@ class BudgetConfig(Config):
         override_reserve: share of the steps that may be computed beyond the plan, 0 to 1, where forecasts turn out
             worse than calibration saw.
         override_zscore: how many standard deviations worse, above 0.
-        warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed.
+        warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed. Of the first
+            ones fewer, 3 at least, where they would be more than a sixth of the computed steps.
 
     Raises:
         UnicpError: a value is out of range, both or neither target is given, or ``min_psnr`` without a profile.
@@ -236,7 +237,9 @@ class BudgetPolicy(Policy):
         else:
             steps = count or 50
             wanted = max(1, round(steps / (config.target_speedup or 1.0)))
-            plan = growing(steps, wanted, min(config.warmup_steps, steps), config.cooldown_steps)
+            # Of few steps, too many at the beginning are missing afterwards (measured on the demo model).
+            warmup = min(config.warmup_steps, max(3, wanted // 6), steps)
+            plan = growing(steps, wanted, warmup, config.cooldown_steps)
         self._plan = plan
         self._compute = frozenset(plan.compute)
         self._fills = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}

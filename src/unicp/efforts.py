@@ -1,0 +1,60 @@
+"""How much a tuning may run, by name, and what that costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .planning import Limits
+
+SPEEDS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+"""Costs at which plans are tried for real, as one over the share of computed steps; between them is interpolated."""
+CHOICES = (1.5, 2.0, 3.0, 4.0)
+"""Costs at which kinds of plans are compared by real runs; between them the nearest one's choice holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much a tuning may run.
+
+    Attributes:
+        gain_prompts, gain_positions: on how many prompts (1 at least) and at how many steps errors are injected.
+        variants: limits of the search, and
+        warmups: first steps of even plans (:func:`~unicp.planning.growing`), that are tried for real beside each other.
+        speeds: how many of :data:`SPEEDS` are tried.
+    """
+
+    gain_prompts: int
+    gain_positions: int
+    variants: tuple[Limits, ...]
+    warmups: tuple[int, ...]
+    speeds: tuple[float, ...]
+
+
+EFFORTS = {
+    "low": Effort(gain_prompts=1, gain_positions=0, variants=(Limits(),), warmups=(), speeds=CHOICES),
+    "medium": Effort(
+        gain_prompts=3,
+        gain_positions=5,
+        variants=(Limits(), Limits(warmup=5), Limits(tempering=0.5)),
+        warmups=(2, 3, 5),
+        speeds=SPEEDS,
+    ),
+    "high": Effort(
+        gain_prompts=8,
+        gain_positions=8,
+        variants=tuple(Limits(warmup=w, tempering=t) for w in (2, 3, 5) for t in (0.0, 0.3, 0.6)),
+        warmups=(2, 3, 4, 5, 7),
+        speeds=SPEEDS,
+    ),
+}
+
+
+def cost_in_runs(prompts: int, effort: str) -> float:
+    """About how many runs of the pipeline a tuning takes."""
+    work = EFFORTS[effort]
+    gains = min(work.gain_prompts, prompts) * work.gain_positions / 2
+    half = (prompts + 1) // 2
+    kinds = len(work.variants) + len(work.warmups)
+    several = kinds > 1  # they are compared on one half of the prompts, the plans are measured on the other
+    choosing = half * kinds * sum(1 / s for s in CHOICES) if several else 0
+    return prompts + gains + choosing + (prompts // 2 if several else prompts) * sum(1 / s for s in work.speeds)
