@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 import unicp
 from tests.contract import plain, quietly
 from tests.tiny import FAMILIES
-from unicp import BudgetConfig, Profile
+from unicp import BudgetConfig, Profile, efforts, tuning
 from unicp.engine.replay import Player
 from unicp.errors import UnicpError
 from unicp.planning import Segment, StepPlan, growing
@@ -38,11 +38,11 @@ def steps(count: int) -> list[Step]:
 # --- the policy -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("speed", [1.0, 1.5, 2.0, 3.0, 5.0])
-def test_without_a_profile_the_default_plan_is_played(speed: float) -> None:
+@pytest.mark.parametrize(("speed", "warmup"), [(1.0, 5), (1.5, 5), (2.0, 4), (3.0, 3), (5.0, 3)])
+def test_without_a_profile_the_default_plan_is_played(speed: float, warmup: int) -> None:
     policy = BudgetPolicy(BudgetConfig(target_speedup=speed))
     done = [policy.plan(step).action for step in steps(50)]
-    expected = growing(50, max(6, round(50 / speed)), 5)
+    expected = growing(50, round(50 / speed), warmup)
     assert [i for i, action in enumerate(done) if action == "compute"] == list(expected.compute)
 
 
@@ -194,6 +194,25 @@ def test_an_interrupted_tuning_goes_on(tmp_path: Path) -> None:
         tuned(checkpoint=checkpoint, progress=interrupt)
     with pytest.raises(UnicpError, match="unfinished tuning of another model, prompts or arguments"):
         tuned(checkpoint=checkpoint, seed=3)
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_at_each_cost_the_kind_of_plan_that_does_best_is_taken(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tuning._Tuner._real
+    runs: list[tuple[StepPlan, float]] = []
+
+    def watched(self: Any, plan: StepPlan, index: int, show: Any) -> tuple[float, float | None]:
+        found = own(self, plan, index, show)
+        runs.append((plan, found[0]))
+        return found
+
+    monkeypatch.setattr(tuning._Tuner, "_real", watched)
+    book = tuned(effort="medium", steps=count).metadata
+    made = {tuple(entry["compute"]) for entry in book["budget"]["plans"]}
+    for speed in efforts.CHOICES:
+        tried = [(error, plan.compute) for plan, error in runs if len(plan.compute) == round(count / speed)]
+        assert not tried or min(tried)[1] in made, f"{speed}: {book['chosen']}"
+    assert len({plan.compute for plan, _ in runs}) > 4 or count == 4
 
 
 def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:

@@ -233,17 +233,20 @@ class _Tuner:
             for limits in self.effort.variants
         }
         for warmup in self.effort.warmups:
-            numbers = range(min(warmup + 2, count), count)
-            kinds[f"even, warmup {warmup}"] = {number: growing(count, number, warmup) for number in numbers}
+            even = {number: growing(count, number, warmup) for number in range(warmup + 2, count)}
+            if even:  # of few steps, these would be all
+                kinds[f"even, warmup {warmup}"] = even
         if len(kinds) == 1:
             return next(iter(kinds.values()))
         half = range((len(self.prompts) + 1) // 2)
         best: dict[float, str] = {}
         for speed in CHOICES:
+            offered = {name: nearest(found, count / speed) for name, found in kinds.items()}
+            dearest = max(count / speed + 0.5, min(len(plan.compute) for plan in offered.values()))
+            offered = {name: plan for name, plan in offered.items() if len(plan.compute) <= dearest}
             scores = {}
-            for number, (name, found) in enumerate(kinds.items()):
-                plan = nearest(found, count / speed)
-                what = f"{speed:g}x, plan {number + 1} of {len(kinds)}"
+            for number, (name, plan) in enumerate(offered.items()):
+                what = f"{speed:g}x, plan {number + 1} of {len(offered)}"
                 errors = [self._real(plan, i, lambda s, n: show(what, s, n))[0] for i in half]  # noqa: B023
                 scores[name] = float(np.mean(np.log(np.maximum(errors, 1e-9))))
             best[count / speed] = self.chosen[f"{speed:g}x"] = min(scores, key=lambda name: scores[name])
