@@ -149,7 +149,45 @@ def page() -> str:
             f"| {row['tokens']} | {row['rank']} | {ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) "
             f"| {row['arithmetic_speedup']:.2f}× | {row['error_random_weights']:.2f} |"
         )
-    return "\n".join([*lines, "", _provenance(slicing), ""])
+    lines += ["", _provenance(slicing), "", *_compiled(), *_batch()]
+    return "\n".join(lines)
+
+
+def _compiled() -> list[str]:
+    compiled = _load(RESULTS / "compiled.json")
+    lines = [
+        "## torch.compile",
+        "",
+        f"The denoising loop with the transformer's blocks compiled over the same loop uncompiled, {compiled['steps']} "
+        "steps, interleaved",
+        "runs, pairwise; nothing was compiled again while it was measured.",
+        "",
+        "| method | speed-up, median (least to most) |",
+        "|---|---:|",
+    ]
+    for name, ratio in compiled["ratios"].items():
+        lines.append(f"| {name} | {ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) |")
+    return [*lines, "", _provenance(compiled), ""]
+
+
+def _batch() -> list[str]:
+    batch = _load(RESULTS / "batch.json")
+    assert all(batch["same"].values())
+    gains = ", ".join(f"{gain:.2f} times as many on {engine}" for engine, gain in batch["gains"].items())
+    lines = [
+        "## Batches",
+        "",
+        f"{batch['prompts']} clips of {batch['steps']} steps, the same bits on every engine; one CPU thread a worker.",
+        f"Two workers make, to one's clips in the same time, {gains}.",
+        "Overhead: what a clip takes beyond the pipeline's call and the encoding of its video; of two workers, one waits",
+        "for the other's last clip.",
+        "",
+        "| engine | clips a minute | overhead |",
+        "|---|---:|---:|",
+    ]
+    for name, run in batch["runs"].items():
+        lines.append(f"| {name} | {run['clips_per_minute']:.1f} | {run['overhead_fraction']:.1%} |")
+    return [*lines, "", _provenance(batch), ""]
 
 
 def main() -> None:
