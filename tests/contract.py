@@ -106,12 +106,17 @@ PRIMARY = [name for name, family in FAMILIES.items() if family.primary]
 SOME = ("adacache-residual", "schedule-linear", "unicp-online", "unicp-switch")
 
 
-def cases_of(family: str) -> list[str]:
-    """Names of the cases that the contract is run for on a family."""
-    chosen = FAMILIES[family]
-    names = [f"{method}-{name}" for method, cases in CASES.items() for name in cases] if chosen.primary else SOME
+def all_cases_of(family: str) -> list[str]:
+    """Names of the cases that mean something on a family."""
+    names = [f"{method}-{name}" for method, cases in CASES.items() for name in cases]
     # With nothing to slice, what acts by slicing alone never acts.
-    return [name for name in names if chosen.slices or case(name).fills != "units" or case(name).config.delta > 1e-3]
+    slices = FAMILIES[family].slices
+    return [name for name in names if slices or case(name).fills != "units" or case(name).config.delta > 1e-3]
+
+
+def cases_of(family: str) -> list[str]:
+    """Those that the contract is run for whenever tests are; the others are run by ``make test-slow``."""
+    return [name for name in all_cases_of(family) if FAMILIES[family].primary or name in SOME]
 
 
 # One of each kind of filling, for the tests whose subject is the engine and not the config.
@@ -126,6 +131,7 @@ def case(name: str) -> Case:
 
 PAIRS = [(family, name) for family in FAMILIES for name in cases_of(family)]
 """What the contract is run for: families and cases, by name."""
+SLOW_PAIRS = [(family, name) for family in FAMILIES for name in all_cases_of(family) if name not in cases_of(family)]
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tests.contract import CASES, PAIRS, actions, case, computed, plain, runs
+from tests.contract import CASES, PAIRS, SLOW_PAIRS, actions, case, computed, plain, runs
 from tests.tiny import FAMILIES
 from unicp.policies import config_from_dict, config_types
 from unicp.specs import known_specs
@@ -18,7 +18,11 @@ def windows(name: str) -> bool:
     return bool(getattr(case(name).config, "delta", 1) > 1e-3)
 
 
-pairs = pytest.mark.parametrize(("family", "name"), PAIRS, ids=[f"{f}-{n}" for f, n in PAIRS])
+pairs = pytest.mark.parametrize(
+    ("family", "name"),
+    [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW_PAIRS)],
+    ids=[f"{f}-{n}" for f, n in [*PAIRS, *SLOW_PAIRS]],
+)
 
 
 @pytest.mark.parametrize("method", config_types())
