@@ -106,6 +106,11 @@ def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
     return {"median": median(pairs), "min": min(pairs), "max": max(pairs)}
 
 
+def command() -> str:
+    """The command line of a benchmark, as one types it."""
+    return " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+
+
 def save(name: str, figures: dict[str, Any]) -> Path:
     """Write figures with machine, versions and command to ``benchmarks/results/NAME.json``."""
     import diffusers
@@ -114,7 +119,7 @@ def save(name: str, figures: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     provenance = {
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": command(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
         "versions": {
