@@ -354,15 +354,15 @@ def test_wrong_fields_are_refused(fields: dict[str, Any], message: str) -> None:
 
 def test_an_attention_map_makes_the_attention() -> None:
     query, key, value = (torch.randn(2, 3, 5, 8) for _ in range(3))
-    for mask in (None, torch.rand(2, 1, 5, 5) > 0.3, torch.randn(2, 1, 5, 5)):
+    nowhere = torch.ones(5, 5, dtype=torch.bool).index_fill(0, torch.tensor(2), False)  # a query that looks at nothing
+    for mask in (None, torch.rand(2, 1, 5, 5) > 0.3, torch.randn(2, 1, 5, 5), nowhere):
         for scale in (None, 0.1):
             expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
             torch.testing.assert_close(attention_map(query, key, mask, scale) @ value, expected)
 
 
 def test_maps_of_one_step_serve_the_values_of_another() -> None:
-    module = attention()
-    mapper = MapAttention(module, lambda size: True)
+    mapper = MapAttention(module := attention(), lambda size: True)
     assert mapper.works
     x, y = torch.randn(2, 6, 24), torch.randn(2, 6, 24)
     output, maps = mapper.compute(module.forward, (x, None, None, rotary(6)), {})

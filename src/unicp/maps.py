@@ -17,12 +17,18 @@ from .slicing import instrumented
 
 
 def attention_map(query: Any, key: Any, mask: Any = None, scale: float | None = None) -> Any:
-    """softmax(q k^T * scale + mask) of queries and keys (B, H, T, d): (B, H, T, T) in their precision."""
+    """softmax(q k^T * scale + mask) of queries and keys (B, H, T, d): (B, H, T, T) in their precision.
+
+    A query that the mask lets look at nothing (padding) gets zeros, as from torch's own attention.
+    """
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = torch.matmul(query.float(), key.float().transpose(-1, -2)) * factor
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.float()
-    return scores.softmax(-1).to(query.dtype)
+    made = scores.softmax(-1)
+    if mask is not None:
+        made = made.masked_fill(scores.amax(-1, keepdim=True) == -math.inf, 0.0)
+    return made.to(query.dtype)
 
 
 class _WithoutQueries:
