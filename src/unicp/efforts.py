@@ -20,7 +20,7 @@ class Effort:
         gain_prompts, gain_positions: on how many prompts (1 at least) and at how many steps errors are injected.
         variants: limits of the search, and
         warmups: first steps of even plans (:func:`~unicp.planning.growing`), that are tried for real beside each other.
-        speeds: how many of :data:`SPEEDS` are tried.
+        speeds: those of :data:`SPEEDS` at which plans are tried.
     """
 
     gain_prompts: int
