@@ -5,7 +5,7 @@
 First calibrates on captions of the training side (a profile in benchmarks/results/, kept and used again; the figure of
 its error curves goes to docs/images/). Then every variant makes every held-out prompt, in turn, against the
 unaccelerated video of the same seed. "fixed window" is what PAB does: the same interval at every step, one for each
-kind of module; here it is a profile that says "no error" up to the interval.
+kind of module; here it is a profile that says "no error" up to the interval. "shared": one window for all modules.
 """
 
 from __future__ import annotations
@@ -67,19 +67,32 @@ def variants(profile: Profile) -> dict[str, Config]:
         return edcw(0.5, profile=fixed(profile, **windows))
 
     middle = {"pcas": True, "delta_prune": 0.15}
+    shared: dict[str, Any] = {"shared_windows": True}
+    online: dict[str, Any] = {"edcw": "online", "profile": None}
     return {
         "fixed window (attention 1, cross 3, MLP 1)": fixed_window(self_attention=1, cross_attention=3, mlp=1),
         "fixed window (attention 2, cross 5, MLP 2)": fixed_window(self_attention=2, cross_attention=5, mlp=2),
-        "EDCW online, 0.10": edcw(0.10, edcw="online", profile=None),
-        "EDCW online, 0.20": edcw(0.20, edcw="online", profile=None),
+        "fixed window (1 for all)": fixed_window(self_attention=1, cross_attention=1, mlp=1),
+        "fixed window (2 for all)": fixed_window(self_attention=2, cross_attention=2, mlp=2),
+        "EDCW online, 0.10": edcw(0.10, **online),
+        "EDCW online, 0.20": edcw(0.20, **online),
         "EDCW profiled, 0.08": edcw(0.08),
         "EDCW profiled, 0.12": edcw(0.12),
         "EDCW profiled, 0.20": edcw(0.20),
+        "EDCW online, shared, 0.10": edcw(0.10, **online, **shared),
+        "EDCW online, shared, 0.15": edcw(0.15, **online, **shared),
+        "EDCW profiled, shared, 0.065": edcw(0.065, **shared),
+        "EDCW profiled, shared, 0.08": edcw(0.08, **shared),
+        "EDCW profiled, shared, 0.11": edcw(0.11, **shared),
+        "EDCW profiled, shared, 0.08, PCAS, DWS switch": edcw(0.08, **middle, **shared),
+        "EDCW profiled, shared, 0.08, PCAS, DWS blend": edcw(0.08, dws="blend", **middle, **shared),
+        "EDCW profiled, shared, 0.08, PCAS, DWS delta": edcw(0.08, dws="delta", **middle, **shared),
         "EDCW profiled, 0.12, PCAS": edcw(0.12, dws="off", **middle),
         "EDCW profiled, 0.12, PCAS, DWS switch": edcw(0.12, **middle),
         "EDCW profiled, 0.12, PCAS, DWS blend": edcw(0.12, dws="blend", **middle),
         "EDCW profiled, 0.12, PCAS, DWS delta": edcw(0.12, dws="delta", **middle),
         "AdaCache, EDCW 0.08 inside": edcw(0.08, stack=AdaCacheConfig()),
+        "AdaCache, EDCW shared, 0.08 inside": edcw(0.08, stack=AdaCacheConfig(), **shared),
         "AdaCache": AdaCacheConfig(),
     }
 

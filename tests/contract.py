@@ -87,6 +87,8 @@ CASES: dict[str, dict[str, Case]] = {
     "unicp": {
         "online": _unicp(profiled=False, delta=0.5, delta_mlp=0.5, max_window=3),
         "windows": _unicp(delta=0.5, delta_mlp=0.5, pcas=False, max_window=3, statistic="max"),
+        "shared": _unicp(delta=0.5, delta_mlp=0.4, pcas=False, shared_windows=True, max_window=3),
+        "shared-online": _unicp(profiled=False, delta=0.5, delta_mlp=0.4, shared_windows=True, max_window=3),
         "switch": _unicp(**NO_WINDOWS),
         "blend": _unicp(dws="blend", **NO_WINDOWS),
         "delta": _unicp(dws="delta", **NO_WINDOWS),

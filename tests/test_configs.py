@@ -81,6 +81,7 @@ BAD: dict[type[Config], dict[str, list[Any]]] = {
         "cooldown_steps": [-1, 1.5, "2", None, True],
         "edcw": ["offline", None, True],
         "pcas": ["yes", 1, None],
+        "shared_windows": ["yes", 1, None],
         "dws": ["mix", None, True],
         "refresh_from_sliced": ["yes", 1, None],
         "map_level": ["yes", 1, None],

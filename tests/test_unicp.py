@@ -21,7 +21,8 @@ from unicp.calibration import planned
 from unicp.errors import UnicpError
 from unicp.maps import MapAttention, attention_map
 from unicp.policies import Step
-from unicp.policies.unicp import UniCPConfig, UniCPPolicy, UnitErrors
+from unicp.policies.unicp import UniCPConfig, UniCPPolicy
+from unicp.policies.unit_errors import UnitErrors
 from unicp.profiles import Profile
 from unicp.slicing import SlicedAttention, basis, choose_ranks, instrumented, second_moments
 
@@ -78,8 +79,7 @@ def test_a_larger_delta_never_computes_more_at_flat_errors(table: list[list[floa
 
 
 def test_every_kind_has_its_own_threshold() -> None:
-    errors = errors_of([[0.05]] * 6)
-    errors = UnitErrors(sigmas=errors.sigmas, steps=6, cache={u: errors.cache["a"] for u in "axm"})
+    errors = UnitErrors(sigmas=[1 - i / 6 for i in range(6)], steps=6, cache={u: [[0.05]] * 6 for u in "axm"})
     config = UniCPConfig(delta=0.1, delta_cross=0.01, delta_mlp=0.06, warmup_steps=1, max_window=1)
     plans = planned(config, errors, {"a": "self_attention", "x": "cross_attention", "m": "mlp"})
     assert [set(plan[u] for plan in plans) for u in "axm"] == [{"compute", "reuse"}, {"compute"}, {"compute", "reuse"}]

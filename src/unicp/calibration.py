@@ -20,7 +20,8 @@ from .engine.parallel import group_of
 from .engine.recorder import STACK, ErrorRecorder, MomentRecorder, Recorder, SlicingRecorder, Sums
 from .errors import UnicpError
 from .policies import Step, check_number
-from .policies.unicp import UniCPConfig, UniCPPolicy, UnitErrors
+from .policies.unicp import UniCPConfig, UniCPPolicy
+from .policies.unit_errors import UnitErrors
 from .profiles import Profile, fingerprint
 from .session import _denoisers
 from .slicing import rank_grid

@@ -15,7 +15,8 @@ from typing import Any
 from .errors import UnicpError
 from .policies import Config, config_from_dict
 from .policies.budget import BudgetConfig
-from .policies.unicp import UniCPConfig, UnitErrors
+from .policies.unicp import UniCPConfig
+from .policies.unit_errors import UnitErrors
 
 FORMAT = 1
 KEY = "unicp"

@@ -8,11 +8,10 @@ two. Every formula below is our reconstruction from that.
 
 from __future__ import annotations
 
-import bisect
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import UnicpError
@@ -30,10 +29,13 @@ from . import (
     no_numbers,
     register,
 )
+from .unit_errors import UnitErrors, shared_error
 
 SHIFTS = ("switch", "blend", "delta", "off")
 WINDOWS = ("profiled", "online", "off")
 STATISTICS = ("mean", "max")
+NEW = ("compute", "map")
+"""What makes the output that is kept a new one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,9 @@ class UniCPConfig(Config):
             stays within delta), without any measurement at run time; ``"online"`` grows each window by one while the
             measured change per step times the window stays within delta, and starts again from one after a spike;
             ``"off"`` caches nothing. Without a profile ``"profiled"`` means ``"online"``.
+        shared_windows: one window for all units of a denoiser, by the mean of their errors (each as a share of what its
+            kind admits), instead of one for each as the paper has it. Ours: units that are computed at different steps
+            see each other's old outputs, which on the demo model cost more than what windows of their own gain.
         pcas: use sliced attention where the profile allows it.
         dws: ``"switch"`` takes the cheapest admissible of cached, sliced and full, and computes in full where a window
             can begin; ``"blend"`` and ``"delta"`` take, where ``"switch"`` would slice, the mean of the sliced and
@@ -86,6 +91,7 @@ class UniCPConfig(Config):
     warmup_steps: int = 2
     cooldown_steps: int = 1
     edcw: str = "profiled"
+    shared_windows: bool = False
     pcas: bool = True
     dws: str = "switch"
     refresh_from_sliced: bool = False
@@ -97,8 +103,12 @@ class UniCPConfig(Config):
     @classmethod
     def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
         """Online windows over delta: what UniCP can do without a profile."""
-        deltas = (0.05, 0.1, 0.2, 0.4)
-        return {cls.method: {f"delta={delta:g}": cls(delta=delta, delta_mlp=delta, edcw="online") for delta in deltas}}
+
+        def over(*deltas: float, **fields: Any) -> dict[str, Config]:
+            return {f"delta={d:g}": cls(delta=d, delta_mlp=d, edcw="online", **fields) for d in deltas}
+
+        shared = over(0.1, 0.15, 0.2, 0.4, shared_windows=True)
+        return {cls.method: over(0.05, 0.1, 0.2, 0.4), f"{cls.method}-shared": shared}
 
     def __post_init__(self) -> None:
         if self.profile is not None:
@@ -116,7 +126,7 @@ class UniCPConfig(Config):
         check_choice("dws", self.dws, SHIFTS)
         check_choice("statistic", self.statistic, STATISTICS)
         check_number("map_bytes", self.map_bytes, low=0, whole=True)
-        for name in ("pcas", "map_level", "refresh_from_sliced"):
+        for name in ("shared_windows", "pcas", "map_level", "refresh_from_sliced"):
             check_flag(name, getattr(self, name))
         stack: Any = self.stack
         if isinstance(stack, Mapping):  # as JSON has it
@@ -140,53 +150,8 @@ class UniCPConfig(Config):
         return self.delta if kind != "cross_attention" or self.delta_cross is None else self.delta_cross
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnitErrors:
-    """What a profile says of the errors on one denoiser: plain numbers.
-
-    Attributes:
-        sigmas: noise levels of the denoiser's steps in the calibration, falling.
-        steps: number of denoising steps of that run; more than ``sigmas`` where two denoisers shared it.
-        cache: by unit, ``rows[t][k - 1]``: relative change of the output from step t to step t + k.
-        sliced: by unit, the relative change of the output that its slicing causes. Units without one are not sliced.
-    """
-
-    sigmas: Sequence[float]
-    steps: int
-    cache: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
-    sliced: Mapping[str, float] = field(default_factory=dict)
-
-    def place(self, step: Step) -> float:
-        """Where a step lies among the calibration's, as a fractional index: by sigma, as step counts may differ."""
-        sigmas, sigma = self.sigmas, step.sigma
-        if step.count == len(sigmas) and math.isclose(sigmas[step.index], sigma, rel_tol=1e-3, abs_tol=1e-4):
-            return float(step.index)
-        after = bisect.bisect_left([-s for s in sigmas], -sigma)
-        if after == 0:
-            return 0.0
-        if after == len(sigmas):
-            return float(len(sigmas) - 1)
-        high, low = sigmas[after - 1], sigmas[after]
-        return round(after - 1 + (high - sigma) / (high - low), 6)
-
-    def caching(self, unit: str, anchor: float, now: float) -> float:
-        """Calibrated error of using at ``now`` what was computed at ``anchor`` (fractional indices)."""
-        rows = self.cache[unit]
-        row = rows[min(max(round(anchor), 0), len(rows) - 1)]
-        gap = now - anchor
-        below = math.floor(gap)
-        if gap <= 0:
-            return 0.0
-        if math.ceil(gap) > len(row):
-            return math.inf
-        low = row[below - 1] if below else 0.0
-        if gap == below:
-            return low
-        return low + (row[below] - low) * (gap - below)
-
-
 class UnitState:
-    """The window of one unit."""
+    """The window of one unit, or the one that units share."""
 
     def __init__(self) -> None:
         self.anchor: int | None = None  # step of the last output that is kept
@@ -207,7 +172,10 @@ class UniCPPolicy(Policy):
         self.inner = make_policy(config.stack) if config.stack is not None else None
         self.kinds: dict[str, str] = {}
         self.errors: UnitErrors | None = None
+        self.windows: UnitErrors | None = None  # the errors that windows go by: those, or shared ones
         self.protected: frozenset[str] = frozenset()
+        self.sharing: frozenset[str] = frozenset()
+        self.whole = True  # all that shares a window was new at this step
         self.state: dict[str, UnitState] = {}
         self.maps: dict[str, UnitState] = {}
         self.smallest = math.inf
@@ -235,8 +203,14 @@ class UniCPPolicy(Policy):
         """
         self.kinds = dict(units)
         self.protected = frozenset(protected)
-        self.errors = errors
+        self.errors = self.windows = errors
         self.state = {name: UnitState() for name in units}
+        if self.config.shared_windows:
+            limits = {name: self.config.threshold(kind) for name, kind in units.items() if name not in self.protected}
+            limits = {name: limit for name, limit in limits.items() if limit > 0}
+            self.sharing = frozenset(limits)
+            self.state |= dict.fromkeys(limits, UnitState())
+            self.windows = errors.shared(limits) if errors is not None else None
 
     @property
     def online(self) -> bool:
@@ -256,52 +230,61 @@ class UniCPPolicy(Policy):
             action, weight = ("compute", 0.0) if full else self._unit(step, name, state)
             if action == "compute" and not full and name in self.maps and step.index < self.maps[name].due:
                 action = "map"
-                state.due = step.index + 1
-                state.anchor, state.open = step.index, True
-                state.place = self.errors.place(step) if self.errors is not None else 0.0
-            if action == "compute" or (config.refreshes and action != "reuse"):
-                state.anchor, state.open = step.index, True
-                state.place = self.errors.place(step) if self.errors is not None else 0.0
             actions[name] = action
             if action == "blend":
                 weights[name] = weight
+        self._anchor(step, actions)
         if all(action == "compute" for action in actions.values()):
             return Plan(action="compute")
         return Plan(action="partial", units=actions, weights=weights)
 
+    def _anchor(self, step: Step, actions: Mapping[str, str]) -> None:
+        """Windows begin where what is kept is new; the shared one where all of it is."""
+        new = {name for name, act in actions.items() if act in NEW or (self.config.refreshes and act != "reuse")}
+        self.whole = self.sharing <= new
+        if not self.whole:
+            new -= self.sharing
+        place = self.errors.place(step) if self.errors is not None else 0.0
+        for name in new:
+            state = self.state[name]
+            state.anchor, state.place, state.open = step.index, place, True
+            if actions[name] == "map":
+                state.due = step.index + 1
+
     def _unit(self, step: Step, name: str, state: UnitState) -> tuple[str, float]:
-        config, errors = self.config, self.errors
+        config, windows = self.config, self.windows
         if state.anchor is None:
             return "compute", 0.0
         limit = config.threshold(self.kinds[name])
         age = step.index - state.anchor
         caching = config.edcw != "off" and limit > 0
-        error = math.inf
         if self.online:
             if caching and step.index < state.due and age <= config.max_window:
                 return "reuse", 0.0
-        elif errors is not None and name in errors.cache:
-            now = errors.place(step)
-            error = errors.caching(name, state.place, now)
+        elif windows is not None and name in windows.cache:
+            error = windows.caching(name, state.place, windows.place(step))
             self.smallest = min(self.smallest, error / limit) if limit > 0 else self.smallest
             state.open &= caching and error <= limit and age <= config.max_window
             if state.open:
                 return "reuse", 0.0
-        return self._uncached(step, name, error, age, limit if caching else 0.0)
+        return self._uncached(step, name, state, limit if caching else 0.0)
 
-    def _uncached(self, step: Step, name: str, error: float, age: int, limit: float) -> tuple[str, float]:
+    def _uncached(self, step: Step, name: str, state: UnitState, limit: float) -> tuple[str, float]:
         """Sliced or in full, at a step that what is kept cannot serve."""
-        config, errors = self.config, self.errors
+        config, errors, windows = self.config, self.errors, self.windows
         sliced = errors.sliced.get(name) if errors is not None and config.pcas else None
-        if sliced is None or errors is None or not sliced <= config.delta_prune:
+        if sliced is None or errors is None or windows is None or not sliced <= config.delta_prune:
             return "compute", 0.0
         if config.dws == "off":
             return "slice", 0.0
         if not config.refreshes and not self.online:
             now = errors.place(step)
             following = now + errors.steps / (step.count or errors.steps)
-            if limit > 0 and errors.caching(name, now, following) <= limit:
+            if limit > 0 and windows.caching(name, now, following) <= limit:
                 return "compute", 0.0  # a window begins here, and what it keeps must be whole
+        age = step.index - state.anchor if state.anchor is not None else 0
+        known = not self.online and name in errors.cache
+        error = errors.caching(name, state.place, errors.place(step)) if known else math.inf
         if config.dws == "switch" or age > config.max_window or not math.isfinite(error):
             # An old anchor helps no mean and no difference; a new one does.
             return ("slice" if config.dws == "switch" else "compute"), 0.0
@@ -321,27 +304,35 @@ class UniCPPolicy(Policy):
             changes: by unit that was computed in full: steps since it was before, and the relative change since
                 (``None`` at the first computation).
         """
-        config = self.config
+        found: dict[UnitState, list[tuple[float, int, float]]] = {}
         for name, (age, change) in changes.items():
             unit = name.removesuffix("/map")
             if unit != name:
                 state = self.maps.setdefault(unit, UnitState())
-            elif self.online:
+            elif self.online and (self.whole or name not in self.sharing):
                 state = self.state[name]
             else:
                 continue
-            limit = config.threshold(self.kinds[unit])
             self.broken += age > 0 and (change is None or not math.isfinite(change))
-            window = 1
-            per_step = math.inf if change is None else change / max(age, 1)
-            if limit > 0:
-                self.smallest = min(self.smallest, per_step / limit)
-            if change is not None and change <= limit:  # a spike, or no number, starts again from one
-                window = min(state.window + 1, config.max_window)
-                while window > 1 and per_step * window > limit:
-                    window -= 1
-            state.window = window
-            state.due = step.index + window
+            limit = self.config.threshold(self.kinds[unit])
+            found.setdefault(state, []).append((limit, max(age, 1), math.inf if change is None else change))
+        for state, measured in found.items():
+            self._measured(step, state, measured)
+
+    def _measured(self, step: Step, state: UnitState, found: Sequence[tuple[float, int, float]]) -> None:
+        """Set a window by the limit, the age and the change of what it is for."""
+        limit = found[0][0]
+        change = shared_error(limit, ((own, change) for own, _, change in found))
+        per_step = shared_error(limit, ((own, change / age) for own, age, change in found))
+        window = 1
+        if limit > 0:
+            self.smallest = min(self.smallest, per_step / limit)
+        if change <= limit:  # a spike, or no number, starts again from one
+            window = min(state.window + 1, self.config.max_window)
+            while window > 1 and per_step * window > limit:
+                window -= 1
+        state.window = window
+        state.due = step.index + window
 
     def notes(self) -> list[str]:
         said = self.inner.notes() if self.inner is not None else []

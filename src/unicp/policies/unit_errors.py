@@ -1,0 +1,83 @@
+"""What is known of the errors of caching and slicing single units: plain numbers, from a profile."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from . import Step
+
+
+def shared_error(limit: float, errors: Iterable[tuple[float, float]]) -> float:
+    """The mean of errors, each given after its own limit, as it compares with ``limit``.
+
+    >>> shared_error(0.1, [(0.1, 0.05), (0.2, 0.3)])
+    0.1
+    """
+    scaled = [error if own == limit else error * (limit / own) for own, error in errors]
+    return sum(scaled) / len(scaled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitErrors:
+    """What a profile says of the errors on one denoiser: plain numbers.
+
+    Attributes:
+        sigmas: noise levels of the denoiser's steps in the calibration, falling.
+        steps: number of denoising steps of that run; more than ``sigmas`` where two denoisers shared it.
+        cache: by unit, ``rows[t][k - 1]``: relative change of the output from step t to step t + k.
+        sliced: by unit, the relative change of the output that its slicing causes. Units without one are not sliced.
+    """
+
+    sigmas: Sequence[float]
+    steps: int
+    cache: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    sliced: Mapping[str, float] = field(default_factory=dict)
+
+    def place(self, step: Step) -> float:
+        """Where a step lies among the calibration's, as a fractional index: by sigma, as step counts may differ."""
+        sigmas, sigma = self.sigmas, step.sigma
+        if step.count == len(sigmas) and math.isclose(sigmas[step.index], sigma, rel_tol=1e-3, abs_tol=1e-4):
+            return float(step.index)
+        after = bisect.bisect_left([-s for s in sigmas], -sigma)
+        if after == 0:
+            return 0.0
+        if after == len(sigmas):
+            return float(len(sigmas) - 1)
+        high, low = sigmas[after - 1], sigmas[after]
+        return round(after - 1 + (high - sigma) / (high - low), 6)
+
+    def shared(self, limits: Mapping[str, float]) -> UnitErrors:
+        """These errors with one table for all units that have a limit, by the mean of their errors.
+
+        >>> errors = UnitErrors(sigmas=[1.0], steps=1, cache={"a": [[0.1, 0.2]], "b": [[0.3, 0.4]]})
+        >>> [[round(error, 3) for error in row] for row in errors.shared({"a": 0.1, "b": 0.2}).cache["a"]]
+        [[0.125, 0.2]]
+        """
+        found = [unit for unit in limits if unit in self.cache]
+        own = [limits[unit] for unit in found]
+
+        def mean(limit: float, rows: Sequence[Sequence[float]]) -> list[float]:
+            return [shared_error(limit, zip(own, errors, strict=True)) for errors in zip(*rows, strict=True)]
+
+        tables = list(zip(*(self.cache[unit] for unit in found), strict=True))
+        cache = {**self.cache, **{unit: [mean(limits[unit], rows) for rows in tables] for unit in found}}
+        return dataclasses.replace(self, cache=cache)
+
+    def caching(self, unit: str, anchor: float, now: float) -> float:
+        """Calibrated error of using at ``now`` what was computed at ``anchor`` (fractional indices)."""
+        rows = self.cache[unit]
+        row = rows[min(max(round(anchor), 0), len(rows) - 1)]
+        gap = now - anchor
+        below = math.floor(gap)
+        if gap <= 0:
+            return 0.0
+        if math.ceil(gap) > len(row):
+            return math.inf
+        low = row[below - 1] if below else 0.0
+        if gap == below:
+            return low
+        return low + (row[below] - low) * (gap - below)
