@@ -38,7 +38,7 @@ def steps(count: int) -> list[Step]:
 # --- the policy -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("speed", "warmup"), [(1.0, 5), (1.5, 5), (2.0, 4), (3.0, 3), (5.0, 3)])
+@pytest.mark.parametrize(("speed", "warmup"), [(1.0, 5), (1.5, 4), (2.0, 3), (3.0, 2), (5.0, 2)])
 def test_without_a_profile_the_default_plan_is_played(speed: float, warmup: int) -> None:
     policy = BudgetPolicy(BudgetConfig(target_speedup=speed))
     done = [policy.plan(step).action for step in steps(50)]

@@ -33,7 +33,7 @@ class BudgetConfig(Config):
             worse than calibration saw.
         override_zscore: how many standard deviations worse, above 0.
         warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed. Of the first
-            ones fewer, 3 at least, where they would be more than a sixth of the computed steps.
+            ones fewer, 2 at least, where they would be more than an eighth of the computed steps.
 
     Raises:
         UnicpError: a value is out of range, both or neither target is given, or ``min_psnr`` without a profile.
@@ -238,7 +238,7 @@ class BudgetPolicy(Policy):
             steps = count or 50
             wanted = max(1, round(steps / (config.target_speedup or 1.0)))
             # Of few steps, too many at the beginning are missing afterwards (measured on the demo model).
-            warmup = min(config.warmup_steps, max(3, wanted // 6), steps)
+            warmup = min(config.warmup_steps, max(2, wanted // 8), steps)
             plan = growing(steps, wanted, warmup, config.cooldown_steps)
         self._plan = plan
         self._compute = frozenset(plan.compute)
