@@ -40,9 +40,10 @@ def steps(count: int) -> list[Step]:
 
 @pytest.mark.parametrize(("speed", "warmup"), [(1.0, 5), (1.5, 4), (2.0, 3), (3.0, 2), (5.0, 2)])
 def test_without_a_profile_the_default_plan_is_played(speed: float, warmup: int) -> None:
+    reserve = 1 if speed > 1 else 0  # the target holds where the reserve is spent, too
     policy = BudgetPolicy(BudgetConfig(target_speedup=speed))
     done = [policy.plan(step).action for step in steps(50)]
-    expected = growing(50, round(50 / speed), warmup)
+    expected = growing(50, round(50 / speed) - reserve, warmup)
     assert [i for i, action in enumerate(done) if action == "compute"] == list(expected.compute)
 
 
@@ -76,7 +77,8 @@ def test_a_target_takes_the_dearest_plan_that_is_fast_enough() -> None:
 
     book = PlanBook(sigmas=(1.0,), plans=(priced(6, 3.0, 30), priced(9, 2.1, 38), priced(10, 1.9, 41)))
     assert book.choose(BudgetConfig(target_speedup=2)).speedup == 2.1
-    assert book.choose(BudgetConfig(target_speedup=1.9)).speedup == 1.9
+    assert book.choose(BudgetConfig(target_speedup=1.9, override_reserve=0)).speedup == 1.9
+    assert book.choose(BudgetConfig(target_speedup=1.9)).speedup == 2.1  # 1.9 is fast enough until the reserve is spent
     assert book.choose(BudgetConfig(min_psnr=37)).speedup == 2.1
     assert book.choose(BudgetConfig(min_psnr=41)).speedup == 1.9
     with pytest.raises(UnicpError, match=r"target_speedup=4: the profile's fastest plan has 3.00"):

@@ -260,4 +260,4 @@ def test_the_pipeline_is_not_kept_alive() -> None:
     pipe = Pipe(SimpleNamespace())
     clock = Clock(pipe)
     del pipe
-    assert clock._scheduler() is None
+    assert clock.scheduler() is None

@@ -30,7 +30,7 @@ class StepRecord:
         sigma: noise level at that step.
         branch: guidance branch, as the pipeline names it (``"cond"``, ``"uncond"``, ...), or ``"call 1"``, ``"call 2"``
             by the order of calls where it names none.
-        action: ``"compute"``, ``"reuse"``, ``"forecast"`` or ``"partial"``.
+        action: ``"compute"``, ``"reuse"``, ``"forecast"``, ``"leap"`` (the solver had gone beyond it) or ``"partial"``.
         metric: measured relative change since the last computed step, before division by the rate; ``None`` where
             nothing was measured.
         motion: motion score, where it was asked for.
@@ -91,8 +91,11 @@ class SessionReport:
         return len({(r.denoiser, r.index) for r in self.steps})
 
     def timeline(self) -> dict[str, str]:
-        """One line a branch, one character a step: ``#`` computed, ``+`` partial, ``~`` forecast, ``.`` reused."""
-        signs = {"compute": "#", "partial": "+", "forecast": "~", "reuse": "."}
+        """One line a branch, one character a step.
+
+        ``#`` computed, ``+`` partial, ``~`` forecast, ``.`` reused, ``-`` leapt over.
+        """
+        signs = {"compute": "#", "partial": "+", "forecast": "~", "reuse": ".", "leap": "-"}
         lines: dict[str, str] = {}
         for record in self.steps:
             lines[record.branch] = lines.get(record.branch, "") + signs[record.action]
@@ -140,7 +143,7 @@ class SessionReport:
             # 80 columns: long runs wrap.
             pieces = [line[i : i + 60] for i in range(0, len(line), 60)]
             lines += [f"  {branch if i == 0 else '':<{width}}  {piece}" for i, piece in enumerate(pieces)]
-        lines.append("  # computed   + partial   ~ forecast   . reused")
+        lines.append("  # computed   + partial   ~ forecast   . reused   - leapt over")
         done = self.unit_counts()
         if done:
             said = ", ".join(f"{count} {UNITS_DONE[action]}" for action, count in done.items())

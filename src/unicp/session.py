@@ -41,6 +41,7 @@ class Session:
             for name, denoiser in denoisers.items():
                 executor = Executor(denoiser, name, config, specs[name], pipe, self._begin, self._close, group)
                 self._executors.append(executor)
+                executor.leaper.alone = len(denoisers) == 1
         except BaseException:
             self.restore()
             raise

@@ -12,7 +12,7 @@ from ..policies import Config
 from ..report import StepRecord
 from .screen import steps
 
-DONE = {"compute": "computed", "reuse": "reused", "forecast": "forecast", "partial": "partial"}
+DONE = {"compute": "computed", "reuse": "reused", "forecast": "forecast", "leap": "leapt over", "partial": "partial"}
 """How progress says what a step did."""
 
 

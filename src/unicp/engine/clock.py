@@ -91,7 +91,7 @@ class Clock:
         index = getattr(context, "step_index", None)
         sigma = getattr(context, "sigma", None)
         count = getattr(context, "num_inference_steps", None)
-        scheduler = self._scheduler()
+        scheduler = self.scheduler()
         timesteps = getattr(scheduler, "timesteps", None)
 
         # The very object is compared: set_timesteps makes a new one for every video.
@@ -160,7 +160,8 @@ class Clock:
     def _nth(number: int) -> str:
         return f"call {number}"
 
-    def _scheduler(self) -> Any:
+    def scheduler(self) -> Any:
+        """The pipeline's, if there is one."""
         pipe = self._pipe() if self._pipe is not None else None
         return getattr(pipe, "scheduler", None)
 

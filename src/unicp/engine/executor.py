@@ -19,6 +19,7 @@ from .clock import Clock, Tick
 from .inside import Inside, plan_book
 from .kept import BranchCache, check_streams, leading, residuals, shape_of
 from .layout import relayout
+from .leap import Leaper
 from .measure import Probe, forecast_error
 
 HOOK = "unicp"
@@ -73,7 +74,7 @@ class Executor:
         self._ended = ended
         self._group = group
         self.generation: Generation | None = None
-        self._policies: dict[str, Policy] = {}
+        self.policies: dict[str, Policy] = {}
         self._plans: dict[str, Plan] = {}
         self._caches: dict[str, BranchCache] = {}
         self._pending: list[tuple[Policy, Step, StepRecord, Any, dict[str, tuple[int, Any]]]] = []
@@ -88,6 +89,7 @@ class Executor:
         self._probe: Probe | None = None
         self.inside: Inside | None = None
         self.book: Any = None
+        self.leaper = Leaper(self)
         try:
             self._install(pipe)
         except BaseException:
@@ -181,6 +183,7 @@ class Executor:
         self._clear()
         self.generation = None  # the old one is over, also for the session, which has yet to report it
         self.generation = self._open(self)
+        self.leaper.begin()
 
     def _decide(self, tick: Tick, key: str) -> tuple[Plan, bool]:
         """The plan for this call, and whether this call is the one that measures."""
@@ -189,13 +192,13 @@ class Executor:
             self._plans.clear()
         deciding = key not in self._plans
         if deciding:
-            if key not in self._policies:
-                self._policies[key] = make_policy(self.config)
+            if key not in self.policies:
+                self.policies[key] = make_policy(self.config)
                 if self.inside is not None:
-                    self.inside.introduce(self._policies[key])
+                    self.inside.introduce(self.policies[key])
                 else:
-                    self._policies[key].attach({}, (), self.book)
-            self._plans[key] = self._policies[key].plan(tick.step)
+                    self.policies[key].attach({}, (), self.book)
+            self._plans[key] = self.policies[key].plan(tick.step)
         plan = self._plans[key]
         cache = self._caches.get(tick.branch)
         if not plan.runs and (cache is None or not (cache.residuals or cache.outputs)):
@@ -218,7 +221,9 @@ class Executor:
         record = StepRecord(
             index=tick.step.index, sigma=tick.step.sigma, branch=tick.branch, action=plan.action, denoiser=self.name
         )
-        if not plan.runs and self.needs.keep == "output":
+        if not plan.runs and self.leaper.over(tick.step.index):
+            output, record.action = cache.filled_output(tick.step.sigma, plan)[0], "leap"
+        elif not plan.runs and self.needs.keep == "output":
             output, record.action = cache.filled_output(tick.step.sigma, plan, tick.step.weight)
         else:
             hidden = named.get(self.spec.hidden) if self.spec else None
@@ -242,7 +247,7 @@ class Executor:
                 made, output = output, cache.corrected(tick.step.sigma, tick.step.weight, output)
                 cache.keep_output(tick.step.sigma, made, self.needs.order)
             if measuring:
-                self._pending.append((self._policies[key], tick.step, record, scalars, changes))
+                self._pending.append((self.policies[key], tick.step, record, scalars, changes))
         assert self.generation is not None
         self.generation.add(record, self._fraction(record), began)
         self.generation.complete |= tick.step.count is None or tick.step.is_last(1)
@@ -321,10 +326,8 @@ class Executor:
 
     def _filled_stack(self, call: Call, described: BlockList, values: list[Any]) -> list[Any]:
         assert call.cache.residuals is not None
-        filled = [
-            before if residual is None else before + residual
-            for before, residual in zip(self._entry(call, described), call.cache.residuals, strict=True)
-        ]
+        known = zip(self._entry(call, described), call.cache.residuals, strict=True)
+        filled = [before if residual is None else before + residual for before, residual in known]
         return filled + values[len(filled) :]
 
     # -- accounting and resetting ----------------------------------------------------------------------------------
@@ -350,9 +353,9 @@ class Executor:
         return held + (self.inside.units.tensors() if self.inside is not None else [])
 
     def _clear(self) -> None:
-        for policy in self._policies.values():
+        for policy in self.policies.values():
             self._idle, self._said = policy.why_idle(), policy.notes()
-        self._policies.clear()
+        self.policies.clear()
         self._plans.clear()
         self._caches.clear()
         self._pending.clear()
@@ -375,6 +378,7 @@ class Executor:
 
     def end(self) -> None:
         """End the generation: free everything that was kept. The next call begins another."""
+        self.leaper.end()
         try:
             self.settle()
         finally:
@@ -387,7 +391,7 @@ class Executor:
     @property
     def notes(self) -> list[str]:
         """What policies and units have to say of the last generation, or of the one in progress."""
-        said = [note for policy in self._policies.values() for note in policy.notes()] or self._said
+        said = [note for policy in self.policies.values() for note in policy.notes()] or self._said
         return said + (self.inside.notes if self.inside is not None else [])
 
     def why_idle(self) -> str:

@@ -104,6 +104,7 @@ class Needs:
             output shows it (:meth:`BranchCache.corrected`).
         unit_changes: compare the full output of every unit with the one before.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
+        leap: where the solver can take longer steps, ask :meth:`Policy.leap` for them.
     """
 
     keep: str
@@ -117,6 +118,7 @@ class Needs:
     correct: bool = False
     unit_changes: bool = False
     map_bytes: int = 0
+    leap: bool = False
 
     def replace(self, **changes: Any) -> Needs:
         """A copy with other values."""
@@ -153,6 +155,13 @@ class Policy(abc.ABC):
 
     def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:  # noqa: B027
         """Take note of what the units that were computed in full measured."""
+
+    def leap(self, step: Step) -> int:
+        """The step to which the solver should go from one that was just computed: the next one, or a later one.
+
+        What a policy says here it keeps to: :meth:`plan` computes none of the steps between.
+        """
+        return step.index + 1
 
     def notes(self) -> list[str]:
         """What a user should know of this generation beside the records; one sentence each."""

@@ -24,11 +24,14 @@ class BudgetConfig(Config):
 
     Attributes:
         profile: path of a profile with plans.
-        target_speedup: of the denoising loop, over the unaccelerated one; 1 or more. Exactly one of this and
-            ``min_psnr``.
+        target_speedup: of the denoising loop, over the unaccelerated one, also where the whole reserve is spent; 1 or
+            more. Exactly one of this and ``min_psnr``.
         min_psnr: in dB against the unaccelerated video: the cheapest plan that reached it for four of five prompts in
             ``tune``. Needs a profile.
         correct: at a computed step, make good what the forecasts before it were off by, as the new output shows it.
+        leap: share of the run's beginning in which the solver takes one long step to the next computed one, instead of
+            several through forecasts, 0 to 1. Only multistep solvers (UniPC, DPM-Solver++) and one denoiser; elsewhere
+            there are forecasts all the way.
         override_reserve: share of the steps that may be computed beyond the plan, 0 to 1, where forecasts turn out
             worse than calibration saw.
         override_zscore: how many standard deviations worse, above 0.
@@ -39,7 +42,7 @@ class BudgetConfig(Config):
         UnicpError: a value is out of range, both or neither target is given, or ``min_psnr`` without a profile.
 
     >>> BudgetConfig(target_speedup=2).override_reserve
-    0.05
+    0.02
     """
 
     method: ClassVar[str] = "budget"
@@ -49,7 +52,8 @@ class BudgetConfig(Config):
     target_speedup: float | None = None
     min_psnr: float | None = None
     correct: bool = True
-    override_reserve: float = 0.05
+    leap: float = 0.6
+    override_reserve: float = 0.02
     override_zscore: float = 3.0
     warmup_steps: int = 5
     cooldown_steps: int = 1
@@ -79,6 +83,7 @@ class BudgetConfig(Config):
         if self.min_psnr is not None:
             check_number("min_psnr", self.min_psnr, low=0)
         check_flag("correct", self.correct)
+        check_number("leap", self.leap, low=0, high=1)
         check_number("override_reserve", self.override_reserve, low=0, high=1)
         check_number("override_zscore", self.override_zscore, low=1e-9)
         check_number("warmup_steps", self.warmup_steps, low=1, whole=True)
@@ -101,6 +106,10 @@ class Priced:
     psnr: tuple[float, ...] = ()
     expected: Mapping[int, tuple[float, float]] | None = None
 
+    def speedup_spent(self, reserve: float) -> float:
+        """The speed-up where this share of the steps is computed beyond the plan."""
+        return self.speedup if self.plan.cost == 1 else 1 / (1 / self.speedup + reserve)
+
     @property
     def safe_psnr(self) -> float:
         """What four of five prompts reached."""
@@ -122,7 +131,9 @@ class PlanBook:
             UnicpError: no plan reaches the target.
         """
         if config.target_speedup is not None:
-            fast = [p for p in self.plans if p.speedup >= config.target_speedup * 0.999]
+            wanted, reserve = config.target_speedup * 0.999, config.override_reserve
+            fast = [p for p in self.plans if p.speedup_spent(reserve) >= wanted]
+            fast = fast or [p for p in self.plans if p.speedup >= wanted]  # the fastest ones, if nothing is spent
             if not fast:
                 most = max(p.speedup for p in self.plans)
                 raise UnicpError(f"target_speedup={config.target_speedup:g}: the profile's fastest plan has {most:.2f}")
@@ -215,9 +226,13 @@ class BudgetPolicy(Policy):
         self._blind = False
         self._broken = 0
         self._computed: list[int] = []
+        self._leapt = 0  # the solver has gone beyond the steps before this one
 
     def needs(self) -> Needs:
-        return Needs(keep="output", order=2, check=self.config.override_reserve > 0, correct=self.config.correct)
+        config = self.config
+        return Needs(
+            keep="output", order=2, check=config.override_reserve > 0, correct=config.correct, leap=config.leap > 0
+        )
 
     def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:
         self.book = errors
@@ -236,7 +251,8 @@ class BudgetPolicy(Policy):
             self._expected = (priced.expected or {}) if same else {}
         else:
             steps = count or 50
-            wanted = max(1, round(steps / (config.target_speedup or 1.0)))
+            target = config.target_speedup or 1.0
+            wanted = max(1, round(steps / target) - (round(config.override_reserve * steps) if target > 1 else 0))
             # Of few steps, too many at the beginning are missing afterwards (measured on the demo model).
             warmup = min(config.warmup_steps, max(2, wanted // 8), steps)
             plan = growing(steps, wanted, warmup, config.cooldown_steps)
@@ -254,7 +270,9 @@ class BudgetPolicy(Policy):
             self._alarm = self._blind = False
             self._computed.append(step.index)
             return Plan(action="compute")
-        if self._blind or (self._alarm and self._extra < self._reserve):
+        if step.index < self._leapt:
+            return Plan(action="reuse")
+        if self._doubts():
             self._extra += not self._blind  # no number is never a reason to forecast, whatever the reserve
             self._alarm = self._blind = False
             self._computed.append(step.index)
@@ -264,6 +282,19 @@ class BudgetPolicy(Policy):
         if order == 0:
             return Plan(action="reuse")
         return Plan(action="forecast", order=order, damping=segment.damping**skipped)
+
+    def _doubts(self) -> bool:
+        """Whether the step after the one just computed should be computed too, whatever the plan says."""
+        return self._blind or (self._alarm and self._extra < self._reserve)
+
+    def leap(self, step: Step) -> int:
+        segment, plan = self._fills.get(step.index + 1), self._plan
+        if segment is None or plan is None or segment.until > self.config.leap * plan.steps:
+            return step.index + 1
+        if self._computed[-1:] != [step.index] or self._doubts():
+            return step.index + 1
+        self._leapt = segment.until
+        return segment.until
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         if self.config.override_reserve == 0:

@@ -293,6 +293,9 @@ class UniCPPolicy(Policy):
         total = error**2 + sliced**2
         return "blend", (error**2 / total if total else 1.0)
 
+    def leap(self, step: Step) -> int:
+        return super().leap(step) if self.inner is None else self.inner.leap(step)
+
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         if self.inner is not None:
             self.inner.observe(step, change, motion)

@@ -1,0 +1,128 @@
+"""Longer solver steps: from one computed step straight to the next.
+
+A multistep solver can take fewer, longer steps; that is what "fewer steps" does for a whole run. Here a policy asks for
+it between two steps of a run that goes on as planned elsewhere. The solver is shown the noise levels of the steps it
+really takes, and its own code does the rest; at the steps in between neither the denoiser nor the solver acts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .executor import Executor
+
+SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
+"""Their steps look at nothing but noise levels, the step's number and what they were given. Solvers of first order gain
+nothing: a forecast is better than one long step of Euler's."""
+
+
+def leaps(scheduler: Any) -> bool:
+    """Whether a scheduler, its timesteps set, can take longer steps that are worth it."""
+    if type(scheduler).__name__ not in SOLVERS:
+        return False
+    config = scheduler.config
+    noisy = "sde" in str(config.get("algorithm_type", ""))
+    sigmas, timesteps = scheduler.sigmas, scheduler.timesteps
+    return config.get("solver_order", 1) > 1 and not noisy and len(sigmas) == len(timesteps) + 1
+
+
+class Leaper:
+    """Stands before a scheduler's ``step``, on the instance, for the length of one run.
+
+    Args:
+        executor: of the denoiser whose policy says where to go.
+
+    Attributes:
+        alone: the pipeline has no other denoiser, whose turn might begin within a longer step.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self.alone = False
+        self._scheduler: Any = None
+        self._last: Any = None
+        self._until = 0
+        self._taken: list[int] = []
+
+    def begin(self) -> None:
+        """A run begins; its timesteps are set. Schedulers that cannot leap are left alone."""
+        self.end()
+        scheduler = self._executor.clock.scheduler()
+        if not (self.alone and self._executor.needs.leap and leaps(scheduler)):
+            return
+        self._scheduler, self._timesteps = scheduler, scheduler.timesteps
+        self._before = vars(scheduler).get("step")  # somebody else's, on the instance too
+        self._own = scheduler.step
+        self._signature = inspect.signature(types.MethodType(type(scheduler).step, scheduler))
+        scheduler.step = self._placed = _Step(self, scheduler)
+
+    def end(self) -> None:
+        """The run is over: the scheduler is as it was."""
+        scheduler, self._scheduler, self._until, self._taken = self._scheduler, None, 0, []
+        if scheduler is not None and vars(scheduler).get("step") is self._placed:
+            del scheduler.step
+            if self._before is not None:
+                scheduler.step = self._before
+
+    def over(self, index: int) -> bool:
+        """Whether the solver has gone beyond this step already."""
+        return index < self._until
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        scheduler = self._scheduler
+        if scheduler is None or scheduler.timesteps is not self._timesteps:
+            return self._own(*args, **kwargs)  # of another run, which we know nothing of
+        index = scheduler.step_index
+        if index is not None and self.over(index):
+            scheduler._step_index = index + 1
+            sample = self._signature.bind(*args, **kwargs).arguments["sample"]
+            return (sample,) if isinstance(self._last, tuple) else type(self._last)(prev_sample=sample)
+        if index is None:  # the first one; the solver has yet to find where it is
+            self._last = self._own(*args, **kwargs)
+            self._taken = [scheduler.step_index - 1]
+            return self._last
+        self._until = self._ask(index)
+        self._taken.append(index)
+        self._last = self._shown(self._until, args, kwargs)
+        scheduler._step_index = index + 1
+        return self._last
+
+    def _ask(self, index: int) -> int:
+        """The step to which the solver should go from this one."""
+        self._executor.settle()  # the policy may doubt its plan by what this step measured
+        step, policy = self._executor.clock.step, self._executor.policies.get("")
+        if policy is None or step is None or step.index != index:
+            return index + 1
+        return policy.leap(step)
+
+    def _shown(self, until: int, args: Any, kwargs: Any) -> Any:
+        """The solver's own step, with nothing before it but the steps it took, and ``until`` next."""
+        scheduler = self._scheduler
+        known = scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps
+        path = [*self._taken, *range(until, len(known[1]))]
+        try:
+            if len(path) < len(known[1]) - self._taken[0]:
+                scheduler.sigmas, scheduler.timesteps = known[0][[*path, len(known[1])]], known[1][path]
+                scheduler.num_inference_steps, scheduler._step_index = len(path), len(self._taken) - 1
+            return self._own(*args, **kwargs)
+        finally:
+            scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps = known
+            scheduler._step_index = self._taken[-1]
+
+
+class _Step:
+    """What stands on the scheduler. A copy of the scheduler gets the plain ``step`` of its class."""
+
+    def __init__(self, leaper: Leaper, scheduler: Any) -> None:
+        self._leaper, self._scheduler = leaper, scheduler
+        self.__signature__ = leaper._signature  # diffusers looks at it to decide what to pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._leaper.step(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._scheduler), self._scheduler)
+        return types.MethodType(type(copied).step, copied)

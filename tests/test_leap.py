@@ -1,0 +1,216 @@
+"""Longer solver steps: what a budget leaps over is what a run of fewer, longer steps would be."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import unicp
+from tests.tiny import FAMILIES
+from unicp import BudgetConfig
+from unicp.engine.leap import leaps
+from unicp.policies import Step
+from unicp.policies.budget import BudgetPolicy
+
+WAN = FAMILIES["wan"]
+FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+SOLVERS = {
+    "unipc": UniPCMultistepScheduler(**FLOW),
+    "unipc-3": UniPCMultistepScheduler(solver_order=3, **FLOW),
+    "dpm": DPMSolverMultistepScheduler(**FLOW),
+    "dpm-3": DPMSolverMultistepScheduler(solver_order=3, **FLOW),
+}
+ALL = BudgetConfig(target_speedup=2.0, warmup_steps=2, leap=1.0)
+
+
+def wan(scheduler: Any) -> Any:
+    pipe = WAN.build()
+    pipe.scheduler = type(scheduler).from_config(scheduler.config)
+    return pipe
+
+
+def computed(session: unicp.Session) -> list[int]:
+    return sorted({record.index for record in session.report().steps if record.action == "compute"})
+
+
+def only(scheduler: Any, steps: list[int]) -> Any:
+    """The scheduler, so that a run has none but these of its steps."""
+
+    class Fewer(type(scheduler)):  # type: ignore[misc]
+        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+            super().set_timesteps(*args, **kwargs)
+            self.sigmas = self.sigmas[[*steps, len(self.timesteps)]]
+            self.timesteps = self.timesteps[steps]
+            self.num_inference_steps = len(steps)
+
+    return Fewer.from_config(scheduler.config)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_leaping_everywhere_is_the_run_that_has_only_the_computed_steps(name: str) -> None:
+    pipe = wan(SOLVERS[name])
+    with unicp.accelerate(pipe, ALL) as session:
+        leapt = WAN.generate(pipe)
+        steps = computed(session)
+        actions = {record.action for record in session.report().steps}
+    assert actions == {"compute", "leap"}
+    assert 2 < len(steps) < 8
+    fewer = wan(SOLVERS[name])
+    fewer.scheduler = only(SOLVERS[name], steps)
+    assert torch.equal(leapt, WAN.generate(fewer))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_afterwards_the_scheduler_is_as_it_was(name: str) -> None:
+    pipe = wan(SOLVERS[name])
+    before = WAN.generate(pipe)
+    session = unicp.accelerate(pipe, ALL)
+    once, again = WAN.generate(pipe), WAN.generate(pipe)
+    assert torch.equal(once, again) and not torch.equal(once, before)
+    session.report()
+    assert "step" not in vars(pipe.scheduler)
+    session.restore()
+    assert torch.equal(WAN.generate(pipe), before)
+
+
+def test_leaping_is_for_the_beginning_and_forecasts_for_the_rest() -> None:
+    pipe = wan(SOLVERS["unipc"])
+    with unicp.accelerate(pipe, ALL.replace(leap=0.5)) as session:
+        WAN.generate(pipe)
+        actions = {record.index: record.action for record in session.report().steps}
+        timeline = str(session.report())
+    leapt = [index for index, action in actions.items() if action == "leap"]
+    forecast = [index for index, action in actions.items() if action == "forecast"]
+    assert leapt and forecast and max(leapt) < min(5, *forecast)
+    assert "-" in timeline and "leapt over" in timeline
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        UniPCMultistepScheduler(solver_order=1, **FLOW),
+        DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **FLOW),
+    ],
+    ids=["euler", "first order", "sde"],
+)
+def test_other_schedulers_get_forecasts(scheduler: Any) -> None:
+    pipe = wan(scheduler)
+    with unicp.accelerate(pipe, ALL) as session:
+        WAN.generate(pipe)
+        assert "step" not in vars(pipe.scheduler)
+        assert "leap" not in {record.action for record in session.report().steps}
+
+
+def test_two_denoisers_get_forecasts_as_one_may_take_over_at_any_step() -> None:
+    family = FAMILIES["wan2.2"]
+    pipe = family.build()
+    with unicp.accelerate(pipe, ALL) as session:
+        family.generate(pipe)
+        assert "leap" not in {record.action for record in session.report().steps}
+
+
+def test_a_module_alone_gets_forecasts() -> None:
+    pipe = wan(SOLVERS["unipc"])
+    with unicp.accelerate(pipe.transformer, ALL) as session:
+        WAN.generate(pipe)
+        assert "leap" not in {record.action for record in session.report().steps}
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_run_that_breaks_off_leaves_nothing_behind(restored: bool) -> None:
+    pipe = wan(SOLVERS["unipc"])
+    before = WAN.generate(pipe)
+    session = unicp.accelerate(pipe, ALL)
+    whole = WAN.generate(pipe)
+
+    def stop(_: Any, index: int, *__: Any) -> dict[str, Any]:
+        if index == 3:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        WAN.generate(pipe, callback=stop)
+    if restored:
+        session.restore()
+        assert "step" not in vars(pipe.scheduler)
+        assert torch.equal(WAN.generate(pipe), before)
+    else:
+        # Another pipeline with the same scheduler, while ours has yet to hear that its run is over.
+        other = wan(SOLVERS["unipc"])
+        other.scheduler = pipe.scheduler
+        assert torch.equal(WAN.generate(other), before)
+        assert torch.equal(WAN.generate(pipe), whole)
+
+
+def test_a_copy_of_the_scheduler_in_the_middle_of_a_run_steps_by_itself() -> None:
+    # LTX-2 copies its scheduler for the sound, diffusion forcing one for each frame.
+    pipe = wan(SOLVERS["unipc"])
+    copies: list[Any] = []
+
+    def after(each: Any, index: int, *_: Any) -> dict[str, Any]:
+        copies.append(copy.deepcopy(each.scheduler))
+        return {}
+
+    with unicp.accelerate(pipe, ALL):
+        WAN.generate(pipe, callback=after)
+    assert all(each.step.__self__ is each for each in copies)
+    assert all(each.step.__func__ is UniPCMultistepScheduler.step for each in copies)
+
+
+def test_a_step_of_somebody_elses_on_the_scheduler_stays() -> None:
+    pipe = wan(SOLVERS["unipc"])
+    own, called = pipe.scheduler.step, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        called.append(1)
+        return own(*args, **kwargs)
+
+    pipe.scheduler.step = watched
+    with unicp.accelerate(pipe, ALL) as session:
+        WAN.generate(pipe)
+        assert len(called) == len(computed(session))
+    assert pipe.scheduler.step is watched
+
+
+def test_without_leaps_a_budget_is_as_before_and_a_run_without_skips_is_plain() -> None:
+    pipe = wan(SOLVERS["unipc"])
+    before = WAN.generate(pipe)
+    with unicp.accelerate(pipe, ALL.replace(leap=0.0)) as session:
+        WAN.generate(pipe)
+        assert {record.action for record in session.report().steps} == {"compute", "forecast"}
+    with unicp.accelerate(pipe, ALL.replace(target_speedup=1.0)), pytest.warns(unicp.UnicpWarning):
+        assert torch.equal(WAN.generate(pipe), before)
+
+
+def test_which_solvers_leap() -> None:
+    for scheduler in SOLVERS.values():
+        scheduler.set_timesteps(6)
+        assert leaps(scheduler)
+    assert not leaps(None)
+
+
+changes = st.one_of(st.floats(0, 2), st.just(float("nan")), st.none())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(changes, min_size=30, max_size=30), st.floats(1, 5), st.floats(0, 1), st.floats(0, 1))
+def test_a_budget_keeps_to_its_leaps(measured: list[Any], speedup: float, leap: float, reserve: float) -> None:
+    policy = BudgetPolicy(BudgetConfig(target_speedup=speedup, leap=leap, override_reserve=reserve))
+    until = 0
+    for index in range(30):
+        step = Step(index=index, count=30, position=index, sigma=1 - index / 30)
+        plan = policy.plan(step)
+        assert index >= until or plan.action == "reuse"
+        if plan.action == "compute":
+            policy.observe(step, measured[index], None)
+        if index >= until:
+            until = policy.leap(step)
+            assert index < until <= max(index + 1, leap * 30)
+            assert plan.action == "compute" or until == index + 1
