@@ -15,26 +15,40 @@ import argparse
 
 import unicp
 from benchmarks import common
+from unicp.bench.comparison import Row
+from unicp.bench.statistics import interpolate
 
 SPEEDS = (1.5, 2.0, 2.5, 3.0)
 
 
+def at_speedups(rows: list[Row]) -> list[tuple[float, float] | None]:
+    """PSNR of a curve at :data:`SPEEDS`, mean and worst prompt, on the lines between its points."""
+    points = [(row.loop_speedup.value, psnr) for row in rows if (psnr := row.quality["psnr"]) and not row.identical]
+    found: list[tuple[float, float] | None] = []
+    for speed in SPEEDS:
+        mean = interpolate([(at, psnr.value) for at, psnr in points], speed)
+        worst = interpolate([(at, psnr.worst) for at, psnr in points], speed)
+        found.append(None if mean is None or worst is None else (mean, worst))
+    return found
+
+
 def table(comparison: unicp.Comparison) -> str:
     """Markdown: PSNR of every method at the same speed, ours in bold, a dash where its curve does not reach."""
-    at = {speed: comparison.at_speedup(speed) for speed in SPEEDS}
-    ours = {point.method for point in comparison.points if point.ours}
+    curves = {name: rows for name, rows in comparison.curves().items() if name != "control"}
+    at = {name: at_speedups(rows) for name, rows in curves.items()}
 
     def height(name: str) -> float:
-        found = [value for speed in SPEEDS if (value := at[speed][name]) is not None]
+        found = [each[0] for each in at[name] if each is not None]
         return sum(found) / len(found) if found else float("-inf")
 
     lines = [
-        "| PSNR (dB) at | " + " | ".join(f"{speed:g}×" for speed in SPEEDS) + " |",
-        "|---|" + "---:|" * len(SPEEDS),
+        "| PSNR (dB), mean / worst, at | " + " | ".join(f"{speed:g}×" for speed in SPEEDS) + " | fastest |",
+        "|---|" + "---:|" * (len(SPEEDS) + 1),
     ]
-    for name in sorted(set(comparison.curves()) - {"control"}, key=height, reverse=True):
-        cells = ["–" if (value := at[speed][name]) is None else f"{value:.1f}" for speed in SPEEDS]
-        lines.append(f"| {f'**{name}**' if name in ours else name} | {' | '.join(cells)} |")
+    for name in sorted(curves, key=height, reverse=True):
+        cells = ["–" if each is None else f"{each[0]:.1f} / {each[1]:.1f}" for each in at[name]]
+        cells.append(f"{curves[name][-1].loop_speedup.value:.2f}×")
+        lines.append(f"| {f'**{name}**' if curves[name][0].ours else name} | {' | '.join(cells)} |")
     broken: dict[str, str] = {}
     for failure in comparison.failures:
         broken.setdefault(failure.method, failure.error)

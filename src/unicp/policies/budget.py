@@ -61,11 +61,11 @@ class BudgetConfig(Config):
     @classmethod
     def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
         """The default plan at several speeds: what the budget can do without a profile."""
-        return {cls.method: {f"{speed:g}x": cls(target_speedup=speed) for speed in (1.5, 2.0, 3.0, 4.0)}}
+        return {cls.method: {f"{speed:g}x": cls(target_speedup=speed) for speed in (1.4, 2.0, 2.5, 3.0, 4.0)}}
 
     def spread(self) -> dict[str, Config]:
         """The plans of one profile at several speeds."""
-        speeds = (1.5, 2.0, 3.0, 4.0) if self.profile is not None else ()
+        speeds = (1.4, 2.0, 2.5, 3.0, 4.0) if self.profile is not None else ()
         return {f"{speed:g}x": self.replace(target_speedup=speed, min_psnr=None) for speed in speeds}
 
     def __post_init__(self) -> None:
