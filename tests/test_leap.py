@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import pickle
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ import unicp
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig
 from unicp.engine.leap import leaps
+from unicp.planning import growing
 from unicp.policies import Step
-from unicp.policies.budget import BudgetPolicy
+from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
 
 WAN = FAMILIES["wan"]
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -73,7 +76,6 @@ def test_afterwards_the_scheduler_is_as_it_was(name: str) -> None:
     session = unicp.accelerate(pipe, ALL)
     once, again = WAN.generate(pipe), WAN.generate(pipe)
     assert torch.equal(once, again) and not torch.equal(once, before)
-    session.report()
     assert "step" not in vars(pipe.scheduler)
     session.restore()
     assert torch.equal(WAN.generate(pipe), before)
@@ -139,14 +141,51 @@ def test_a_run_that_breaks_off_leaves_nothing_behind(restored: bool) -> None:
         WAN.generate(pipe, callback=stop)
     if restored:
         session.restore()
-        assert "step" not in vars(pipe.scheduler)
         assert torch.equal(WAN.generate(pipe), before)
+        assert "step" not in vars(pipe.scheduler)
     else:
         # Another pipeline with the same scheduler, while ours has yet to hear that its run is over.
         other = wan(SOLVERS["unipc"])
         other.scheduler = pipe.scheduler
         assert torch.equal(WAN.generate(other), before)
         assert torch.equal(WAN.generate(pipe), whole)
+
+
+def test_restored_while_it_leaps_a_run_computes_the_rest() -> None:
+    pipe = wan(SOLVERS["unipc"])
+    with unicp.accelerate(pipe, ALL) as session:
+        WAN.generate(pipe)
+        steps = computed(session)
+    here = next(a for a, b in itertools.pairwise(steps) if b > a + 1)
+    there = steps[steps.index(here) + 1]
+    session = unicp.accelerate(pipe, ALL)
+
+    def stop(_: Any, index: int, *__: Any) -> dict[str, Any]:
+        if index == here:
+            session.restore()
+        return {}
+
+    rest = WAN.generate(pipe, callback=stop)
+    assert "step" not in vars(pipe.scheduler)
+    fewer = wan(SOLVERS["unipc"])
+    fewer.scheduler = only(SOLVERS["unipc"], [*range(here + 1), *range(there, 10)])
+    assert torch.equal(rest, WAN.generate(fewer))
+
+
+def test_a_run_under_way_is_not_made_to_leap() -> None:
+    pipe = wan(SOLVERS["unipc"])
+    before = WAN.generate(pipe)
+    sessions: list[unicp.Session] = []
+
+    def start(each: Any, index: int, *_: Any) -> dict[str, Any]:
+        if index == 2:
+            sessions.append(unicp.accelerate(each, ALL.replace(warmup_steps=1)))
+        return {}
+
+    WAN.generate(pipe, callback=start)
+    assert "leap" not in {record.action for record in sessions[0].report().steps}
+    sessions[0].restore()
+    assert torch.equal(WAN.generate(pipe), before)
 
 
 def test_a_copy_of_the_scheduler_in_the_middle_of_a_run_steps_by_itself() -> None:
@@ -156,6 +195,7 @@ def test_a_copy_of_the_scheduler_in_the_middle_of_a_run_steps_by_itself() -> Non
 
     def after(each: Any, index: int, *_: Any) -> dict[str, Any]:
         copies.append(copy.deepcopy(each.scheduler))
+        copies.append(pickle.loads(pickle.dumps(each.scheduler)))
         return {}
 
     with unicp.accelerate(pipe, ALL):
@@ -194,6 +234,33 @@ def test_which_solvers_leap() -> None:
         scheduler.set_timesteps(6)
         assert leaps(scheduler)
     assert not leaps(None)
+
+
+@pytest.mark.parametrize(("error", "leapt"), [(0.02, True), (0.5, False), (float("nan"), False)])
+def test_from_a_step_that_raises_doubts_there_is_no_leap(error: float, leapt: bool) -> None:
+    plan = growing(40, 14, 4)
+    expected = {step: (0.02, 0.002) for step in plan.compute}
+    sigmas = tuple(1 - index / 40 for index in range(40))
+    policy = BudgetPolicy(BudgetConfig(target_speedup=2, override_reserve=0.1, leap=1.0))
+    policy.attach({}, (), PlanBook(sigmas=sigmas, plans=(Priced(plan=plan, speedup=3, expected=expected),)))
+    here, there = plan.compute[5:7]
+    for index in range(here + 1):
+        step = Step(index=index, count=40, position=index, sigma=sigmas[index], sigmas=sigmas)
+        if policy.plan(step).action == "compute":
+            policy.observe(step, error if index == here else 0.02, None)
+    assert there > here + 1
+    assert policy.leap(step) == (there if leapt else here + 1)
+    following = Step(index=here + 1, count=40, position=here + 1, sigma=sigmas[here + 1], sigmas=sigmas)
+    assert policy.plan(following).action == ("reuse" if leapt else "compute")
+
+
+def test_from_a_step_that_was_forecast_there_is_no_leap() -> None:
+    policy = BudgetPolicy(BudgetConfig(target_speedup=4, leap=1.0))
+    for index in range(30):
+        step = Step(index=index, count=30, position=index, sigma=1 - index / 30)
+        if policy.plan(step).action != "compute":
+            assert policy.leap(step) == index + 1
+            return
 
 
 changes = st.one_of(st.floats(0, 2), st.just(float("nan")), st.none())

@@ -32,6 +32,9 @@ def leaps(scheduler: Any) -> bool:
 class Leaper:
     """Stands before a scheduler's ``step``, on the instance, for the length of one run.
 
+    Where a run goes on after ``restore``, it stays until the last step if there was a leap: what was leapt over stays
+    so, and the solver has to see its path.
+
     Args:
         executor: of the denoiser whose policy says where to go.
 
@@ -43,25 +46,39 @@ class Leaper:
         self._executor = executor
         self.alone = False
         self._scheduler: Any = None
-        self._last: Any = None
+        self._timesteps: Any = None  # of the run; set_timesteps makes new ones for every video
+        self._forget()
+
+    def _forget(self) -> None:
+        self._kind: Any = tuple  # of what ``step`` returns
         self._until = 0
         self._taken: list[int] = []
+        self._leapt = False
 
     def begin(self) -> None:
-        """A run begins; its timesteps are set. Schedulers that cannot leap are left alone."""
-        self.end()
+        """A run begins; its timesteps are set. Schedulers that cannot leap, or are under way, are left alone."""
         scheduler = self._executor.clock.scheduler()
-        if not (self.alone and self._executor.needs.leap and leaps(scheduler)):
+        if scheduler is not None and scheduler is self._scheduler and scheduler.timesteps is self._timesteps:
+            return  # it is still that run
+        self._leave()
+        able = self.alone and self._executor.needs.leap and leaps(scheduler)
+        if not able or scheduler.step_index is not None:
             return
         self._scheduler, self._timesteps = scheduler, scheduler.timesteps
         self._before = vars(scheduler).get("step")  # somebody else's, on the instance too
         self._own = scheduler.step
-        self._signature = inspect.signature(types.MethodType(type(scheduler).step, scheduler))
+        self._signature = inspect.signature(_plain(scheduler))
         scheduler.step = self._placed = _Step(self, scheduler)
 
     def end(self) -> None:
-        """The run is over: the scheduler is as it was."""
-        scheduler, self._scheduler, self._until, self._taken = self._scheduler, None, 0, []
+        """The run is over, or goes on without us."""
+        if not self._leapt:
+            self._leave()
+
+    def _leave(self) -> None:
+        """The scheduler is as it was."""
+        scheduler, self._scheduler = self._scheduler, None
+        self._forget()
         if scheduler is not None and vars(scheduler).get("step") is self._placed:
             del scheduler.step
             if self._before is not None:
@@ -74,21 +91,26 @@ class Leaper:
     def step(self, *args: Any, **kwargs: Any) -> Any:
         scheduler = self._scheduler
         if scheduler is None or scheduler.timesteps is not self._timesteps:
-            return self._own(*args, **kwargs)  # of another run, which we know nothing of
+            self._leave()  # another run, of which we know nothing
+            return self._own(*args, **kwargs)
         index = scheduler.step_index
         if index is not None and self.over(index):
             scheduler._step_index = index + 1
             sample = self._signature.bind(*args, **kwargs).arguments["sample"]
-            return (sample,) if isinstance(self._last, tuple) else type(self._last)(prev_sample=sample)
+            return (sample,) if self._kind is tuple else self._kind(prev_sample=sample)
         if index is None:  # the first one; the solver has yet to find where it is
-            self._last = self._own(*args, **kwargs)
+            result = self._own(*args, **kwargs)
             self._taken = [scheduler.step_index - 1]
-            return self._last
-        self._until = self._ask(index)
-        self._taken.append(index)
-        self._last = self._shown(self._until, args, kwargs)
-        scheduler._step_index = index + 1
-        return self._last
+        else:
+            self._until = self._ask(index)
+            self._leapt |= self._until > index + 1
+            self._taken.append(index)
+            result = self._shown(self._until, args, kwargs)
+            scheduler._step_index = index + 1
+        self._kind = type(result)
+        if scheduler.step_index >= len(self._timesteps):
+            self._leave()
+        return result
 
     def _ask(self, index: int) -> int:
         """The step to which the solver should go from this one."""
@@ -123,6 +145,12 @@ class _Step:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._leaper.step(*args, **kwargs)
 
+    def __reduce__(self) -> Any:
+        return _plain, (self._scheduler,)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied = memo.get(id(self._scheduler), self._scheduler)
-        return types.MethodType(type(copied).step, copied)
+        return _plain(memo.get(id(self._scheduler), self._scheduler))
+
+
+def _plain(scheduler: Any) -> Any:
+    return types.MethodType(type(scheduler).step, scheduler)
