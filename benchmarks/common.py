@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +18,7 @@ import unicp
 from unicp import metrics
 from unicp.bench import harness
 from unicp.bench.harness import Made
-from unicp.bench.provenance import processor
+from unicp.bench.provenance import command, processor
 from unicp.demo import scenes
 
 RESULTS = Path(__file__).parent / "results"
@@ -104,11 +103,6 @@ def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
     """Pairwise ratios: median, least and most."""
     pairs = [a / b for a, b in zip(slow, fast, strict=True)]
     return {"median": median(pairs), "min": min(pairs), "max": max(pairs)}
-
-
-def command() -> str:
-    """The command line of a benchmark, as one types it."""
-    return " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def save(name: str, figures: dict[str, Any]) -> Path:

@@ -58,7 +58,7 @@ def table(comparison: unicp.Comparison) -> str:
     lines += [
         "",
         f"{len(comparison.prompts)} captions the model never saw, {comparison.steps} steps; speed-up is wall-clock of "
-        f"the denoising loop. `{common.command()}`, {where['date']}, {where['environment']['device']}, "
+        f"the denoising loop. `{where['command']}`, {where['date']}, {where['environment']['device']}, "
         f"{where['environment']['cores']} cores.",
     ]
     return "\n".join(lines)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +302,17 @@ def test_the_page_needs_nothing_else(all_of_them: Any, tmp_path: Path) -> None:
     assert names == {all_of_them.baseline.name, *(point.name for point in all_of_them.points)}
     assert set(data["videos"]) == names
     assert data["layout"]["frames"] == 5
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [("mine.compare", "python -m mine.compare"), ("mine.__main__", "python -m mine"), (None, "compare.py")],
+)
+def test_the_command_is_one_that_can_be_typed(module: str | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somebody/mine/compare.py", "--prompts", "a ball"])
+    spec = None if module is None else ModuleSpec(module, None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    assert provenance.command() == f"{said} --prompts 'a ball'"
 
 
 def test_prompts_cannot_break_the_page(pipe: Any, tmp_path: Path) -> None:

@@ -48,9 +48,11 @@ def environment(pipe: Any) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, without the folders of this machine."""
+    """The command line of this process as one types it, without the folders of this machine."""
     words = list(sys.argv) or ["python"]
-    return shlex.join([Path(words[0]).name, *words[1:]])
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # of what was run with -m
+    began = [Path(words[0]).name] if module is None else ["python", "-m", module.name.removesuffix(".__main__")]
+    return shlex.join([*began, *words[1:]])
 
 
 def provenance(pipe: Any, about: Mapping[str, Any], peers: Sequence[Peer], began: float) -> dict[str, Any]:
