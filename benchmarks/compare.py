@@ -15,30 +15,18 @@ import argparse
 
 import unicp
 from benchmarks import common
-from unicp.bench.comparison import Row
-from unicp.bench.statistics import interpolate
 
 SPEEDS = (1.5, 2.0, 2.5, 3.0)
-
-
-def at_speedups(rows: list[Row]) -> list[tuple[float, float] | None]:
-    """PSNR of a curve at :data:`SPEEDS`, mean and worst prompt, on the lines between its points."""
-    points = [(row.loop_speedup.value, psnr) for row in rows if (psnr := row.quality["psnr"]) and not row.identical]
-    found: list[tuple[float, float] | None] = []
-    for speed in SPEEDS:
-        mean = interpolate([(at, psnr.value) for at, psnr in points], speed)
-        worst = interpolate([(at, psnr.worst) for at, psnr in points], speed)
-        found.append(None if mean is None or worst is None else (mean, worst))
-    return found
 
 
 def table(comparison: unicp.Comparison) -> str:
     """Markdown: PSNR of every method at the same speed, ours in bold, a dash where its curve does not reach."""
     curves = {name: rows for name, rows in comparison.curves().items() if name != "control"}
-    at = {name: at_speedups(rows) for name, rows in curves.items()}
+    mean = [comparison.at_speedup(speed) for speed in SPEEDS]
+    worst = [comparison.at_speedup(speed, worst=True) for speed in SPEEDS]
 
     def height(name: str) -> float:
-        found = [each[0] for each in at[name] if each is not None]
+        found = [value for at in mean if (value := at[name]) is not None]
         return sum(found) / len(found) if found else float("-inf")
 
     lines = [
@@ -46,7 +34,8 @@ def table(comparison: unicp.Comparison) -> str:
         "|---|" + "---:|" * (len(SPEEDS) + 1),
     ]
     for name in sorted(curves, key=height, reverse=True):
-        cells = ["–" if each is None else f"{each[0]:.1f} / {each[1]:.1f}" for each in at[name]]
+        pairs = [(high[name], low[name]) for high, low in zip(mean, worst, strict=True)]
+        cells = ["–" if high is None or low is None else f"{high:.1f} / {low:.1f}" for high, low in pairs]
         cells.append(f"{curves[name][-1].loop_speedup.value:.2f}×")
         lines.append(f"| {f'**{name}**' if curves[name][0].ours else name} | {' | '.join(cells)} |")
     broken: dict[str, str] = {}

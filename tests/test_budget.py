@@ -15,9 +15,9 @@ from tests.tiny import FAMILIES
 from unicp import BudgetConfig, Profile, efforts, tuning
 from unicp.engine.replay import Player
 from unicp.errors import UnicpError
-from unicp.planning import Segment, StepPlan, growing
 from unicp.policies import Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
+from unicp.step_plans import Segment, StepPlan, growing
 
 WAN = FAMILIES["wan"]
 PLANNED = ("wan", "wan2.2", "ltx", "cogvideox", "latte", "mochi")
@@ -225,7 +225,7 @@ def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     with pytest.raises(UnicpError, match="draws noise; tune needs a deterministic one"):
         tuned(pipe=pipe)
-    with pytest.raises(UnicpError, match="inside of UniCP plays its default plan: leave its profile out"):
+    with pytest.raises(UnicpError, match=r"there is no profile plans\.safetensors; make one with: .* unicp tune"):
         unicp.accelerate(pipe, unicp.UniCPConfig(stack=BudgetConfig(profile="plans.safetensors")))
     with pytest.raises(UnicpError, match="min_psnr needs a profile"):
         unicp.accelerate(WAN.build(), BudgetConfig(min_psnr=30))

@@ -24,6 +24,7 @@ FLOORS = [
     "video",
     "specs",
     "fill",
+    "step_plans",
     "planning",
     "efforts",
     "slicing",

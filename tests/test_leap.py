@@ -17,9 +17,9 @@ import unicp
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig
 from unicp.engine.leap import leaps
-from unicp.planning import growing
 from unicp.policies import Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
+from unicp.step_plans import growing
 
 WAN = FAMILIES["wan"]
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unicp import fill, planning
-from unicp.planning import Limits, Segment, StepPlan, Trajectories
+from unicp.planning import Limits, Trajectories
+from unicp.step_plans import Segment, StepPlan, growing, resampled
 
 
 def sigmas_of(steps: int, rng: np.random.Generator) -> Any:
@@ -164,7 +165,7 @@ def test_the_mean_of_the_prompts_can_be_what_counts_or_the_worst(steps: int, see
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 8), st.integers(0, 3))
 def test_the_default_plan_computes_as_many_as_asked(steps: int, computed: int, warmup: int, cooldown: int) -> None:
     warmup, cooldown = min(warmup, steps), min(cooldown, steps)
-    plan = planning.growing(steps, computed, warmup, min(cooldown, steps - warmup))
+    plan = growing(steps, computed, warmup, min(cooldown, steps - warmup))
     assert set(range(warmup)) <= set(plan.compute)
     assert len(plan.compute) == min(steps, max(computed, min(steps, warmup + min(cooldown, steps - warmup))))
     skipped = {s for segment in plan.segments for s in range(segment.after + 1, segment.until)}
@@ -175,12 +176,13 @@ def test_the_default_plan_computes_as_many_as_asked(steps: int, computed: int, w
 @given(st.integers(6, 30), st.integers(6, 60), st.integers(0, 10**6))
 def test_a_plan_for_other_sigmas_keeps_its_share_and_its_first_steps(old: int, new: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    plan = planning.growing(old, max(4, old // 2), 3)
+    plan = growing(old, max(4, old // 2), 3)
     sigmas, others = np.linspace(1, 1 / old, old), np.linspace(1, 1 / new, new)
-    moved = planning.resampled(plan, sigmas, others)
+    moved = resampled(plan, sigmas, others)
     assert moved.steps == new
     assert moved.compute[0] == 0
-    assert planning.resampled(plan, sigmas, sigmas) is plan
+    assert len(moved.compute) == round(len(plan.compute) * new / old)
+    assert resampled(plan, sigmas, sigmas) is plan
     skipped = {s for segment in moved.segments for s in range(segment.after + 1, segment.until)}
     assert skipped == set(range(new)) - set(moved.compute)
     for segment in moved.segments:
@@ -190,5 +192,5 @@ def test_a_plan_for_other_sigmas_keeps_its_share_and_its_first_steps(old: int, n
 
 def test_a_run_shorter_than_its_warm_up_and_cool_down_is_computed() -> None:
     for warmup, cooldown in ((2, 20), (20, 2), (2, 10**30), (10**30, 10**30), (3, 3)):
-        assert planning.growing(6, 3, warmup, cooldown).compute == tuple(range(6))
-    assert planning.growing(6, 3, 1, 1).compute[0] == 0
+        assert growing(6, 3, warmup, cooldown).compute == tuple(range(6))
+    assert growing(6, 3, 1, 1).compute[0] == 0

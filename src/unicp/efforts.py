@@ -19,7 +19,9 @@ class Effort:
     Attributes:
         gain_prompts, gain_positions: on how many prompts (1 at least) and at how many steps errors are injected.
         variants: limits of the search, and
-        warmups: first steps of even plans (:func:`~unicp.planning.growing`), that are tried for real beside each other.
+        warmups: first steps of even plans (:func:`~unicp.step_plans.growing`), and
+        alternating: of those with the conditional branch alone at every second step, where a pipeline calls it alone
+            (:func:`~unicp.step_plans.alternating`): all that are tried for real beside each other.
         speeds: those of :data:`SPEEDS` at which plans are tried.
     """
 
@@ -27,16 +29,18 @@ class Effort:
     gain_positions: int
     variants: tuple[Limits, ...]
     warmups: tuple[int, ...]
+    alternating: tuple[int, ...]
     speeds: tuple[float, ...]
 
 
 EFFORTS = {
-    "low": Effort(gain_prompts=1, gain_positions=0, variants=(Limits(),), warmups=(), speeds=CHOICES),
+    "low": Effort(gain_prompts=1, gain_positions=0, variants=(Limits(),), warmups=(), alternating=(), speeds=CHOICES),
     "medium": Effort(
         gain_prompts=3,
         gain_positions=5,
         variants=(Limits(), Limits(warmup=5), Limits(tempering=0.5)),
         warmups=(2, 3, 5),
+        alternating=(3,),
         speeds=SPEEDS,
     ),
     "high": Effort(
@@ -44,6 +48,7 @@ EFFORTS = {
         gain_positions=8,
         variants=tuple(Limits(warmup=w, tempering=t) for w in (2, 3, 5) for t in (0.0, 0.3, 0.6)),
         warmups=(2, 3, 4, 5, 7),
+        alternating=(2, 5),
         speeds=SPEEDS,
     ),
 }
@@ -54,7 +59,7 @@ def cost_in_runs(prompts: int, effort: str) -> float:
     work = EFFORTS[effort]
     gains = min(work.gain_prompts, prompts) * work.gain_positions / 2
     half = (prompts + 1) // 2
-    kinds = len(work.variants) + len(work.warmups)
+    kinds = len(work.variants) + len(work.warmups) + len(work.alternating)
     several = kinds > 1  # they are compared on one half of the prompts, the plans are measured on the other
     choosing = half * kinds * sum(1 / s for s in CHOICES) if several else 0
     return prompts + gains + choosing + (prompts // 2 if several else prompts) * sum(1 / s for s in work.speeds)

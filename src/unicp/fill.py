@@ -5,7 +5,7 @@ Extrapolation runs along sigma, not along the step index: sigmas are unevenly sp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,21 @@ import torch
 ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2}
 """Polynomial degree of each fill by name; a fill of degree n looks at the last n + 1 computed values."""
 
+DAMPING = 0.85
+"""Of linear forecasts, per further skipped step: what did best on the demo model."""
+
 LEAST_WEIGHT = 0.2
 """A computed step whose output weighs less than this in the solver, relative to the skipped ones before it, is not
 given their correction: it would have to be too large."""
+
+
+def carries(weight: float, skipped: Iterable[float]) -> bool:
+    """Whether a computed step's output can carry the correction of the skipped ones before it, by the solver's weights.
+
+    >>> carries(0.1, [0.3, -0.4]), carries(0.01, [0.3, -0.4])
+    (True, False)
+    """
+    return bool(abs(weight) >= LEAST_WEIGHT * max(map(abs, skipped)))
 
 
 def weights(sigmas: Sequence[float], sigma: float, damping: float = 1.0) -> list[float]:

@@ -18,7 +18,6 @@ The difference of sigmas is the weight that Euler's method gives an output. Mult
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,56 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import fill
+from .step_plans import Segment, StepPlan, nearest
 
 Array = NDArray[np.float64]
 
 TRANSIENT = 0.2
 """What stays of a corrected deviation by its having been there until then, as a share of it."""
 
-FILLS: tuple[tuple[int, float], ...] = ((0, 1.0), (1, 0.85))
+FILLS: tuple[tuple[int, float], ...] = ((0, 1.0), (1, fill.DAMPING))
 """Candidates of a segment's forecast: polynomial degree in sigma, and damping per further skipped step. A larger choice
 (other dampings, second order) promised less error and made more, in real runs of the demo model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """The skipped steps between two computed ones.
-
-    Attributes:
-        after: computed step before them.
-        until: computed step behind them.
-        order: degree of the extrapolation, 0 to 2.
-        damping: weight of the extrapolation per further skipped step.
-    """
-
-    after: int
-    until: int
-    order: int
-    damping: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepPlan:
-    """Steps to compute, and what fills the others.
-
-    Attributes:
-        steps: number of denoising steps.
-        compute: the computed ones, rising.
-        segments: one for every run of skipped steps.
-        correct: computed steps make good what the forecasts before them were off by.
-        predicted: predicted error at the end of the run, relative to the size of the outputs.
-    """
-
-    steps: int
-    compute: tuple[int, ...]
-    segments: tuple[Segment, ...] = ()
-    correct: bool = True
-    predicted: float = 0.0
-
-    @property
-    def cost(self) -> float:
-        """Share of the steps that is computed."""
-        return len(self.compute) / self.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +76,29 @@ def gram(outputs: Array) -> Array:
     return np.asarray(products / max(float(np.trace(products)) / len(products), 1e-30))
 
 
+def gain_curve(measured: Sequence[Sequence[Sequence[float]]], steps: int) -> Array:
+    """Gains (N,) of all steps from those at some: the runs' geometric mean, between the measured steps in a line.
+
+    Args:
+        measured: of each run its (step, gain) pairs, steps rising; a run without any does not count.
+        steps: N, number of denoising steps.
+
+    >>> gain_curve([[(0, 1.0), (2, 4.0)], [(1, 2.0)]], 3).round(3).tolist()
+    [1.414, 2.0, 2.828]
+    """
+    curves = []
+    for points in measured:
+        if len(points):
+            at, gain = np.array(points).T
+            curves.append(np.interp(np.arange(steps), at, np.log(np.maximum(gain, 1e-6))))
+    return np.exp(np.mean(curves, axis=0)) if curves else np.ones(steps)
+
+
 def corrects(trajectories: Trajectories, after: int, until: int) -> bool:
     """Whether the computed step ``until`` can make good what the steps skipped since ``after`` were off by."""
     if until >= trajectories.steps:
         return False
-    widest = np.abs(trajectories.weights[after + 1 : until]).max()
-    return bool(abs(trajectories.weights[until]) >= fill.LEAST_WEIGHT * widest)
+    return fill.carries(trajectories.weights[until], trajectories.weights[after + 1 : until])
 
 
 def remainder(trajectories: Trajectories, nodes: Sequence[int], until: int) -> Array:
@@ -323,67 +299,3 @@ def _edge(
     costs = [float(shares @ squares) for squares, _ in memory[key]]
     place = int(np.argmin(costs))
     return costs[place], memory[key][place][1]
-
-
-def nearest(found: dict[int, StepPlan], computed: float) -> StepPlan:
-    """The plan that computes nearest to so many steps, and not more where there is one."""
-    fewer = [number for number in found if number <= computed + 0.5]
-    return found[max(fewer)] if fewer else found[min(found)]
-
-
-def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPlan:
-    """A plan for a model that was never measured: the first steps in full, then gaps as even as they can be.
-
-    The change from step to step is largest at both ends of a run, so the first steps are computed and the gaps at the
-    start and the end of what remains are the shorter ones. Linear forecasts, damped by 0.85 per further step.
-
-    >>> growing(10, 6, 3).compute
-    (0, 1, 2, 4, 7, 9)
-    """
-    warmup = min(warmup, steps)
-    cooldown = min(cooldown, steps - warmup)  # of a short run it may be all
-    computed = max(min(computed, steps), warmup + cooldown)
-    compute = set(range(warmup)) | set(range(steps - cooldown, steps))
-    free = list(range(warmup, steps - cooldown))
-    wanted = computed - len(compute)
-    for i in range(wanted):
-        # Evenly in a coordinate that runs slower at both ends than in the middle.
-        u = (i + 1) / (wanted + 1)
-        bent = 0.5 * (u + 0.5 * (1 - math.cos(math.pi * u)))
-        place = round(bent * (len(free) + 1)) - 1
-        compute.add(free[min(max(place, 0), len(free) - 1)])
-    for step in free:  # rounding may have met a step twice
-        if len(compute) >= computed:
-            break
-        compute.add(step)
-    ordered = tuple(sorted(compute))
-    segments = tuple(
-        Segment(after=a, until=b, order=min(1, i), damping=0.85)
-        for i, (a, b) in enumerate(zip(ordered, (*ordered[1:], steps), strict=True))
-        if b > a + 1
-    )
-    return StepPlan(steps=steps, compute=ordered, segments=segments)
-
-
-def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) -> StepPlan:
-    """The plan for a run with other noise levels: every segment moves to the steps whose sigmas lie nearest.
-
-    Args:
-        plan: made at ``sigmas`` (N,).
-        sigmas, others: falling noise levels of the old and the new run, (N,) and (M,).
-    """
-    old, new = np.asarray(sigmas), np.asarray(others)
-    if len(old) == len(new) and np.allclose(old, new, rtol=1e-3, atol=1e-4):
-        return plan
-    places = np.interp(-new, -old, np.arange(len(old)))  # where each new step lies among the old ones
-    inside = np.zeros(len(new), dtype=int) - 1
-    for number, segment in enumerate(plan.segments):
-        inside[(places > segment.after + 1e-6) & (places < segment.until - 1e-6)] = number
-    compute = [m for m in range(len(new)) if inside[m] < 0]
-    segments = []
-    for a, b in zip(compute, [*compute[1:], len(new)], strict=True):
-        if b > a + 1:
-            source = plan.segments[inside[a + 1]]
-            order = min(source.order, compute.index(a))
-            segments.append(Segment(after=a, until=b, order=order, damping=source.damping))
-    return StepPlan(steps=len(new), compute=tuple(compute), segments=tuple(segments), predicted=plan.predicted)

@@ -87,7 +87,7 @@ class Profile:
 
         path = Path(path)
         if not os.path.isfile(path):  # unlike the method of Path, it takes any name
-            raise UnicpError(f"there is no profile {path}; make one with: unicp calibrate")
+            raise UnicpError(f"there is no profile {path}; make one with: unicp calibrate, or unicp tune")
         try:
             with safe_open(path, framework="pt") as opened:
                 text = (opened.metadata() or {}).get(KEY)
@@ -140,7 +140,7 @@ def content_of(config: Config) -> dict[str, Any]:
         if profile is None:
             return found
         if not Path(profile).is_file():
-            raise UnicpError(f"there is no profile {profile}; make one with: unicp calibrate")
+            raise UnicpError(f"there is no profile {profile}; make one with: unicp calibrate, or unicp tune")
         return {**found, "profile": digest(Path(profile))}
 
     return by_content(config.to_dict())

@@ -21,11 +21,12 @@ from .engine.executor import HOOK
 from .engine.replay import Player, Take
 from .errors import UnicpError
 from .fill import weights
-from .planning import StepPlan, Trajectories, gram, growing, nearest, plans
-from .policies import check_choice, check_number
+from .planning import Trajectories, gain_curve, gram, plans
+from .policies import check_choice, check_number, unconditional
 from .policies.budget import BudgetConfig, PlanBook, Priced
 from .profiles import Profile, fingerprint
 from .session import _denoisers, accelerate
+from .step_plans import StepPlan, alternating, growing, nearest
 
 
 def tune(
@@ -141,7 +142,7 @@ class _Tuner:
             )
         self._keep_frames(index, take)
         outputs = np.stack([t.double().numpy().ravel() for t in take.given])
-        self.state["sigmas"] = take.sigmas
+        self.state["sigmas"], self.state["apart"] = take.sigmas, any(map(unconditional, take.branches))
         self.state["grams"][name] = gram(outputs).tolist()
         self.state["deciding"][name] = gram(np.stack([t.double().numpy().ravel() for t in take.deciding])).tolist()
         if gains:
@@ -187,23 +188,17 @@ class _Tuner:
 
     def _trajectories(self) -> Trajectories:
         grams = np.array([self.state["grams"][str(i)] for i in range(len(self.prompts))])
-        count = grams.shape[1]
-        curves = []
-        for points in self.state["gains"].values():
-            if not points:
-                continue
-            at, gain = np.array(points).T
-            curves.append(np.interp(np.arange(count), at, np.log(np.maximum(gain, 1e-6))))
         return Trajectories(
             sigmas=np.array(self.state["sigmas"]),
             grams=grams,
-            gains=np.exp(np.mean(curves, axis=0)) if curves else np.ones(count),
+            gains=gain_curve(list(self.state["gains"].values()), grams.shape[1]),
             weights=np.array(self.state["weights"]),
         )
 
     def _real(self, plan: StepPlan, index: int, show: Callable[[int, int], None]) -> tuple[float, float | None]:
         """Relative error of the final latents under a plan, and PSNR of the video in dB."""
-        key = json.dumps([plan.compute, [[s.after, s.order, s.damping] for s in plan.segments], index])
+        fills = [[s.after, s.order, s.damping] for s in plan.segments]
+        key = json.dumps([plan.compute, plan.conditional, fills, index])
         if key not in self.state["real"]:
             if index not in self.takes:
                 self._keep_frames(index, self.player.run(self.arguments(index)))
@@ -232,18 +227,22 @@ class _Tuner:
             f"search, warmup {limits.warmup}, tempering {limits.tempering:g}": plans(trajectories, limits)
             for limits in self.effort.variants
         }
-        for warmup in self.effort.warmups:
-            even = {number: growing(count, number, warmup) for number in range(warmup + 2, count)}
-            if even:  # of few steps, these would be all
-                kinds[f"even, warmup {warmup}"] = even
+        ways = {"even": (growing, self.effort.warmups)}
+        if self.state["apart"]:
+            ways["conditional branch alone at every second"] = (alternating, self.effort.alternating)
+        for name, (made, warmups) in ways.items():
+            for warmup in warmups:
+                even = {number: made(count, number, warmup) for number in range(warmup + 2, count)}
+                if even:  # of few steps, these would be all
+                    kinds[f"{name}, warmup {warmup}"] = even
         if len(kinds) == 1:
             return next(iter(kinds.values()))
         half = range((len(self.prompts) + 1) // 2)
         best: dict[float, str] = {}
         for speed in CHOICES:
             offered = {name: nearest(found, count / speed) for name, found in kinds.items()}
-            dearest = max(count / speed + 0.5, min(len(plan.compute) for plan in offered.values()))
-            offered = {name: plan for name, plan in offered.items() if len(plan.compute) <= dearest}
+            dearest = max(1 / speed + 0.5 / count, min(plan.cost for plan in offered.values()))
+            offered = {name: plan for name, plan in offered.items() if plan.cost <= dearest}
             scores = {}
             for number, (name, plan) in enumerate(offered.items()):
                 what = f"{speed:g}x, plan {number + 1} of {len(offered)}"
@@ -267,18 +266,18 @@ class _Tuner:
         found[trajectories.steps] = growing(trajectories.steps, trajectories.steps, trajectories.steps, 0)
         count = len(self.prompts)
         judged = list(range((count + 1) // 2 if self.chosen and count > 1 else 0, count))
-        measured: dict[int, list[float]] = {}
+        measured: dict[float, list[float]] = {}
         for number, speed in enumerate(self.effort.speeds):
             plan = nearest(found, trajectories.steps / speed)
             what = f"plan {number + 1} of {len(self.effort.speeds)}"
             values = [self._real(plan, i, lambda s, n: show(what, s, n))[1] for i in judged]  # noqa: B023
             if all(value is not None for value in values):
-                measured[len(plan.compute)] = [min(float(value or 0.0), 120.0) for value in values]
+                measured[plan.cost] = [min(float(value or 0.0), 120.0) for value in values]
         overhead = float(np.clip(np.divide(*np.median(list(self.state["seconds"].values()), axis=0)[::-1]), 0.0, 0.9))
         priced = []
         for number in sorted(found):
             plan = found[number]
-            psnr = _between(measured, number, len(judged)) if number < trajectories.steps else (120.0,) * len(judged)
+            psnr = _between(measured, plan.cost, len(judged)) if plan.cost < 1 else (120.0,) * len(judged)
             priced.append(
                 Priced(
                     plan=plan,
@@ -358,12 +357,12 @@ class _Tuner:
         self.state = saved
 
 
-def _between(measured: dict[int, list[float]], number: int, count: int) -> tuple[float, ...]:
-    """PSNR of every prompt at a number of computed steps, between the measured ones; never beyond them."""
+def _between(measured: dict[float, list[float]], cost: float, count: int) -> tuple[float, ...]:
+    """PSNR of every prompt at a cost, between the measured ones; never beyond them."""
     at = sorted(measured)
-    if not at or number < at[0]:
+    if not at or cost < at[0]:
         return (0.0,) * count
-    return tuple(float(np.interp(number, at, [measured[n][i] for n in at])) for i in range(count))
+    return tuple(float(np.interp(cost, at, [measured[c][i] for c in at])) for i in range(count))
 
 
 def _frames(result: Any) -> Any:

@@ -204,16 +204,22 @@ class Comparison:
             found.setdefault(row.method, []).append(row)
         return {name: sorted(rows, key=lambda row: row.loop_speedup.value) for name, rows in found.items()}
 
-    def at_speedup(self, speedup: float, measure: str = "psnr") -> dict[str, float | None]:
+    def at_speedup(self, speedup: float, measure: str = "psnr", worst: bool = False) -> dict[str, float | None]:
         """A quality figure of each method at the same speed: on the line between its points, ``None`` outside.
 
         Points whose videos are identical to the unaccelerated ones have no PSNR to draw a line to, and are left out.
+
+        Args:
+            speedup: of the denoising loop.
+            measure: name of one of the measures.
+            worst: of the worst prompt, instead of the mean.
         """
         found: dict[str, float | None] = {}
+        endless = HIGHEST_PSNR if "psnr" in measure else math.inf
         for name, rows in self.curves().items():
-            pairs = [(r.loop_speedup.value, e.value) for r in rows if (e := r.quality.get(measure)) is not None]
-            endless = HIGHEST_PSNR if "psnr" in measure else math.inf
-            found[name] = interpolate([pair for pair in pairs if pair[1] < endless], speedup)
+            known = [(r.loop_speedup.value, e) for r in rows if (e := r.quality.get(measure)) is not None]
+            points = [(at, e.worst if worst else e.value) for at, e in known if e.value < endless]
+            found[name] = interpolate(points, speedup)
         return found
 
     def to_dict(self) -> dict[str, Any]:

@@ -104,8 +104,9 @@ class Executor:
         if self.spec is not None and self.needs.units:
             measured = self._probe.blocks if self._probe is not None else ()
             self.inside = Inside(self.config, self.needs, self.denoiser, self.name, self.spec, measured, pipe)
-        elif getattr(self.config, "profile", None) is not None:
-            self.book = plan_book(self.config, self.denoiser, self.name, pipe)
+        whole = self.config if self.inside is None else getattr(self.config, "stack", None)
+        if getattr(whole, "profile", None) is not None:
+            self.book = plan_book(whole, self.denoiser, self.name, pipe)
         hooks.install(self.denoiser, self.hook, HOOK)
         if self.spec is not None and self.needs.keep == "stack":
             for position, (name, block, described) in enumerate(self.spec.stack(self.denoiser)):
@@ -193,13 +194,13 @@ class Executor:
         deciding = key not in self._plans
         if deciding:
             if key not in self.policies:
-                self.policies[key] = make_policy(self.config)
+                self.policies[key] = policy = make_policy(self.config)
                 if self.inside is not None:
-                    self.inside.introduce(self.policies[key])
-                else:
-                    self.policies[key].attach({}, (), self.book)
+                    self.inside.introduce(policy)
+                if self.inside is None or policy.inner is not None:
+                    (policy.inner or policy).attach({}, (), self.book)
             self._plans[key] = self.policies[key].plan(tick.step)
-        plan = self._plans[key]
+        plan = self._plans[key].of_branch(tick.branch)
         cache = self._caches.get(tick.branch)
         if not plan.runs and (cache is None or not (cache.residuals or cache.outputs)):
             plan = Plan(action="compute")  # a branch that was never computed has nothing to be filled from

@@ -101,8 +101,7 @@ class BranchCache:
             output: what the denoiser returned; it is not changed.
         """
         skipped, self.forecasts = self.forecasts, []
-        widest = max((abs(w) for _, w, _ in skipped), default=0.0)
-        if not skipped or not weight or abs(weight) < fill.LEAST_WEIGHT * widest or sigma in self.sigmas:
+        if not skipped or not weight or sigma in self.sigmas or not fill.carries(weight, (w for _, w, _ in skipped)):
             return output
         nodes = [sigma, *self.sigmas[:2]]
         factors = [1.0] + [0.0] * len(self.sigmas)

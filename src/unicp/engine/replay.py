@@ -30,6 +30,7 @@ class Take:
         given: what the scheduler's ``step`` was given at each step (after guidance), on the host.
         deciding: output of the guidance branch that is called first, at each step, on the host.
         latents: after the last step.
+        branches: names of the guidance branches that were called.
         sigmas: noise level of each step, as the clock tells it, and the one where the run ends.
         weights: what the solver makes of each output (:meth:`Solver.response`), where the run was recorded.
         result: what the pipeline returned.
@@ -39,6 +40,7 @@ class Take:
     given: list[Any] = field(default_factory=list)
     deciding: list[Any] = field(default_factory=list)
     latents: Any = None
+    branches: list[str] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)
     weights: list[float] | None = None
     result: Any = None
@@ -93,6 +95,8 @@ class Player:
                 output = _moved(self.calls[place], device)
             else:
                 output = forward(*args, **kwargs)
+            if tick.branch not in take.branches:
+                take.branches.append(tick.branch)
             if record:
                 self.calls.append(_moved(output, "cpu"))
             if tick.new_step:

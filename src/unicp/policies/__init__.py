@@ -18,12 +18,21 @@ from typing import Any, ClassVar, TypeVar
 
 from ..errors import UnicpError, unknown
 
-ACTIONS = ("compute", "reuse", "forecast", "partial")
+ACTIONS = ("compute", "reuse", "forecast", "partial", "conditional")
 """What can happen to a denoiser call: all of it ran; a cached value was added; its output was extrapolated; some
-units of it ran."""
+units of it ran; it ran unless it was the unconditional branch's, whose output was extrapolated."""
 UNIT_ACTIONS = ("compute", "reuse", "map", "slice", "blend", "delta")
 """What can happen to a unit in a partial call: it ran in full; its kept output was used; it ran on its kept attention
 map; it ran sliced; the sliced and the kept output were mixed; the kept output was moved by the change of the sliced."""
+
+
+def unconditional(branch: str) -> bool:
+    """Whether a guidance branch is the one without the prompt, by the name that pipelines and guiders give it.
+
+    >>> unconditional("uncond"), unconditional("cond_uncond"), unconditional("call 2")
+    (True, False, False)
+    """
+    return branch in ("uncond", "pred_uncond")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +91,14 @@ class Plan:
         """Whether the denoiser itself is called."""
         return self.action in ("compute", "partial")
 
+    def of_branch(self, branch: str) -> Plan:
+        """What a guidance branch does: without its unconditional one, a step goes on with the others."""
+        if self.action != "conditional":
+            return self
+        if unconditional(branch):
+            return dataclasses.replace(self, action="forecast" if self.order else "reuse")
+        return Plan(action="compute")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -131,7 +148,13 @@ class Needs:
 
 
 class Policy(abc.ABC):
-    """Decides, at every denoising step, what is computed. One instance decides for one generation."""
+    """Decides, at every denoising step, what is computed. One instance decides for one generation.
+
+    Attributes:
+        inner: the policy of whole steps, for one that acts inside of the steps which that one computes.
+    """
+
+    inner: Policy | None = None
 
     @abc.abstractmethod
     def needs(self) -> Needs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +13,7 @@ from ..errors import UnicpError
 from . import Config, Needs, Plan, Policy, Step, check_flag, check_number, no_numbers, register
 
 if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
-    from ..planning import Segment, StepPlan
+    from ..step_plans import Segment, StepPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +159,7 @@ class PlanBook:
         for priced in book.plans:
             plan = priced.plan
             inside = all(0 <= s.after < s.until <= plan.steps and 0 <= s.order <= 2 for s in plan.segments)
+            inside &= set(plan.conditional) <= set(plan.compute[1:])
             rising = all(a < b for a, b in zip((-1, *plan.compute), (*plan.compute, plan.steps), strict=True))
             numbers = [priced.speedup, plan.predicted, *(s.damping for s in plan.segments)]
             if not (inside and rising and 1 <= plan.steps <= len(book.sigmas) and all(map(math.isfinite, numbers))):
@@ -168,7 +170,7 @@ class PlanBook:
 
     @classmethod
     def _from_dict(cls, values: Mapping[str, Any]) -> PlanBook:
-        from ..planning import Segment, StepPlan
+        from ..step_plans import Segment, StepPlan
 
         plans = []
         for entry in values["plans"]:
@@ -180,6 +182,7 @@ class PlanBook:
                 steps=int(entry["steps"]),
                 compute=tuple(int(step) for step in entry["compute"]),
                 segments=segments,
+                conditional=tuple(int(step) for step in entry.get("conditional", ())),
                 predicted=float(entry["predicted"]),
             )
             expected = {int(step): (float(mean), float(dev)) for step, (mean, dev) in entry["expected"].items()}
@@ -196,6 +199,7 @@ class PlanBook:
                     "steps": priced.plan.steps,
                     "compute": list(priced.plan.compute),
                     "segments": [[s.after, s.until, s.order, s.damping] for s in priced.plan.segments],
+                    "conditional": list(priced.plan.conditional),
                     "predicted": priced.plan.predicted,
                     "speedup": priced.speedup,
                     "psnr": list(priced.psnr),
@@ -217,6 +221,7 @@ class BudgetPolicy(Policy):
         self.book: PlanBook | None = None
         self._plan: StepPlan | None = None
         self._compute: frozenset[int] = frozenset()
+        self._conditional: dict[int, float] = {}  # damping of the unconditional branch's forecast
         self._expected: Mapping[int, tuple[float, float]] = {}
         self._fills: dict[int, Segment] = {}
         self._seen: list[float] = []
@@ -238,7 +243,8 @@ class BudgetPolicy(Policy):
         self.book = errors
 
     def _begin(self, step: Step) -> None:
-        from ..planning import growing, resampled
+        from ..fill import DAMPING
+        from ..step_plans import growing, resampled
 
         config = self.config
         count = step.count
@@ -252,12 +258,15 @@ class BudgetPolicy(Policy):
         else:
             steps = count or 50
             target = config.target_speedup or 1.0
-            wanted = max(1, round(steps / target) - (round(config.override_reserve * steps) if target > 1 else 0))
+            reserve = round(config.override_reserve * steps)
+            wanted = max(1, round(steps / target) - (reserve if target > 1 else 0))
             # Of few steps, too many at the beginning are missing afterwards (measured on the demo model).
             warmup = min(config.warmup_steps, max(2, wanted // 8), steps)
             plan = growing(steps, wanted, warmup, config.cooldown_steps)
         self._plan = plan
         self._compute = frozenset(plan.compute)
+        whole = sorted(self._compute - {*plan.conditional})
+        self._conditional = {s: DAMPING ** (s - whole[bisect(whole, s) - 1] - 1) for s in plan.conditional}
         self._fills = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
         self._reserve = round(config.override_reserve * plan.steps)
 
@@ -267,8 +276,11 @@ class BudgetPolicy(Policy):
         segment = self._fills.get(step.index)
         # The second of two denoisers has outputs of its own: it cannot forecast from the first one's.
         if segment is None or step.position < 1 or step.index in self._compute:
+            alone = step.position > 0 and step.index in self._conditional and not self._blind
             self._alarm = self._blind = False
             self._computed.append(step.index)
+            if alone:
+                return Plan(action="conditional", order=1, damping=self._conditional[step.index])
             return Plan(action="compute")
         if step.index < self._leapt:
             return Plan(action="reuse")

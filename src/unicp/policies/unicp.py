@@ -70,8 +70,8 @@ class UniCPConfig(Config):
         map_bytes: most bytes of maps kept for a denoiser; modules beyond it keep none, and the report says so.
         refresh_from_sliced: a sliced output may begin a window too.
         statistic: error over the calibration prompts and branches that decides: ``"mean"`` or ``"max"``.
-        stack: config of a method that decides on whole steps (``AdaCacheConfig``, ``ScheduleConfig``); UniCP then acts
-            inside the steps which that one computes.
+        stack: config of a method that decides on whole steps (``AdaCacheConfig``, ``BudgetConfig``,
+            ``ScheduleConfig``); UniCP then acts inside the steps which that one computes.
 
     Raises:
         UnicpError: a value is out of range.
@@ -167,8 +167,6 @@ class UniCPPolicy(Policy):
 
     def __init__(self, config: UniCPConfig) -> None:
         self.config = config
-        if getattr(config.stack, "profile", None) is not None:
-            raise UnicpError("a BudgetConfig inside of UniCP plays its default plan: leave its profile out")
         self.inner = make_policy(config.stack) if config.stack is not None else None
         self.kinds: dict[str, str] = {}
         self.errors: UnitErrors | None = None

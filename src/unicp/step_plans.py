@@ -1,0 +1,143 @@
+"""Plans of a run: which denoising steps to compute, and what fills the others. Ours, not a paper's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .fill import DAMPING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """The skipped steps between two computed ones.
+
+    Attributes:
+        after: computed step before them.
+        until: computed step behind them.
+        order: degree of the extrapolation, 0 to 2.
+        damping: weight of the extrapolation per further skipped step.
+    """
+
+    after: int
+    until: int
+    order: int
+    damping: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """Steps to compute, and what fills the others.
+
+    Attributes:
+        steps: number of denoising steps.
+        compute: the computed ones, rising.
+        segments: one for every run of skipped steps.
+        conditional: those of ``compute`` at which only the conditional guidance branch runs, and the unconditional
+            output is a forecast. Pipelines that call the branches together compute both.
+        correct: computed steps make good what the forecasts before them were off by.
+        predicted: predicted error at the end of the run, relative to the size of the outputs.
+    """
+
+    steps: int
+    compute: tuple[int, ...]
+    segments: tuple[Segment, ...] = ()
+    conditional: tuple[int, ...] = ()
+    correct: bool = True
+    predicted: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Share of the steps that is computed; the conditional branch alone counts half."""
+        return (len(self.compute) - len(self.conditional) / 2) / self.steps
+
+
+def nearest(found: dict[int, StepPlan], computed: float) -> StepPlan:
+    """The plan that computes nearest to so many steps, and not more where there is one."""
+    fewer = [number for number in found if number <= computed + 0.5]
+    return found[max(fewer)] if fewer else found[min(found)]
+
+
+def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPlan:
+    """A plan for a model that was never measured: the first steps in full, then gaps as even as they can be.
+
+    The change from step to step is largest at both ends of a run, so the first steps are computed and the gaps at the
+    start and the end of what remains are the shorter ones. Linear forecasts, damped by 0.85 per further step.
+
+    >>> growing(10, 6, 3).compute
+    (0, 1, 2, 4, 7, 9)
+    """
+    warmup = min(warmup, steps)
+    cooldown = min(cooldown, steps - warmup)  # of a short run it may be all
+    computed = max(min(computed, steps), warmup + cooldown)
+    compute = set(range(warmup)) | set(range(steps - cooldown, steps))
+    free = list(range(warmup, steps - cooldown))
+    wanted = computed - len(compute)
+    for i in range(wanted):
+        # Evenly in a coordinate that runs slower at both ends than in the middle.
+        u = (i + 1) / (wanted + 1)
+        bent = 0.5 * (u + 0.5 * (1 - math.cos(math.pi * u)))
+        place = round(bent * (len(free) + 1)) - 1
+        compute.add(free[min(max(place, 0), len(free) - 1)])
+    for step in free:  # rounding may have met a step twice
+        if len(compute) >= computed:
+            break
+        compute.add(step)
+    ordered = tuple(sorted(compute))
+    segments = tuple(
+        Segment(after=a, until=b, order=min(1, i), damping=DAMPING)
+        for i, (a, b) in enumerate(zip(ordered, (*ordered[1:], steps), strict=True))
+        if b > a + 1
+    )
+    return StepPlan(steps=steps, compute=ordered, segments=segments)
+
+
+def alternating(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPlan:
+    """A plan that computes more steps for the same cost: at every second one the conditional branch alone.
+
+    Args:
+        steps, warmup, cooldown: as for :func:`growing`.
+        computed: the cost, in whole steps.
+
+    >>> plan = alternating(20, 9, 3)
+    >>> plan.compute, plan.conditional, 20 * plan.cost
+    ((0, 1, 2, 4, 5, 7, 10, 12, 14, 16, 19), (4, 7, 12, 16), 9.0)
+    """
+    ends = min(warmup, steps) + min(cooldown, steps - min(warmup, steps))
+    plan = growing(steps, ends + round(4 * max(computed - ends, 0) / 3), warmup, cooldown)
+    inner = [step for step in plan.compute if min(warmup, steps) <= step < steps - cooldown]
+    return replace(plan, conditional=tuple(inner[::2]))
+
+
+def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) -> StepPlan:
+    """The plan for a run with other noise levels: the same share of steps computed, as densely along sigma.
+
+    Args:
+        plan: made at ``sigmas`` (N,).
+        sigmas, others: falling noise levels of the old and the new run, (N,) and (M,).
+    """
+    old, new = np.asarray(sigmas), np.asarray(others)
+    if len(old) == len(new) and np.allclose(old, new, rtol=1e-3, atol=1e-4):
+        return plan
+    places = np.interp(-new, -old, np.arange(len(old)))  # where each new step lies among the old ones
+    known = len(plan.compute)
+    numbers = np.linspace(0, known - 1, max(1, round(known * len(new) / len(old))))
+    free = np.ones(len(new), dtype=bool)
+    like: dict[int, int] = {}  # the old computed step that each new one stands for
+    for number, wanted in zip(numbers, np.interp(numbers, np.arange(known), plan.compute), strict=True):
+        step = int(np.argmin(np.where(free, np.abs(places - wanted), np.inf))) if like else 0
+        free[step] = False
+        like[step] = plan.compute[round(number)]
+    compute = sorted(like)
+    segments = []
+    for a, b in zip(compute, [*compute[1:], len(new)], strict=True):
+        if b > a + 1:
+            middle = (places[a] + places[b - 1]) / 2
+            source = min(plan.segments, key=lambda s: max(s.after - middle, middle - s.until))
+            order = min(source.order, compute.index(a))
+            segments.append(Segment(after=a, until=b, order=order, damping=source.damping))
+    conditional = tuple(step for step in compute[1:] if like[step] in plan.conditional)
+    return replace(plan, steps=len(new), compute=tuple(compute), segments=tuple(segments), conditional=conditional)

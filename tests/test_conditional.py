@@ -1,0 +1,193 @@
+"""Steps at which only the conditional guidance branch is computed: what runs, what fills in, and who offers them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import unicp
+from tests.contract import quietly
+from tests.tiny import FAMILIES
+from unicp import BudgetConfig, UniCPConfig, tuning
+from unicp.fill import DAMPING, extrapolate, weights
+from unicp.policies import Step
+from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
+from unicp.step_plans import StepPlan, alternating, growing, resampled
+
+PLAN = replace(growing(10, 10, 10, 0), conditional=(3, 5, 6, 8))  # all steps are computed, four of them by halves
+CONFIG = BudgetConfig(target_speedup=1.0, override_reserve=0.0, correct=False, leap=0.0)
+
+
+@contextmanager
+def playing(pipe: Any, plan: StepPlan) -> Iterator[unicp.Session]:
+    """The pipeline, accelerated with this in place of the default plan."""
+    with patch("unicp.step_plans.growing", lambda *_: plan), unicp.accelerate(pipe, CONFIG) as session:
+        yield session
+
+
+# --- what is computed and what fills in -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["wan", "hunyuan-video-1.5"])
+def test_the_unconditional_branch_is_forecast_from_its_own_outputs(family: str) -> None:
+    """Bit for bit what the same is by hand, on the pipeline without us."""
+    chosen = FAMILIES[family]
+    pipe = chosen.build()
+    plain = pipe.transformer.forward
+    kept: list[tuple[int, float, Any]] = []  # newest first
+    calls = 0
+
+    def by_hand(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        (step, second), calls = divmod(calls, 2), calls + 1
+        sigma = float(pipe.scheduler.sigmas[step])
+        if second and step in PLAN.conditional:
+            factors = weights([kept[0][1], kept[1][1]], sigma, DAMPING ** (step - kept[0][0] - 1))
+            return (extrapolate([kept[0][2], kept[1][2]], factors),)
+        output = plain(*args, **kwargs)
+        if second:
+            kept.insert(0, (step, sigma, output[0].clone()))
+        return output
+
+    pipe.transformer.forward = by_hand
+    wanted = chosen.generate(pipe)
+    del pipe.transformer.forward
+    assert calls == 20
+    with playing(pipe, PLAN) as session:
+        made = chosen.generate(pipe)
+        report = session.report()
+    assert torch.equal(made, wanted)
+    cond, uncond = chosen.branches
+    ran = {(r.index, r.branch) for r in report.steps if r.action == "compute"}
+    assert ran == {(i, b) for i in range(10) for b in (cond, uncond)} - {(i, uncond) for i in PLAN.conditional}
+    assert report.computed_fraction == pytest.approx(PLAN.cost) == 0.8
+
+
+@pytest.mark.parametrize("family", ["ltx", "mochi"])
+def test_branches_that_are_called_together_are_computed_together(family: str) -> None:
+    chosen = FAMILIES[family]
+    pipe = chosen.build()
+    with playing(pipe, PLAN) as session:
+        chosen.generate(pipe)
+        assert {record.action for record in quietly(session.report).steps} == {"compute"}
+
+
+def test_the_second_of_two_denoisers_begins_with_both_branches() -> None:
+    chosen = FAMILIES["wan2.2"]
+    pipe = chosen.build()
+    with playing(pipe, replace(PLAN, conditional=(4, 5, 6, 7))) as session:
+        chosen.generate(pipe)
+        steps = session.report().steps
+    first = min(r.index for r in steps if r.denoiser == "transformer_2")
+    halves = {r.index for r in steps if r.action != "compute"}
+    assert first in (4, 5) and halves == {4, 5, 6, 7} - {first}
+
+
+def test_after_what_is_no_number_both_branches_are_computed() -> None:
+    def actions(change: float | None) -> list[str]:
+        policy = BudgetPolicy(CONFIG.replace(override_reserve=0.1))
+        book = PlanBook(sigmas=(0.0,) * 10, plans=(Priced(plan=PLAN, speedup=2.0),))
+        policy.attach({}, (), book)
+        done = []
+        for index in range(6):
+            step = Step(index=index, count=10, position=index, sigma=1 - index / 10)
+            done.append(policy.plan(step).action)
+            policy.observe(step, change if index == 2 else 0.1, None)
+        return done
+
+    whole, half = "compute", "conditional"
+    assert actions(0.1) == [whole, whole, whole, half, whole, half]
+    assert actions(None) == [whole, whole, whole, whole, whole, half]
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 8), st.integers(0, 3))
+def test_alternating_plans_cost_what_is_asked(steps: int, computed: int, warmup: int, cooldown: int) -> None:
+    plan = alternating(steps, computed, warmup, cooldown)
+    whole = set(plan.compute) - set(plan.conditional)
+    assert set(plan.conditional) <= set(plan.compute)
+    assert {*range(min(warmup, steps)), *range(max(steps - cooldown, warmup), steps)} <= whole
+    inner = [step for step in plan.compute if warmup <= step < steps - cooldown]
+    assert all(step in plan.conditional for step in inner[::2]) and all(step in whole for step in inner[1::2])
+    if len(plan.compute) < steps:
+        least = min(steps, warmup + cooldown)
+        assert plan.cost * steps == pytest.approx(max(min(computed, steps), least), abs=0.84)
+
+
+def test_for_other_sigmas_they_move_with_the_plan() -> None:
+    plan = alternating(50, 25, 3)
+    sigmas, others = np.linspace(1, 0.02, 50), np.linspace(1, 1 / 30, 30)
+    moved = resampled(plan, sigmas, others)
+    assert set(moved.conditional) <= set(moved.compute[1:])
+    assert moved.cost == pytest.approx(plan.cost, abs=0.03)
+    assert 0.5 < len(moved.conditional) / 30 / (len(plan.conditional) / 50) < 2
+
+
+def test_a_profile_keeps_them_and_one_that_is_damaged_is_refused() -> None:
+    book = PlanBook(sigmas=(0.0,) * 10, plans=(Priced(plan=PLAN, speedup=2.0, expected={}),))
+    assert PlanBook.from_dict(book.to_dict()) == book
+    older = book.to_dict()
+    del older["plans"][0]["conditional"]
+    assert PlanBook.from_dict(older).plans[0].plan == replace(PLAN, conditional=())
+    for wrong in ([0], [11], ["x"]):
+        damaged = book.to_dict()
+        damaged["plans"][0]["conditional"] = wrong
+        with pytest.raises(unicp.UnicpError, match="the plans of the profile are damaged"):
+            PlanBook.from_dict(damaged)
+
+
+# --- who offers them --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "apart"), [("wan", True), ("ltx", False)])
+def test_tune_tries_them_where_the_branches_are_called_apart(
+    family: str, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[StepPlan] = []
+    own = tuning._Tuner._real
+
+    def watched(self: Any, plan: StepPlan, index: int, show: Any) -> Any:
+        tried.append(plan)
+        error, quality = own(self, plan, index, show)
+        return (0.0 if plan.conditional else error), quality  # they win, where they are offered
+
+    monkeypatch.setattr(tuning._Tuner, "_real", watched)
+    chosen = FAMILIES[family]
+    more = {"effort": "medium", "progress": False, "target_speedup": 2.0}
+    profile = chosen.run(chosen.build(), lambda run, **call: unicp.tune(run, None, **call), steps=20, **more)
+    assert any(plan.conditional for plan in tried) == apart
+    named = any("conditional branch alone" in name for name in profile.metadata["chosen"].values())
+    assert named == apart == any(entry["conditional"] for entry in profile.metadata["budget"]["plans"])
+
+
+def test_unicp_acts_inside_the_steps_of_a_tuned_plan(tmp_path: Path) -> None:
+    chosen = FAMILIES["wan"]
+    path = tmp_path / "plans.safetensors"
+    more = {"effort": "low", "progress": False, "target_speedup": 1.5}
+    profile = chosen.run(chosen.build(), lambda run, **call: unicp.tune(run, None, **call), steps=20, **more)
+    for entry in profile.metadata["budget"]["plans"]:
+        entry["speedup"] = 20 / len(entry["compute"])  # not as timed: tiny models are all overhead
+    profile.save(path)
+    budget = BudgetConfig(profile=str(path), target_speedup=1.5)
+    runs = []
+    for config in (budget, UniCPConfig(stack=budget, delta=5.0, edcw="online")):
+        pipe = chosen.build()
+        session = unicp.accelerate(pipe, config)
+        chosen.generate(pipe, steps=20)
+        runs.append(session.report())
+    alone, inside = ({r.index for r in report.steps if r.action in ("forecast", "leap", "reuse")} for report in runs)
+    assert alone == inside != set()
+    assert runs[1].computed_fraction < 0.8 * runs[0].computed_fraction
+    assert not any("no profile" in note for note in runs[1].notes)
