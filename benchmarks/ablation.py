@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 
 import unicp
 from benchmarks import common
 from unicp import AdaCacheConfig, Profile, UniCPConfig, inspection
-from unicp.bench.harness import Made
 from unicp.policies import Config
 
 PROFILE = common.RESULTS / "demo-50.safetensors"
@@ -115,25 +113,7 @@ def main() -> None:
     draw(profile)
     configs = variants(profile)
     prompts = unicp.demo.prompts(args.prompts)
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in [*configs, "fewer steps (33)", "fewer steps (25)"]}
-    common.generate(pipe, prompts[0], steps=4)  # warm-up
-    for prompt in track(prompts, "variants"):
-        baseline = common.generate(pipe, prompt)
-
-        def note(
-            name: str, run: Made, fraction: float, units: dict[str, int] | None = None, base: Any = baseline
-        ) -> None:
-            figures = common.quality(run, base)
-            rows[name].append({**figures, "speedup": base.loop_seconds / run.loop_seconds, "fraction": fraction,
-                               "units": units or {}})  # fmt: skip
-
-        for name, config in configs.items():
-            with unicp.accelerate(pipe, config) as session:
-                run = common.generate(pipe, prompt)
-                report = session.report()
-            note(name, run, report.computed_fraction, report.unit_counts())
-        for steps in (33, 25):
-            note(f"fewer steps ({steps})", common.generate(pipe, prompt, steps=steps), steps / unicp.demo.STEPS)
+    rows = common.measured(pipe, prompts, configs, fewer=(33, 25))
     table = common.table("variant", rows)
     common.save("ablation", {"prompts": prompts, "steps": unicp.demo.STEPS, "table": table, "per_prompt": rows})
     for leftover in common.RESULTS.glob("fixed-*.safetensors"):

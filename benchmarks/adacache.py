@@ -51,7 +51,7 @@ def main() -> None:
                                "cache_bytes": report.cache_bytes})  # fmt: skip
             timelines[name] = report.timeline()
         for steps, collected in fewer.items():
-            run = common.generate(pipe, prompt, steps=steps)
+            run = common.generate(pipe, prompt, num_inference_steps=steps)
             collected.append({**common.quality(run, baseline), "computed_steps": steps,
                               "fraction": steps / unicp.demo.STEPS, "cache_bytes": 0})  # fmt: skip
     rows.update({f"fewer steps ({steps})": collected for steps, collected in fewer.items()})
@@ -60,7 +60,7 @@ def main() -> None:
 
     def timed(config: AdaCacheConfig | None, steps: int | None = None) -> float:
         if config is None:
-            return common.generate(pipe, prompt, steps=steps).loop_seconds
+            return common.generate(pipe, prompt, num_inference_steps=steps).loop_seconds
         with unicp.accelerate(pipe, config):
             return common.generate(pipe, prompt).loop_seconds
 

@@ -3,7 +3,7 @@
     python -m benchmarks.budget [--prompts 16]
 
 Tunes on captions of the training side (a profile in benchmarks/results/, kept and used again). Then, on held-out
-captions against the unaccelerated video of the same seed: the budget at three speeds, its default plan without a
+captions against the unaccelerated video of the same seed: the budget at several speeds, its default plan without a
 profile, even schedules with linear forecasts, AdaCache with a forecast, and fewer steps. Speed-ups are wall-clock of
 the denoising loop, of neighbouring runs of the same prompt. Last, random plans: predicted against real error.
 """
@@ -24,27 +24,13 @@ from scipy.stats import spearmanr
 import unicp
 from benchmarks import common
 from unicp import AdaCacheConfig, BudgetConfig, Profile, ScheduleConfig
-from unicp.bench.harness import Made
 from unicp.engine.replay import Player
-from unicp.planning import Segment, StepPlan, Trajectories, errors, gram
+from unicp.planning import Trajectories, errors, gain_curve, gram
 from unicp.policies import Config
+from unicp.step_plans import Segment, StepPlan
 
 PROFILE = common.RESULTS / "budget-50.safetensors"
-SPEEDS = (1.5, 2.0, 3.0)
-
-
-def tuned(pipe: Any, count: int) -> Profile:
-    if not PROFILE.exists():
-        common.RESULTS.mkdir(exist_ok=True)
-        profile = unicp.tune(
-            pipe,
-            common.training_prompts(count),
-            target_speedup=2.0,
-            checkpoint=PROFILE.with_suffix(".part.json"),
-            **common.CALL,
-        )
-        profile.save(PROFILE)
-    return Profile.load(PROFILE)
+SPEEDS = (1.5, 2.0, 2.5, 3.0, 4.0)
 
 
 def methods() -> dict[str, Config]:
@@ -81,10 +67,7 @@ def prediction(pipe: Any, profile: Profile, count: int) -> dict[str, Any]:
     player = Player(pipe, {"transformer": pipe.transformer})
     call = {"prompt": prompt, **common.CALL, "output_type": "latent"}
     take = player.run({**call, "generator": torch.Generator().manual_seed(0)}, record=True)
-    points = np.concatenate([np.array(p) for p in profile.metadata["gains"].values()])
-    at = np.unique(points[:, 0])
-    gains = np.exp([np.median(np.log(points[points[:, 0] == a, 1])) for a in at])
-    curve = np.exp(np.interp(np.arange(unicp.demo.STEPS), at, np.log(gains)))
+    curve = gain_curve(list(profile.metadata["gains"].values()), unicp.demo.STEPS)
     outputs = np.stack([t.double().numpy().ravel() for t in take.given])
     known = {"sigmas": np.array(take.sigmas), "grams": gram(outputs)[None]}
     weights = np.array(take.weights)
@@ -105,7 +88,6 @@ def prediction(pipe: Any, profile: Profile, count: int) -> dict[str, Any]:
     return {
         "plans": count,
         "spearman": {name: float(spearmanr(values, real).statistic) for name, values in predicted.items()},
-        "gains": [at.tolist(), gains.tolist()],
     }
 
 
@@ -119,34 +101,20 @@ def main() -> None:
     if args.fresh:
         PROFILE.unlink(missing_ok=True)
     pipe = common.pipeline()
-    profile = tuned(pipe, args.tuning_prompts)
+    profile = Profile.load(common.tuned(pipe, args.tuning_prompts))
     configs = methods()
     prompts = unicp.demo.prompts(args.prompts)
-    fewer = (33, 25, 17)
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in [*configs, *(f"fewer steps ({n})" for n in fewer)]}
-    common.generate(pipe, prompts[0], steps=4)  # warm-up
-    for prompt in track(prompts, "methods"):
-        baseline = common.generate(pipe, prompt)
-        runs: dict[str, tuple[Made, float]] = {}
-        for name, config in configs.items():
-            with unicp.accelerate(pipe, config) as session:
-                run = common.generate(pipe, prompt)
-                runs[name] = (run, session.report().computed_fraction)
-        for steps in fewer:
-            runs[f"fewer steps ({steps})"] = (common.generate(pipe, prompt, steps=steps), steps / unicp.demo.STEPS)
-        for name, (run, fraction) in runs.items():
-            figures = common.quality(run, baseline)
-            rows[name].append({**figures, "fraction": fraction, "speedup": baseline.loop_seconds / run.loop_seconds})
+    rows = common.measured(pipe, prompts, configs, fewer=(33, 25, 17))
     table = common.table("method", rows)
-    reached = mean(row["psnr"] >= 35 for row in rows["budget, min_psnr=35"])
-    print(f"min_psnr=35 reached by {reached:.0%} of the prompts")
+    reached = {name: mean(row["psnr"] >= 35 for row in collected) for name, collected in rows.items()}
+    print(f"min_psnr=35 reached by {reached['budget, min_psnr=35']:.0%} of the prompts")
     predicted = prediction(pipe, profile, args.random_plans)
     for name, value in predicted["spearman"].items():
         print(f"predicted against real error of {predicted['plans']} random plans, {name}: Spearman {value:.2f}")
     common.save(
         "budget",
         {"prompts": prompts, "steps": unicp.demo.STEPS, "tuning_prompts": args.tuning_prompts, "table": table,
-         "min_psnr_35_reached": reached, "prediction": predicted, "per_prompt": rows},
+         "reached_35_db": reached, "prediction": predicted, "per_prompt": rows},
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean, median
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import WanPipeline
+from rich.progress import track
 
 import unicp
 from unicp import metrics
@@ -20,6 +21,7 @@ from unicp.bench import harness
 from unicp.bench.harness import Made
 from unicp.bench.provenance import command, processor
 from unicp.demo import scenes
+from unicp.policies import Config
 
 RESULTS = Path(__file__).parent / "results"
 CALL: dict[str, Any] = {
@@ -47,9 +49,22 @@ def training_prompts(count: int) -> list[str]:
     return [scenes.sample_scene(20_000_000 + i).caption() for i in range(count)]
 
 
-def generate(pipe: Any, prompt: str, *, steps: int | None = None) -> Made:
-    """One video as the demo model is meant to make it, timed."""
-    return harness.generate(pipe, {"prompt": prompt, **CALL, "num_inference_steps": steps or unicp.demo.STEPS}, seed=0)
+def generate(pipe: Any, prompt: str, **call: Any) -> Made:
+    """One video as the demo model is meant to make it, but for what ``call`` says; timed."""
+    return harness.generate(pipe, {"prompt": prompt, **CALL, **call}, seed=0)
+
+
+def tuned(pipe: Any, count: int, name: str = "budget-50", **call: Any) -> Path:
+    """A profile tuned on captions of the training side; made, if it is not there."""
+    path = RESULTS / f"{name}.safetensors"
+    if not path.exists():
+        RESULTS.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(".part.json")
+        profile = unicp.tune(
+            pipe, training_prompts(count), target_speedup=2.0, checkpoint=unfinished, **{**CALL, **call}
+        )
+        profile.save(path)
+    return path
 
 
 def quality(made: Made, baseline: Made) -> dict[str, float]:
@@ -60,6 +75,31 @@ def quality(made: Made, baseline: Made) -> dict[str, float]:
         "motion_ratio": metrics.motion_ratio(made.frames, baseline.frames),
         "temporal_psnr": metrics.temporal_psnr(made.frames, baseline.frames),
     }
+
+
+def measured(
+    pipe: Any, prompts: list[str], configs: Mapping[str, Config], fewer: Sequence[int], **call: Any
+) -> dict[str, list[dict[str, Any]]]:
+    """Figures of every method on every prompt, in turn, and of ``fewer`` steps; against the unaccelerated video."""
+    steps = call.get("num_inference_steps", unicp.demo.STEPS)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    generate(pipe, prompts[0], **{**call, "num_inference_steps": 4})  # warm-up
+    for prompt in track(prompts, f"{len(configs)} methods, {steps} steps"):
+        baseline = generate(pipe, prompt, **call)
+
+        def note(name: str, run: Made, fraction: float, units: dict[str, int], baseline: Made = baseline) -> None:
+            row = {"fraction": fraction, "speedup": baseline.loop_seconds / run.loop_seconds, "units": units}
+            rows.setdefault(name, []).append({**quality(run, baseline), **row})
+
+        for name, config in configs.items():
+            with unicp.accelerate(pipe, config) as session:
+                run = generate(pipe, prompt, **call)
+                report = session.report()
+            note(name, run, report.computed_fraction, report.unit_counts())
+        for count in fewer:
+            run = generate(pipe, prompt, **{**call, "num_inference_steps": count})
+            note(f"fewer steps ({count})", run, count / steps, {})
+    return rows
 
 
 def over_prompts(collected: list[dict[str, Any]]) -> dict[str, float]:

@@ -31,9 +31,9 @@ def main() -> None:
 
     def timed(pipe: Any, config: Any) -> float:
         if config is None:
-            return common.generate(pipe, prompt, steps=args.steps).loop_seconds
+            return common.generate(pipe, prompt, num_inference_steps=args.steps).loop_seconds
         with unicp.accelerate(pipe, config):
-            return common.generate(pipe, prompt, steps=args.steps).loop_seconds
+            return common.generate(pipe, prompt, num_inference_steps=args.steps).loop_seconds
 
     configs = {"no method": None, "adacache": AdaCacheConfig(), "schedule": ScheduleConfig(interval=3, fill="linear")}
     pipes = {"": plain, ", compiled": compiled}

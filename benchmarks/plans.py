@@ -2,11 +2,11 @@
 
     python -m benchmarks.plans [--prompts 8] [--part parts|transfer|all]
 
-**Parts**: at two numbers of computed steps, held-out captions against the unaccelerated video of the same seed: even
-steps that reuse, that forecast, that are corrected; then plans by search, with gains, with a choice of orders; then
-the plans that real runs chose, watched by the override; and UniCP's windows inside of the computed steps of the
-default plan. **Transfer**: plans tuned at 50 steps used at 30 and 40; at one size used at another; tuned on 4 captions
-and on 16.
+**Parts**: at two costs, held-out captions against the unaccelerated video of the same seed: even steps that reuse, that
+forecast, that are corrected, with leaps; then plans by search, with gains, with a choice of orders; gaps that grow, and
+with the conditional branch alone at every second computed step; then the plans that real runs chose, with the override,
+and with UniCP inside of their computed steps.
+**Transfer**: plans tuned at 50 steps used at 30 and 40; at one size used at another; tuned on 4 captions and on 16.
 Tunes what it needs on captions of the training side (profiles in benchmarks/results/, kept and used again).
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -25,16 +24,17 @@ from rich.progress import track
 
 import unicp
 from benchmarks import common
-from benchmarks.budget import tuned
 from unicp import BudgetConfig, Profile, UniCPConfig, planning
-from unicp.bench import harness
 from unicp.engine.replay import Player
-from unicp.planning import Limits, Segment, StepPlan, Trajectories, gram, nearest
+from unicp.fill import DAMPING
+from unicp.planning import Limits, Trajectories, gain_curve, gram
 from unicp.policies import Config
 from unicp.policies.budget import PlanBook, Priced
+from unicp.step_plans import Segment, StepPlan, alternating, growing, nearest
 
 STEPS = unicp.demo.STEPS
-COMPUTED = {"2x": 25, "3x": 17}
+TUNED_ON = 8
+COMPUTED = {2.0: 25, 3.0: 17}
 OTHER_SIZE = {"width": 128}
 
 
@@ -45,28 +45,22 @@ def even(computed: int, order: int) -> StepPlan:
     """Computed steps evenly spaced, the second one beside the first so that there is something to extrapolate from."""
     compute = sorted({0, 1, *np.linspace(1, STEPS - 1, computed - 1).round().astype(int).tolist()})
     segments = tuple(
-        Segment(after=a, until=b, order=min(order, a), damping=0.85) for a, b in pairwise(compute) if b > a + 1
+        Segment(after=a, until=b, order=min(order, a), damping=DAMPING) for a, b in pairwise(compute) if b > a + 1
     )
     return StepPlan(steps=STEPS, compute=tuple(compute), segments=segments)
 
 
-def trajectories(pipe: Any, profile: Profile, count: int) -> Trajectories:
+def trajectories(pipe: Any, profile: Profile) -> Trajectories:
     """Of the captions that the profile was tuned on, with its gains."""
     player = Player(pipe, {"transformer": pipe.transformer})
     grams, weights, sigmas = [], None, []
-    for index, prompt in enumerate(track(common.training_prompts(count), "trajectories")):
+    for index, prompt in enumerate(track(common.training_prompts(TUNED_ON), "trajectories")):
         call = {"prompt": prompt, **common.CALL, "output_type": "latent"}
         take = player.run({**call, "generator": torch.Generator().manual_seed(index)}, record=index == 0)
         weights, sigmas = weights or take.weights, take.sigmas
         grams.append(gram(np.stack([t.double().numpy().ravel() for t in take.given])))
-    curves = []
-    for points in profile.metadata["gains"].values():
-        if points:
-            at, gain = np.array(points).T
-            curves.append(np.interp(np.arange(STEPS), at, np.log(gain)))
-    return Trajectories(
-        sigmas=np.array(sigmas), grams=np.array(grams), gains=np.exp(np.mean(curves, 0)), weights=np.array(weights)
-    )
+    gains = gain_curve(list(profile.metadata["gains"].values()), STEPS)
+    return Trajectories(sigmas=np.array(sigmas), grams=np.array(grams), gains=gains, weights=np.array(weights))
 
 
 def playing(profile: Profile, plan: StepPlan, **fields: Any) -> BudgetConfig:
@@ -77,107 +71,65 @@ def playing(profile: Profile, plan: StepPlan, **fields: Any) -> BudgetConfig:
     return BudgetConfig(profile=str(path), target_speedup=1.0, **{"override_reserve": 0.0, **fields})
 
 
-def parts(pipe: Any, profile: Profile, tuning_prompts: int) -> dict[str, Config]:
-    known = trajectories(pipe, profile, tuning_prompts)
+def parts(pipe: Any) -> dict[str, Config]:
+    path = common.tuned(pipe, TUNED_ON)
+    profile = Profile.load(path)
+    known = trajectories(pipe, profile)
 
     def searched(limits: Limits, fills: tuple[tuple[int, float], ...] = planning.FILLS) -> Callable[[int], StepPlan]:
         with patch.object(planning, "FILLS", fills):
             found = planning.plans(known, limits)
         return lambda computed: nearest(found, computed)
 
-    linear = ((1, 0.85),)
-    found: dict[str, Config] = {}
+    linear = ((1, DAMPING),)
     ways = {
         "search, linear forecasts": searched(Limits(warmup=2), linear),
         "search, gains": searched(Limits(warmup=2, tempering=0.5), linear),
         "search, gains, choice of orders": searched(Limits(warmup=2, tempering=0.5)),
+        "growing gaps": lambda computed: growing(STEPS, computed, 2),
+        "growing gaps, conditional branch alone": lambda computed: alternating(STEPS, computed, 2),
     }
-    book = PlanBook.from_dict(profile.metadata["budget"])
-    plans = {len(priced.plan.compute): priced.plan for priced in book.plans}
+    chosen = {round(STEPS * priced.plan.cost): priced.plan for priced in PlanBook.from_dict(
+        profile.metadata["budget"]).plans}  # fmt: skip
+    inside = {"delta": 0.08, "delta_mlp": 0.08, "edcw": "online", "shared_windows": True}
+    found: dict[str, Config] = {}
     for speed, computed in COMPUTED.items():
-        found[f"{speed}: even, reused"] = playing(profile, even(computed, 0), correct=False)
-        found[f"{speed}: even, linear forecast"] = playing(profile, even(computed, 1), correct=False)
-        found[f"{speed}: even, linear forecast, corrected"] = playing(profile, even(computed, 1))
+        at = f"{speed:g}x: "
+        bare = {"correct": False, "leap": 0.0}
+        found[at + "even, reused"] = playing(profile, even(computed, 0), **bare)
+        found[at + "even, linear forecasts"] = playing(profile, even(computed, 1), **bare)
+        found[at + "even, corrected"] = playing(profile, even(computed, 1), leap=0.0)
+        found[at + "even, corrected, leaps"] = playing(profile, even(computed, 1))
         for name, way in ways.items():
-            found[f"{speed}: {name}"] = playing(profile, way(computed))
-        found[f"{speed}: chosen by real runs"] = playing(profile, nearest(plans, computed))
-        watched = BudgetConfig(profile=profile_path(), target_speedup=float(speed[:-1]))
-        found[f"{speed}: chosen by real runs, override (5% reserve)"] = watched
-        plain = BudgetConfig(target_speedup=float(speed[:-1]))
-        found[f"{speed}: default plan"] = plain
-        inside = {"delta": 0.08, "delta_mlp": 0.08, "edcw": "online", "shared_windows": True}
-        found[f"{speed}: default plan, UniCP inside"] = UniCPConfig(stack=plain, **inside)
+            found[at + name] = playing(profile, way(computed))
+        found[at + "chosen by real runs"] = playing(profile, nearest(chosen, computed))
+        watched = BudgetConfig(profile=str(path), target_speedup=speed)
+        found[at + "chosen by real runs, override"] = watched
+        found[at + "chosen by real runs, override, UniCP inside"] = UniCPConfig(stack=watched, **inside)
     return found
-
-
-def profile_path() -> str:
-    return str(common.RESULTS / "budget-50.safetensors")
 
 
 # --- transfer ---------------------------------------------------------------------------------------------------------
 
 
-def tuned_at(pipe: Any, name: str, count: int, **call: Any) -> str:
-    """The path of a profile, which is made if it is not there."""
-    path = common.RESULTS / f"{name}.safetensors"
-    if not path.exists():
-        made = unicp.tune(
-            pipe,
-            common.training_prompts(count),
-            target_speedup=2.0,
-            checkpoint=path.with_suffix(".part.json"),
-            **{**common.CALL, **call},
-        )
-        made.save(path)
-    return str(path)
-
-
 def transfers(pipe: Any) -> dict[str, tuple[dict[str, Any], dict[str, Config]]]:
     """By name of a situation: how the pipeline is called in it, and the plans that are compared there."""
-    few, many = tuned_at(pipe, "budget-50-few", 4), tuned_at(pipe, "budget-50-many", 16)
-    thirty = tuned_at(pipe, "budget-30", 8, num_inference_steps=30)
+    at50, at30 = common.tuned(pipe, TUNED_ON), common.tuned(pipe, TUNED_ON, "budget-30", num_inference_steps=30)
+    few, many = (common.tuned(pipe, count, f"budget-50-on-{count}") for count in (4, 16))
 
-    def both(**profiles: str | None) -> dict[str, Config]:
+    def both(**profiles: Any) -> dict[str, Config]:
         return {
             f"{name.replace('_', ' ')}, {speed:g}x": BudgetConfig(profile=path, target_speedup=speed)
-            for speed in (2.0, 3.0)
-            for name, path in profiles.items()
+            for speed in COMPUTED
+            for name, path in {**profiles, "default_plan": None}.items()
         }
 
-    at50 = profile_path()
     return {
-        "50 steps": ({}, both(tuned_on_4=few, tuned_on_8=at50, tuned_on_16=many, default_plan=None)),
-        "40 steps": ({"num_inference_steps": 40}, both(tuned_at_50=at50, default_plan=None)),
-        "30 steps": ({"num_inference_steps": 30}, both(tuned_at_50=at50, tuned_at_30=thirty, default_plan=None)),
-        "96x128": (OTHER_SIZE, both(tuned_at_96x96=at50, default_plan=None)),
+        "50 steps": ({}, both(tuned_on_4=few, tuned_on_8=at50, tuned_on_16=many)),
+        "40 steps": ({"num_inference_steps": 40}, both(tuned_at_50=at50)),
+        "30 steps": ({"num_inference_steps": 30}, both(tuned_at_50=at50, tuned_at_30=at30)),
+        "96x128 pixels": (OTHER_SIZE, both(tuned_at_96x96=at50)),
     }
-
-
-# --- runs -------------------------------------------------------------------------------------------------------------
-
-
-def measured(pipe: Any, prompts: list[str], configs: dict[str, Config], **call: Any) -> dict[str, list[dict[str, Any]]]:
-    """Every method on every prompt, and fewer steps for the same speeds."""
-    steps = call.get("num_inference_steps", STEPS)
-    fewer = {f"fewer steps ({n})": n for n in (round(steps / 2), round(steps / 3))}
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in [*configs, *fewer]}
-
-    def made(prompt: str, count: int = steps) -> harness.Made:
-        return harness.generate(pipe, {"prompt": prompt, **common.CALL, **call, "num_inference_steps": count}, seed=0)
-
-    made(prompts[0], 4)  # warm-up
-    for prompt in track(prompts, f"{steps} steps"):
-        base = made(prompt)
-        runs: dict[str, tuple[harness.Made, float]] = {}
-        for name, config in configs.items():
-            with unicp.accelerate(pipe, config) as session:
-                runs[name] = (made(prompt), session.report().computed_fraction)
-        for name, count in fewer.items():
-            runs[name] = (made(prompt, count), count / steps)
-        for name, (run, fraction) in runs.items():
-            speedup = base.loop_seconds / run.loop_seconds
-            rows[name].append({**common.quality(run, base), "fraction": fraction, "speedup": speedup})
-    return rows
 
 
 def main() -> None:
@@ -187,17 +139,18 @@ def main() -> None:
     args = parser.parse_args()
     pipe = common.pipeline()
     prompts = unicp.demo.prompts(args.prompts)
-    profile = tuned(pipe, 8)
     if args.part != "transfer":
-        rows = measured(pipe, prompts, parts(pipe, profile, 8))
+        rows = common.measured(pipe, prompts, parts(pipe), fewer=(25, 17))
         table = common.table("method", rows)
         common.save("plans", {"prompts": prompts, "steps": STEPS, "table": table, "per_prompt": rows})
-        for leftover in Path(common.RESULTS).glob("plan-*.safetensors"):
+        for leftover in common.RESULTS.glob("plan-*.safetensors"):
             leftover.unlink()
     if args.part != "parts":
         tables = {}
         for name, (call, configs) in transfers(pipe).items():
-            tables[name] = common.table(f"method, {name}", measured(pipe, prompts, configs, **call))
+            steps = call.get("num_inference_steps", STEPS)
+            fewer = [round(steps / speed) for speed in COMPUTED]
+            tables[name] = common.table(f"plan, {name}", common.measured(pipe, prompts, configs, fewer, **call))
         common.save("transfer", {"prompts": prompts, "tables": tables})
 
 

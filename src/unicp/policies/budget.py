@@ -276,7 +276,7 @@ class BudgetPolicy(Policy):
         segment = self._fills.get(step.index)
         # The second of two denoisers has outputs of its own: it cannot forecast from the first one's.
         if segment is None or step.position < 1 or step.index in self._compute:
-            alone = step.position > 0 and step.index in self._conditional and not self._blind
+            alone = step.index in self._conditional and not self._blind
             self._alarm = self._blind = False
             self._computed.append(step.index)
             if alone:
