@@ -89,8 +89,8 @@ def parts(pipe: Any) -> dict[str, Config]:
         "growing gaps": lambda computed: growing(STEPS, computed, 2),
         "growing gaps, conditional branch alone": lambda computed: alternating(STEPS, computed, 2),
     }
-    chosen = {round(STEPS * priced.plan.cost): priced.plan for priced in PlanBook.from_dict(
-        profile.metadata["budget"]).plans}  # fmt: skip
+    book = PlanBook.from_dict(profile.metadata["budget"])
+    chosen = {round(STEPS * priced.plan.cost): priced.plan for priced in book.plans}
     inside = {"delta": 0.08, "delta_mlp": 0.08, "edcw": "online", "shared_windows": True}
     found: dict[str, Config] = {}
     for speed, computed in COMPUTED.items():

@@ -73,7 +73,7 @@ def test_the_reserve_is_spent_where_forecasts_fail_and_never_more_of_it() -> Non
 
 def test_a_target_takes_the_dearest_plan_that_is_fast_enough() -> None:
     def priced(computed: int, speed: float, psnr: float) -> Priced:
-        return Priced(plan=growing(20, computed, 2), speedup=speed, psnr=(psnr, psnr - 8, psnr, psnr, psnr))
+        return Priced(plan=growing(20, computed, 2), speedup=speed, psnr=(psnr, psnr - 8, *[psnr] * 7))
 
     book = PlanBook(sigmas=(1.0,), plans=(priced(6, 3.0, 30), priced(9, 2.1, 38), priced(10, 1.9, 41)))
     assert book.choose(BudgetConfig(target_speedup=2)).speedup == 2.1
@@ -85,6 +85,17 @@ def test_a_target_takes_the_dearest_plan_that_is_fast_enough() -> None:
         book.choose(BudgetConfig(target_speedup=4))
     with pytest.raises(UnicpError, match=r"min_psnr=45: the profile's best plan reached 41.0 dB"):
         book.choose(BudgetConfig(min_psnr=45))
+
+
+@pytest.mark.parametrize(("count", "missing"), [(1, 0), (4, 0), (5, 0), (8, 0), (9, 1), (13, 1), (14, 2)])
+def test_a_quality_counts_as_reached_if_another_prompt_would_reach_it_in_four_of_five_cases(
+    count: int, missing: int
+) -> None:
+    """By rank: of n + 1 prompts, the new one is the k-th worst in one of n + 1 cases."""
+    psnr = tuple(float(i) for i in range(count))
+    assert Priced(plan=growing(20, 10, 2), speedup=2, psnr=psnr).safe_psnr == missing
+    assert missing == 0 or (missing + 1) / (count + 1) <= 0.2
+    assert (missing + 2) / (count + 1) > 0.2
 
 
 def test_a_book_survives_json() -> None:

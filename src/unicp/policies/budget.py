@@ -27,8 +27,8 @@ class BudgetConfig(Config):
         profile: path of a profile with plans.
         target_speedup: of the denoising loop, over the unaccelerated one, also where the whole reserve is spent; 1 or
             more. Exactly one of this and ``min_psnr``.
-        min_psnr: in dB against the unaccelerated video: the cheapest plan that reached it for four of five prompts in
-            ``tune``. Needs a profile.
+        min_psnr: in dB against the unaccelerated video: the cheapest plan that reaches it in four of five cases, going
+            by the prompts of ``tune``. Needs a profile.
         correct: at a computed step, make good what the forecasts before it were off by, as the new output shows it.
         leap: share of the run's beginning in which the solver takes one long step to the next computed one, instead of
             several through forecasts, 0 to 1. Only multistep solvers (UniPC, DPM-Solver++) and one denoiser; elsewhere
@@ -113,9 +113,13 @@ class Priced:
 
     @property
     def safe_psnr(self) -> float:
-        """What four of five prompts reached."""
+        """What another prompt reaches in four of five cases, as far as those that were tried can tell.
+
+        Of n of them, ``ceil(0.8 (n + 1))`` reached it: one more has an equal chance of every rank among them. Of less
+        than four, all did.
+        """
         ordered = sorted(self.psnr)
-        return ordered[int(0.2 * len(ordered))] if ordered else -math.inf
+        return ordered[max(len(ordered) - math.ceil(0.8 * (len(ordered) + 1)), 0)] if ordered else -math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
