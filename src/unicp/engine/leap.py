@@ -148,9 +148,6 @@ class _Step:
     def __reduce__(self) -> Any:
         return _plain, (self._scheduler,)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return _plain(memo.get(id(self._scheduler), self._scheduler))
-
 
 def _plain(scheduler: Any) -> Any:
     return types.MethodType(type(scheduler).step, scheduler)
