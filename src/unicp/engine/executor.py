@@ -196,9 +196,9 @@ class Executor:
             if key not in self.policies:
                 self.policies[key] = policy = make_policy(self.config)
                 if self.inside is not None:
-                    self.inside.introduce(policy)
-                if self.inside is None or policy.inner is not None:
-                    (policy.inner or policy).attach({}, (), self.book)
+                    self.inside.introduce(policy, self.book)
+                else:
+                    policy.attach({}, (), self.book)
             self._plans[key] = self.policies[key].plan(tick.step)
         plan = self._plans[key].of_branch(tick.branch)
         cache = self._caches.get(tick.branch)

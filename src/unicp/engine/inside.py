@@ -152,9 +152,11 @@ class Inside:
             self.notes.append(note)
         return allowed
 
-    def introduce(self, policy: Policy) -> None:
-        """Tell a new policy what there is to decide on."""
+    def introduce(self, policy: Policy, book: PlanBook | None) -> None:
+        """Tell a new policy what there is to decide on, and the one of whole steps of its plans."""
         policy.attach(self._kinds, self._protected, self._errors)
+        if policy.inner is not None:
+            policy.inner.attach({}, (), book)
 
     def spread(self, group: Any) -> None:
         """The tokens are spread over these processes, or over none (``None``).
