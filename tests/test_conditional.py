@@ -18,59 +18,67 @@ from hypothesis import strategies as st
 import unicp
 from tests.contract import quietly
 from tests.tiny import FAMILIES
-from unicp import BudgetConfig, UniCPConfig, tuning
+from unicp import BudgetConfig, Profile, UniCPConfig, tuning
 from unicp.fill import DAMPING, extrapolate, weights
-from unicp.policies import Step
+from unicp.policies import Config, Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
-from unicp.step_plans import StepPlan, alternating, growing, resampled
+from unicp.policies.unicp import UniCPPolicy
+from unicp.step_plans import Segment, StepPlan, alternating, growing, resampled
 
 PLAN = replace(growing(10, 10, 10, 0), conditional=(3, 5, 6, 8))  # all steps are computed, four of them by halves
+SKIPPING = StepPlan(
+    steps=10,
+    compute=(0, 1, 2, 4, 7, 9),
+    segments=tuple(Segment(after=a, until=b, order=1, damping=0.85) for a, b in ((2, 4), (4, 7), (7, 9))),
+    conditional=(4,),
+)
 CONFIG = BudgetConfig(target_speedup=1.0, override_reserve=0.0, correct=False, leap=0.0)
 
 
 @contextmanager
-def playing(pipe: Any, plan: StepPlan) -> Iterator[unicp.Session]:
+def playing(pipe: Any, plan: StepPlan, config: Config = CONFIG) -> Iterator[unicp.Session]:
     """The pipeline, accelerated with this in place of the default plan."""
-    with patch("unicp.step_plans.growing", lambda *_: plan), unicp.accelerate(pipe, CONFIG) as session:
+    with patch("unicp.step_plans.growing", lambda *_: plan), unicp.accelerate(pipe, config) as session:
         yield session
 
 
 # --- what is computed and what fills in -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("plan", [PLAN, SKIPPING], ids=["all", "skipping"])
 @pytest.mark.parametrize("family", ["wan", "hunyuan-video-1.5"])
-def test_the_unconditional_branch_is_forecast_from_its_own_outputs(family: str) -> None:
+def test_each_branch_is_forecast_from_its_own_outputs(family: str, plan: StepPlan) -> None:
     """Bit for bit what the same is by hand, on the pipeline without us."""
     chosen = FAMILIES[family]
     pipe = chosen.build()
     plain = pipe.transformer.forward
-    kept: list[tuple[int, float, Any]] = []  # newest first
+    kept: tuple[list[Any], list[Any]] = ([], [])  # (step, sigma, output) of each branch, newest first
     calls = 0
 
     def by_hand(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        (step, second), calls = divmod(calls, 2), calls + 1
+        (step, branch), calls = divmod(calls, 2), calls + 1
         sigma = float(pipe.scheduler.sigmas[step])
-        if second and step in PLAN.conditional:
-            factors = weights([kept[0][1], kept[1][1]], sigma, DAMPING ** (step - kept[0][0] - 1))
-            return (extrapolate([kept[0][2], kept[1][2]], factors),)
+        if step not in plan.compute or (branch and step in plan.conditional):
+            (newest, one, last), (_, other, before) = kept[branch][:2]
+            factors = weights([one, other], sigma, DAMPING ** (step - newest - 1))
+            return (extrapolate([last, before], factors),)
         output = plain(*args, **kwargs)
-        if second:
-            kept.insert(0, (step, sigma, output[0].clone()))
+        kept[branch].insert(0, (step, sigma, output[0].clone()))
         return output
 
     pipe.transformer.forward = by_hand
     wanted = chosen.generate(pipe)
     del pipe.transformer.forward
     assert calls == 20
-    with playing(pipe, PLAN) as session:
+    with playing(pipe, plan) as session:
         made = chosen.generate(pipe)
         report = session.report()
     assert torch.equal(made, wanted)
     cond, uncond = chosen.branches
     ran = {(r.index, r.branch) for r in report.steps if r.action == "compute"}
-    assert ran == {(i, b) for i in range(10) for b in (cond, uncond)} - {(i, uncond) for i in PLAN.conditional}
-    assert report.computed_fraction == pytest.approx(PLAN.cost) == 0.8
+    assert ran == {(i, b) for i in plan.compute for b in (cond, uncond)} - {(i, uncond) for i in plan.conditional}
+    assert report.computed_fraction == pytest.approx(plan.cost) == {PLAN: 0.8, SKIPPING: 0.55}[plan]
 
 
 @pytest.mark.parametrize("family", ["ltx", "mochi"])
@@ -80,6 +88,22 @@ def test_branches_that_are_called_together_are_computed_together(family: str) ->
     with playing(pipe, PLAN) as session:
         chosen.generate(pipe)
         assert {record.action for record in quietly(session.report).steps} == {"compute"}
+
+
+def test_longer_steps_of_the_solver_are_not_corrected_by_weights_of_its_short_ones() -> None:
+    """Of a step by halves in the part of the run where the solver leaps, there is nothing to make good."""
+    noted = []
+    for leap in (0.0, 1.0):
+        pipe = FAMILIES["wan"].build()
+        with playing(pipe, PLAN, CONFIG.replace(correct=True, leap=leap)) as session:
+            (executor,) = session._executors
+
+            def look(run: Any, step: int, t: Any, kwargs: Any, executor: Any = executor) -> Any:
+                noted.append(len(executor._caches["uncond"].forecasts) if step == 6 else 0)
+                return kwargs
+
+            FAMILIES["wan"].generate(pipe, callback=look)
+    assert noted == [0] * 6 + [2] + [0] * 13  # steps 5 and 6, of the run without leaps
 
 
 def test_the_second_of_two_denoisers_begins_with_both_branches() -> None:
@@ -191,3 +215,25 @@ def test_unicp_acts_inside_the_steps_of_a_tuned_plan(tmp_path: Path) -> None:
     assert alone == inside != set()
     assert runs[1].computed_fraction < 0.8 * runs[0].computed_fraction
     assert not any("no profile" in note for note in runs[1].notes)
+    session = unicp.accelerate(chosen.build(), UniCPConfig(stack=budget, delta=0, pcas=False))  # nothing to do inside
+    assert session._executors[0].book is not None
+    inside = Profile(config=UniCPConfig(stack=budget), metadata={})
+    inside.save(tmp_path / "inside.safetensors")
+    with pytest.raises(unicp.UnicpError, match="names another profile in its stack"):
+        unicp.accelerate(chosen.build(), tmp_path / "inside.safetensors")
+
+
+def test_unicp_leaves_a_step_by_halves_alone() -> None:
+    """It is computed in full, and windows end when they would without it: the other branch kept what it had."""
+    stacked = UniCPConfig(stack=CONFIG, delta=5.0, edcw="online", max_window=2, warmup_steps=1, cooldown_steps=0)
+    policy = UniCPPolicy(stacked)
+    policy.attach({"unit": "attention"}, (), None)
+    due = []
+    with patch("unicp.step_plans.growing", lambda *_: PLAN):
+        for index in range(5):
+            step = Step(index=index, count=10, position=index, sigma=1 - index / 10)
+            plan = policy.plan(step)
+            if "reuse" not in plan.units.values():
+                policy.observe_units(step, {"unit": (min(index, 1), 0.01)})
+            due.append((plan.action, policy.state["unit"].due))
+    assert due == [("compute", 2), ("partial", 2), ("compute", 4), ("conditional", 4), ("compute", 6)]

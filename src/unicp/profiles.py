@@ -118,6 +118,11 @@ class Profile:
 def config_of(path: str | os.PathLike[str]) -> Config:
     """The config of a profile, ready for use: one that needs what was measured finds it in the same file."""
     config = Profile.load(path).config
+    if getattr(getattr(config, "stack", None), "profile", None) is not None:
+        raise UnicpError(
+            f"the config in the profile {path} names another profile in its stack; give both by yourself: "
+            "UniCPConfig(profile=..., stack=BudgetConfig(profile=..., ...))"
+        )
     if isinstance(config, (UniCPConfig, BudgetConfig)):  # never another file, whatever this one says
         return config.replace(profile=os.fspath(path))
     return config

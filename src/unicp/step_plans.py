@@ -56,7 +56,7 @@ class StepPlan:
 
 
 def nearest(found: dict[int, StepPlan], computed: float) -> StepPlan:
-    """The plan that computes nearest to so many steps, and not more where there is one."""
+    """Of plans by their cost in steps the one that is nearest to a cost, and not dearer where there is one."""
     fewer = [number for number in found if number <= computed + 0.5]
     return found[max(fewer)] if fewer else found[min(found)]
 
@@ -115,6 +115,8 @@ def alternating(steps: int, computed: int, warmup: int, cooldown: int = 1) -> St
 def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) -> StepPlan:
     """The plan for a run with other noise levels: the same share of steps computed, as densely along sigma.
 
+    Three steps at least, and the first one and, if the plan has it, the last one.
+
     Args:
         plan: made at ``sigmas`` (N,).
         sigmas, others: falling noise levels of the old and the new run, (N,) and (M,).
@@ -124,11 +126,14 @@ def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) 
         return plan
     places = np.interp(-new, -old, np.arange(len(old)))  # where each new step lies among the old ones
     known = len(plan.compute)
-    numbers = np.linspace(0, known - 1, max(1, round(known * len(new) / len(old))))
+    last = [len(new) - 1] if plan.compute[-1] == len(old) - 1 and len(new) > 1 else []
+    numbers = np.linspace(0, known - 1, max(min(3, len(new)), round(known * len(new) / len(old))))
     free = np.ones(len(new), dtype=bool)
-    like: dict[int, int] = {}  # the old computed step that each new one stands for
-    for number, wanted in zip(numbers, np.interp(numbers, np.arange(known), plan.compute), strict=True):
-        step = int(np.argmin(np.where(free, np.abs(places - wanted), np.inf))) if like else 0
+    free[[0, *last]] = False
+    like: dict[int, int] = {0: plan.compute[0], **dict.fromkeys(last, plan.compute[-1])}  # the old step each stands for
+    for number in numbers[1 : len(numbers) - len(last)]:
+        wanted = np.interp(number, np.arange(known), plan.compute)
+        step = int(np.argmin(np.where(free, np.abs(places - wanted), np.inf)))
         free[step] = False
         like[step] = plan.compute[round(number)]
     compute = sorted(like)

@@ -45,12 +45,14 @@ def tune(
 
     Every prompt is run once as it is; what its solver was given is reduced to inner products. Errors injected at some
     steps tell how much they grow by the end. From both, plans for every cost follow without further runs, within
-    several limits of the search. Among them and plans with even gaps, real runs on the first half of the prompts choose
-    at each cost; the chosen plans' real quality is measured on the other half (on all, if there is only one).
+    several limits of the search. Among them, plans with even gaps and plans with the conditional branch alone at every
+    second computed step, real runs on the first half of the prompts choose at each cost; the chosen plans' real quality
+    is measured on the other half (on all, if there is only one).
 
     Args:
         pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.
-        prompts: four or more of the kind it will be used for; ``None`` if ``call`` carries ``prompt_embeds``.
+        prompts: eight or more of the kind it will be used for, four at the least; ``None`` if ``call`` carries
+            ``prompt_embeds``.
         target_speedup, min_psnr: what the profile's config asks for; any other target can be asked of it later.
         effort: ``"low"``, ``"medium"`` or ``"high"``.
         seed: noise of prompt i is drawn on the CPU from ``seed + i``.
@@ -142,7 +144,8 @@ class _Tuner:
             )
         self._keep_frames(index, take)
         outputs = np.stack([t.double().numpy().ravel() for t in take.given])
-        self.state["sigmas"], self.state["apart"] = take.sigmas, any(map(unconditional, take.branches))
+        apart = len(take.branches) == 2 and any(map(unconditional, take.branches))
+        self.state["sigmas"], self.state["apart"] = take.sigmas, apart
         self.state["grams"][name] = gram(outputs).tolist()
         self.state["deciding"][name] = gram(np.stack([t.double().numpy().ravel() for t in take.deciding])).tolist()
         if gains:
@@ -221,7 +224,7 @@ class _Tuner:
     # -- decisions -------------------------------------------------------------------------------------------------
 
     def _found(self, trajectories: Trajectories, show: Callable[[str, int, int], None]) -> dict[int, StepPlan]:
-        """Plans by number of computed steps: at each cost of the kind that did best on half of the prompts."""
+        """Plans by their cost in steps: at each cost of the kind that did best on half of the prompts."""
         count = trajectories.steps
         kinds = {
             f"search, warmup {limits.warmup}, tempering {limits.tempering:g}": plans(trajectories, limits)
@@ -232,13 +235,15 @@ class _Tuner:
             ways["conditional branch alone at every second"] = (alternating, self.effort.alternating)
         for name, (made, warmups) in ways.items():
             for warmup in warmups:
-                even = {number: made(count, number, warmup) for number in range(warmup + 2, count)}
-                if even:  # of few steps, these would be all
-                    kinds[f"{name}, warmup {warmup}"] = even
+                found = {number: made(count, number, warmup) for number in range(warmup + 2, count)}
+                # Alternating plans end where all steps are computed, half of them by halves.
+                found = {number: plan for number, plan in found.items() if plan.cost * count > number - 1}
+                if found:  # of few steps, these would be all
+                    kinds[f"{name}, warmup {warmup}"] = found
         if len(kinds) == 1:
             return next(iter(kinds.values()))
         half = range((len(self.prompts) + 1) // 2)
-        best: dict[float, str] = {}
+        best: dict[float, list[str]] = {}
         for speed in CHOICES:
             offered = {name: nearest(found, count / speed) for name, found in kinds.items()}
             dearest = max(1 / speed + 0.5 / count, min(plan.cost for plan in offered.values()))
@@ -252,12 +257,12 @@ class _Tuner:
                     np.log(max(error, 1e-9)) if quality is None else -min(quality, 120.0) for error, quality in runs
                 ]
                 scores[name] = float(np.mean(lost))
-            best[count / speed] = self.chosen[f"{speed:g}x"] = min(scores, key=lambda name: scores[name])
+            best[count / speed] = sorted(scores, key=lambda name: scores[name])
+            self.chosen[f"{speed:g}x"] = best[count / speed][0]
         result: dict[int, StepPlan] = {}
         for number in range(count):
-            kind = kinds[best[min(best, key=lambda computed: abs(computed - number))]]
-            if number in kind:
-                result[number] = kind[number]
+            ranked = best[min(best, key=lambda computed: abs(computed - number))]
+            result |= next(({number: kinds[name][number]} for name in ranked if number in kinds[name]), {})
         return result
 
     def _book(

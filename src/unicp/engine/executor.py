@@ -104,7 +104,7 @@ class Executor:
         if self.spec is not None and self.needs.units:
             measured = self._probe.blocks if self._probe is not None else ()
             self.inside = Inside(self.config, self.needs, self.denoiser, self.name, self.spec, measured, pipe)
-        whole = self.config if self.inside is None else getattr(self.config, "stack", None)
+        whole = getattr(self.config, "stack", self.config)
         if getattr(whole, "profile", None) is not None:
             self.book = plan_book(whole, self.denoiser, self.name, pipe)
         hooks.install(self.denoiser, self.hook, HOOK)
@@ -198,7 +198,7 @@ class Executor:
                 if self.inside is not None:
                     self.inside.introduce(policy, self.book)
                 else:
-                    policy.attach({}, (), self.book)
+                    (policy.inner or policy).attach({}, (), self.book)
             self._plans[key] = self.policies[key].plan(tick.step)
         plan = self._plans[key].of_branch(tick.branch)
         cache = self._caches.get(tick.branch)
@@ -218,14 +218,14 @@ class Executor:
         named: Mapping[str, Any],
         began: float,
     ) -> Any:
-        cache = self._caches.setdefault(tick.branch, BranchCache())
+        cache, step = self._caches.setdefault(tick.branch, BranchCache()), tick.step
         record = StepRecord(
-            index=tick.step.index, sigma=tick.step.sigma, branch=tick.branch, action=plan.action, denoiser=self.name
+            index=step.index, sigma=step.sigma, branch=tick.branch, action=plan.action, denoiser=self.name
         )
-        if not plan.runs and self.leaper.over(tick.step.index):
-            output, record.action = cache.filled_output(tick.step.sigma, plan)[0], "leap"
+        if not plan.runs and self.leaper.over(step.index):
+            output, record.action = cache.filled_output(step.sigma, plan)[0], "leap"
         elif not plan.runs and self.needs.keep == "output":
-            output, record.action = cache.filled_output(tick.step.sigma, plan, tick.step.weight)
+            output, record.action = cache.filled_output(step.sigma, plan, self.leaper.weight(step, self._plans[key]))
         else:
             hidden = named.get(self.spec.hidden) if self.spec else None
             batch = hidden.shape[0] if hidden is not None else 1

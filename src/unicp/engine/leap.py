@@ -12,6 +12,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..policies import Plan, Step
     from .executor import Executor
 
 SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
@@ -83,6 +84,13 @@ class Leaper:
             del scheduler.step
             if self._before is not None:
                 scheduler.step = self._before
+
+    def weight(self, step: Step, plan: Plan) -> float | None:
+        """The solver's weight of a forecast, if a later step is to make good what it is off by.
+
+        Where the solver may take a longer step from a step by halves, the weights of its short steps say nothing.
+        """
+        return None if plan.action == "conditional" and self._scheduler is not None else step.weight
 
     def over(self, index: int) -> bool:
         """Whether the solver has gone beyond this step already."""

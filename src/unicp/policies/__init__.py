@@ -19,8 +19,8 @@ from typing import Any, ClassVar, TypeVar
 from ..errors import UnicpError, unknown
 
 ACTIONS = ("compute", "reuse", "forecast", "partial", "conditional")
-"""What can happen to a denoiser call: all of it ran; a cached value was added; its output was extrapolated; some
-units of it ran; it ran unless it was the unconditional branch's, whose output was extrapolated."""
+"""What can be planned for a step: all of the denoiser runs; a cached value is added; its output is extrapolated; some
+units of it run; it runs, but for the unconditional branch, whose output is extrapolated."""
 UNIT_ACTIONS = ("compute", "reuse", "map", "slice", "blend", "delta")
 """What can happen to a unit in a partial call: it ran in full; its kept output was used; it ran on its kept attention
 map; it ran sliced; the sliced and the kept output were mixed; the kept output was moved by the change of the sliced."""
@@ -74,8 +74,9 @@ class Plan:
 
     Attributes:
         action: one of :data:`ACTIONS`.
-        damping: for ``"forecast"``: 1 extrapolates fully, 0 repeats the last value.
-        order: for ``"forecast"``: degree of the extrapolation; ``None`` is the highest that is kept (``Needs.order``).
+        damping: of a forecast: 1 extrapolates fully, 0 repeats the last value.
+        order: of a forecast: degree of the extrapolation; ``None`` is the highest that is kept (``Needs.order``).
+        unconditional: damping for the unconditional branch, where it differs: its last output may be an older one.
         units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
         weights: for units that blend: weight of the sliced output, 0 to 1.
     """
@@ -83,6 +84,7 @@ class Plan:
     action: str
     damping: float = 1.0
     order: int | None = None
+    unconditional: float | None = None
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -92,12 +94,12 @@ class Plan:
         return self.action in ("compute", "partial")
 
     def of_branch(self, branch: str) -> Plan:
-        """What a guidance branch does: without its unconditional one, a step goes on with the others."""
-        if self.action != "conditional":
-            return self
-        if unconditional(branch):
-            return dataclasses.replace(self, action="forecast" if self.order else "reuse")
-        return Plan(action="compute")
+        """What a guidance branch does."""
+        if not unconditional(branch):
+            return Plan(action="compute") if self.action == "conditional" else self
+        damping = self.damping if self.unconditional is None else self.unconditional
+        action = "forecast" if self.action == "conditional" else self.action
+        return dataclasses.replace(self, action=action, damping=damping)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -115,8 +114,8 @@ class Priced:
     def safe_psnr(self) -> float:
         """What another prompt reaches in four of five cases, as far as those that were tried can tell.
 
-        Of n of them, ``ceil(0.8 (n + 1))`` reached it: one more has an equal chance of every rank among them. Of less
-        than four, all did.
+        Of n of them, ``ceil(0.8 (n + 1))`` reached it: one more has an equal chance of every rank among them. Of fewer
+        than four, all did, which promises less: n of n + 1.
         """
         ordered = sorted(self.psnr)
         return ordered[max(len(ordered) - math.ceil(0.8 * (len(ordered) + 1)), 0)] if ordered else -math.inf
@@ -225,7 +224,7 @@ class BudgetPolicy(Policy):
         self.book: PlanBook | None = None
         self._plan: StepPlan | None = None
         self._compute: frozenset[int] = frozenset()
-        self._conditional: dict[int, float] = {}  # damping of the unconditional branch's forecast
+        self._conditional: frozenset[int] = frozenset()
         self._expected: Mapping[int, tuple[float, float]] = {}
         self._fills: dict[int, Segment] = {}
         self._seen: list[float] = []
@@ -235,6 +234,7 @@ class BudgetPolicy(Policy):
         self._blind = False
         self._broken = 0
         self._computed: list[int] = []
+        self._whole = 0  # the last computed step of all branches
         self._leapt = 0  # the solver has gone beyond the steps before this one
 
     def needs(self) -> Needs:
@@ -247,7 +247,6 @@ class BudgetPolicy(Policy):
         self.book = errors
 
     def _begin(self, step: Step) -> None:
-        from ..fill import DAMPING
         from ..step_plans import growing, resampled
 
         config = self.config
@@ -269,8 +268,7 @@ class BudgetPolicy(Policy):
             plan = growing(steps, wanted, warmup, config.cooldown_steps)
         self._plan = plan
         self._compute = frozenset(plan.compute)
-        whole = sorted(self._compute - {*plan.conditional})
-        self._conditional = {s: DAMPING ** (s - whole[bisect(whole, s) - 1] - 1) for s in plan.conditional}
+        self._conditional = frozenset(plan.conditional)
         self._fills = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
         self._reserve = round(config.override_reserve * plan.steps)
 
@@ -284,7 +282,10 @@ class BudgetPolicy(Policy):
             self._alarm = self._blind = False
             self._computed.append(step.index)
             if alone:
-                return Plan(action="conditional", order=1, damping=self._conditional[step.index])
+                from ..fill import DAMPING
+
+                return Plan(action="conditional", order=1, damping=DAMPING ** (step.index - self._whole - 1))
+            self._whole = step.index
             return Plan(action="compute")
         if step.index < self._leapt:
             return Plan(action="reuse")
@@ -292,12 +293,14 @@ class BudgetPolicy(Policy):
             self._extra += not self._blind  # no number is never a reason to forecast, whatever the reserve
             self._alarm = self._blind = False
             self._computed.append(step.index)
+            self._whole = step.index
             return Plan(action="compute")
-        skipped = step.index - self._computed[-1] - 1
+        skipped, older = step.index - self._computed[-1] - 1, step.index - self._whole - 1
         order = min(segment.order, len(self._computed) - 1)
         if order == 0:
             return Plan(action="reuse")
-        return Plan(action="forecast", order=order, damping=segment.damping**skipped)
+        damping = segment.damping
+        return Plan(action="forecast", order=order, damping=damping**skipped, unconditional=damping**older)
 
     def _doubts(self) -> bool:
         """Whether the step after the one just computed should be computed too, whatever the plan says."""

@@ -133,7 +133,7 @@ class UniCPConfig(Config):
             stack = config_from_dict(stack)
             object.__setattr__(self, "stack", stack)
         if stack is not None and (not isinstance(stack, Config) or isinstance(stack, UniCPConfig)):
-            raise UnicpError(f"stack must be an AdaCacheConfig or a ScheduleConfig, got {stack!r:.80}")
+            raise UnicpError(f"stack must be an AdaCacheConfig, a BudgetConfig or a ScheduleConfig, got {stack!r:.80}")
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "stack": None if self.stack is None else self.stack.to_dict()}
@@ -174,6 +174,7 @@ class UniCPPolicy(Policy):
         self.protected: frozenset[str] = frozenset()
         self.sharing: frozenset[str] = frozenset()
         self.whole = True  # all that shares a window was new at this step
+        self.halved = False  # the unconditional branch did not run at this step
         self.state: dict[str, UnitState] = {}
         self.maps: dict[str, UnitState] = {}
         self.smallest = math.inf
@@ -219,6 +220,7 @@ class UniCPPolicy(Policy):
         config = self.config
         if self.inner is not None:
             decided = self.inner.plan(step)
+            self.halved = decided.action == "conditional"
             if decided.action != "compute":
                 return decided
         forced = step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
@@ -305,6 +307,8 @@ class UniCPPolicy(Policy):
             changes: by unit that was computed in full: steps since it was before, and the relative change since
                 (``None`` at the first computation).
         """
+        if self.halved:
+            return  # what that branch keeps is as old as before, and windows are the branches' own
         found: dict[UnitState, list[tuple[float, int, float]]] = {}
         for name, (age, change) in changes.items():
             unit = name.removesuffix("/map")
