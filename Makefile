@@ -57,11 +57,12 @@ train-demo: $(READY) ## train the demo model and write it into src/unicp/demo/mo
 evaluate-demo: $(READY) ## judge the demo model's videos from their pixels, on captions it never saw
 	$(BIN)/python -m training.evaluate
 
-bench: $(READY) ## measure on the demo model: wall-clock and quality (about an hour)
+bench: $(READY) ## measure on the demo model: wall-clock and quality (some two hours)
 	$(BIN)/python -m benchmarks.adacache
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.ablation
 	$(BIN)/python -m benchmarks.budget
+	$(BIN)/python -m benchmarks.plans
 	$(BIN)/python -m benchmarks.slicing
 	$(BIN)/python -m benchmarks.timeline
 	$(BIN)/python -m benchmarks.compiled

@@ -5,7 +5,8 @@
 Tunes on captions of the training side (a profile in benchmarks/results/, kept and used again). Then, on held-out
 captions against the unaccelerated video of the same seed: the budget at several speeds, its default plan without a
 profile, even schedules with linear forecasts, AdaCache with a forecast, and fewer steps. Speed-ups are wall-clock of
-the denoising loop, of neighbouring runs of the same prompt. Last, random plans: predicted against real error.
+the denoising loop, against unaccelerated runs of the same prompt before and after. Last, random plans: predicted
+against real error.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """What each part of the budget is worth, and where its plans still hold, on the demo model.
 
-    python -m benchmarks.plans [--prompts 8] [--part parts|transfer|all]
+    python -m benchmarks.plans [--prompts 8] [--part parts|transfer|override|all]
 
 **Parts**: at two costs, held-out captions against the unaccelerated video of the same seed: even steps that reuse, that
 forecast, that are corrected, with leaps; then plans by search, with gains, with a choice of orders; gaps that grow, and
 with the conditional branch alone at every second computed step; then the plans that real runs chose, with the override,
 and with UniCP inside of their computed steps.
 **Transfer**: plans tuned at 50 steps used at 30 and 40; at one size used at another; tuned on 4 captions and on 16.
+**Override**: one plan with reserves of different size, and plans that compute as many steps more from the beginning; on
+captions with two fast objects under a moving camera, and on ones with one slow or still object.
 Tunes what it needs on captions of the training side (profiles in benchmarks/results/, kept and used again).
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
@@ -63,17 +66,22 @@ def trajectories(pipe: Any, profile: Profile) -> Trajectories:
     return Trajectories(sigmas=np.array(sigmas), grams=np.array(grams), gains=gains, weights=np.array(weights))
 
 
-def playing(profile: Profile, plan: StepPlan, **fields: Any) -> BudgetConfig:
+def playing(profile: Profile, plan: StepPlan | Priced, **fields: Any) -> BudgetConfig:
     """A config that plays one plan: a profile that holds nothing else."""
-    book = PlanBook(sigmas=tuple(profile.metadata["budget"]["sigmas"]), plans=(Priced(plan=plan, speedup=1.0),))
+    priced = replace(plan, speedup=1.0) if isinstance(plan, Priced) else Priced(plan=plan, speedup=1.0)
+    book = PlanBook(sigmas=tuple(profile.metadata["budget"]["sigmas"]), plans=(priced,))
     path = common.RESULTS / f"plan-{len(list(common.RESULTS.glob('plan-*.safetensors')))}.safetensors"
     Profile(config=profile.config, metadata={**profile.metadata, "budget": book.to_dict()}).save(path)
     return BudgetConfig(profile=str(path), target_speedup=1.0, **{"override_reserve": 0.0, **fields})
 
 
+def tuned_plan(profile: Profile, computed: int) -> Priced:
+    """The plan of a profile that costs nearest to so many steps."""
+    return min(PlanBook.from_dict(profile.metadata["budget"]).plans, key=lambda p: abs(STEPS * p.plan.cost - computed))
+
+
 def parts(pipe: Any) -> dict[str, Config]:
-    path = common.tuned(pipe, TUNED_ON)
-    profile = Profile.load(path)
+    profile = Profile.load(common.tuned(pipe, TUNED_ON))
     known = trajectories(pipe, profile)
 
     def searched(limits: Limits, fills: tuple[tuple[int, float], ...] = planning.FILLS) -> Callable[[int], StepPlan]:
@@ -89,8 +97,6 @@ def parts(pipe: Any) -> dict[str, Config]:
         "growing gaps": lambda computed: growing(STEPS, computed, 2),
         "growing gaps, conditional branch alone": lambda computed: alternating(STEPS, computed, 2),
     }
-    book = PlanBook.from_dict(profile.metadata["budget"])
-    chosen = {round(STEPS * priced.plan.cost): priced.plan for priced in book.plans}
     inside = {"delta": 0.08, "delta_mlp": 0.08, "edcw": "online", "shared_windows": True}
     found: dict[str, Config] = {}
     for speed, computed in COMPUTED.items():
@@ -102,9 +108,10 @@ def parts(pipe: Any) -> dict[str, Config]:
         found[at + "even, corrected, leaps"] = playing(profile, even(computed, 1))
         for name, way in ways.items():
             found[at + name] = playing(profile, way(computed))
-        found[at + "chosen by real runs"] = playing(profile, nearest(chosen, computed))
-        watched = BudgetConfig(profile=str(path), target_speedup=speed)
-        found[at + "chosen by real runs, override"] = watched
+        chosen = tuned_plan(profile, computed)
+        watched = playing(profile, chosen, override_reserve=2 / STEPS)
+        found[at + "chosen by real runs"] = playing(profile, chosen)
+        found[at + "chosen by real runs, override of 2 steps"] = watched
         found[at + "chosen by real runs, override, UniCP inside"] = UniCPConfig(stack=watched, **inside)
     return found
 
@@ -132,20 +139,50 @@ def transfers(pipe: Any) -> dict[str, tuple[dict[str, Any], dict[str, Config]]]:
     }
 
 
+# --- override ---------------------------------------------------------------------------------------------------------
+
+
+def groups(count: int) -> dict[str, list[str]]:
+    """Held-out captions of which a forecast should be hard, and easy."""
+    captions = unicp.demo.prompts(2000)
+    busy = [text for text in captions if text.count(" fast") == 2 and "the camera pans" in text]
+    calm = [text for text in captions if not any(part in text for part in (" and ", " fast", "the camera pans"))]
+    return {"two fast objects, moving camera": busy[:count], "one object, slow or still": calm[:count]}
+
+
+def reserves(pipe: Any) -> dict[str, Config]:
+    profile, computed = Profile.load(common.tuned(pipe, TUNED_ON)), COMPUTED[3.0]
+    found: dict[str, Config] = {}
+    for extra in (0, 2, 5):
+        found[f"reserve of {extra} steps"] = playing(
+            profile, tuned_plan(profile, computed), override_reserve=extra / STEPS
+        )
+    for extra in (1, 2, 5):
+        found[f"{extra} steps more in the plan"] = playing(profile, tuned_plan(profile, computed + extra))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=8, help="held-out captions")
-    parser.add_argument("--part", choices=("parts", "transfer", "all"), default="all")
+    parser.add_argument("--part", choices=("parts", "transfer", "override", "all"), default="all")
     args = parser.parse_args()
     pipe = common.pipeline()
     prompts = unicp.demo.prompts(args.prompts)
-    if args.part != "transfer":
+    if args.part in ("parts", "all"):
         rows = common.measured(pipe, prompts, parts(pipe), fewer=(25, 17))
         table = common.table("method", rows)
         common.save("plans", {"prompts": prompts, "steps": STEPS, "table": table, "per_prompt": rows})
-        for leftover in common.RESULTS.glob("plan-*.safetensors"):
-            leftover.unlink()
-    if args.part != "parts":
+    if args.part in ("override", "all"):
+        configs, chosen = reserves(pipe), groups(args.prompts)
+        tables = {
+            name: common.table(f"plan, {name}", common.measured(pipe, captions, configs, fewer=()))
+            for name, captions in chosen.items()
+        }
+        common.save("override", {"prompts": chosen, "tables": tables})
+    for leftover in common.RESULTS.glob("plan-*.safetensors"):
+        leftover.unlink()
+    if args.part in ("transfer", "all"):
         tables = {}
         for name, (call, configs) in transfers(pipe).items():
             steps = call.get("num_inference_steps", STEPS)
