@@ -29,15 +29,32 @@ def table(comparison: unicp.Comparison) -> str:
         found = [value for at in mean if (value := at[name]) is not None]
         return sum(found) / len(found) if found else float("-inf")
 
+    further = [comparison.at_speedup(2.0, measure) for measure in ("ssim", "motion_ratio")]
+    at = " | ".join(f"{speed:g}×" for speed in SPEEDS)
     lines = [
-        "| PSNR (dB), mean / worst, at | " + " | ".join(f"{speed:g}×" for speed in SPEEDS) + " | fastest |",
-        "|---|" + "---:|" * (len(SPEEDS) + 1),
+        f"| PSNR (dB), mean / worst, at | {at} | SSIM at 2× | motion ratio at 2× | fastest |",
+        "|---|" + "---:|" * (len(SPEEDS) + 3),
     ]
     for name in sorted(curves, key=height, reverse=True):
         pairs = [(high[name], low[name]) for high, low in zip(mean, worst, strict=True)]
         cells = ["–" if high is None or low is None else f"{high:.1f} / {low:.1f}" for high, low in pairs]
+        cells += ["–" if (value := figures[name]) is None else f"{value:.3f}" for figures in further]
         cells.append(f"{curves[name][-1].loop_speedup.value:.2f}×")
         lines.append(f"| {f'**{name}**' if curves[name][0].ours else name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"| ours minus the best peer there (dB), mean / worst, at | {at} |",
+        "|---|" + "---:|" * len(SPEEDS),
+    ]
+    peers = [name for name in curves if not curves[name][0].ours]
+
+    def margin(name: str, figures: dict[str, float | None]) -> str:
+        own, others = figures[name], [value for peer in peers if (value := figures[peer]) is not None]
+        return "–" if own is None or not others else f"{own - max(others):+.1f}"
+
+    for name in sorted(curves.keys() - set(peers), key=height, reverse=True):
+        margins = [f"{margin(name, high)} / {margin(name, low)}" for high, low in zip(mean, worst, strict=True)]
+        lines.append(f"| {name} | {' | '.join(margins)} |")
     broken: dict[str, str] = {}
     for failure in comparison.failures:
         broken.setdefault(failure.method, failure.error)
