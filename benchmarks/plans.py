@@ -1,12 +1,13 @@
 """What each part of the budget is worth, and where its plans still hold, on the demo model.
 
-    python -m benchmarks.plans [--prompts 8] [--part parts|transfer|override|all]
+    python -m benchmarks.plans [--prompts 8] [--part parts|transfer|override|all] [--tuned-on 4 16]
 
 **Parts**: at two costs, held-out captions against the unaccelerated video of the same seed: even steps that reuse, that
 forecast, that are corrected, with leaps; then plans by search, with gains, with a choice of orders; gaps that grow, and
 with the conditional branch alone at every second computed step; then the plans that real runs chose, with the override,
 and with UniCP inside of their computed steps.
-**Transfer**: plans tuned at 50 steps used at 30 and 40; at one size used at another; tuned on 4 captions and on 16.
+**Transfer**: plans tuned at 50 steps used at 30 and 40; at one size used at another; tuned on 8 captions, on fewer and
+on more.
 **Override**: one plan with reserves of different size, and plans that compute as many steps more from the beginning; on
 captions with two fast objects under a moving camera, and on ones with one slow or still object.
 Tunes what it needs on captions of the training side (profiles in benchmarks/results/, kept and used again).
@@ -119,10 +120,10 @@ def parts(pipe: Any) -> dict[str, Config]:
 # --- transfer ---------------------------------------------------------------------------------------------------------
 
 
-def transfers(pipe: Any) -> dict[str, tuple[dict[str, Any], dict[str, Config]]]:
+def transfers(pipe: Any, counts: list[int]) -> dict[str, tuple[dict[str, Any], dict[str, Config]]]:
     """By name of a situation: how the pipeline is called in it, and the plans that are compared there."""
     at50, at30 = common.tuned(pipe, TUNED_ON), common.tuned(pipe, TUNED_ON, "budget-30", num_inference_steps=30)
-    few, many = (common.tuned(pipe, count, f"budget-50-on-{count}") for count in (4, 16))
+    others = {f"tuned_on_{count}": common.tuned(pipe, count, f"budget-50-on-{count}") for count in counts}
 
     def both(**profiles: Any) -> dict[str, Config]:
         return {
@@ -132,7 +133,7 @@ def transfers(pipe: Any) -> dict[str, tuple[dict[str, Any], dict[str, Config]]]:
         }
 
     return {
-        "50 steps": ({}, both(tuned_on_4=few, tuned_on_8=at50, tuned_on_16=many)),
+        "50 steps": ({}, both(tuned_on_8=at50, **others)),
         "40 steps": ({"num_inference_steps": 40}, both(tuned_at_50=at50)),
         "30 steps": ({"num_inference_steps": 30}, both(tuned_at_50=at50, tuned_at_30=at30)),
         "96x128 pixels": (OTHER_SIZE, both(tuned_at_96x96=at50)),
@@ -166,6 +167,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=8, help="held-out captions")
     parser.add_argument("--part", choices=("parts", "transfer", "override", "all"), default="all")
+    parser.add_argument(
+        "--tuned-on", type=int, nargs="*", default=[4, 16], help="numbers of captions to tune on, beside 8"
+    )
     args = parser.parse_args()
     pipe = common.pipeline()
     prompts = unicp.demo.prompts(args.prompts)
@@ -184,7 +188,7 @@ def main() -> None:
         leftover.unlink()
     if args.part in ("transfer", "all"):
         tables = {}
-        for name, (call, configs) in transfers(pipe).items():
+        for name, (call, configs) in transfers(pipe, args.tuned_on).items():
             steps = call.get("num_inference_steps", STEPS)
             fewer = [round(steps / speed) for speed in COMPUTED]
             tables[name] = common.table(f"plan, {name}", common.measured(pipe, prompts, configs, fewer, **call))
