@@ -66,8 +66,20 @@ def block() -> str:
         "**At the same speed**, everybody's curve read at that speed-up; more in [docs/results.md](docs/results.md):",
         "",
         (RESULTS / "compare-50.md").read_text().strip(),
+        "",
+        "**At 30 steps** there is less to skip, and the lead is smaller or gone (PSNR as above; all of it in",
+        "[docs/results.md](docs/results.md)):",
+        "",
+        *_margins((RESULTS / "compare-30.md").read_text()),
     ]
     return "\n".join([BEGIN, "", *lines, "", END])
+
+
+def _margins(table: str) -> list[str]:
+    """Of a comparison's tables the one of margins to the best peer."""
+    lines = table.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("| ours minus the best peer"))
+    return lines[begin : lines.index("", begin)]
 
 
 def _provenance(results: dict[str, Any]) -> str:
@@ -79,22 +91,127 @@ def _provenance(results: dict[str, Any]) -> str:
     )
 
 
-def _table(results: dict[str, Any], name: str) -> list[str]:
-    """A table of methods on the demo model."""
+def _rows(table: list[dict[str, Any]], name: str) -> list[str]:
     lines = [
-        f"{len(results['prompts'])} held-out captions, {results['steps']} steps; speed-up: wall-clock of the denoising "
-        "loop, median over the captions, each",
-        "against the unaccelerated run of the same caption a few runs before.",
-        "",
         f"| {name} | arithmetic | speed-up | PSNR, mean / worst | SSIM | motion ratio |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for row in results["table"]:
+    for row in table:
         lines.append(
             f"| {row[name]} | {row['computed_fraction']:.0%} | {row['speedup']:.2f}× "
             f"| {row['psnr']:.1f} / {row['psnr_worst']:.1f} dB | {row['ssim']:.3f} | {row['motion_ratio']:.2f} |"
         )
-    return [*lines, "", _provenance(results), ""]
+    return [*lines, ""]
+
+
+def _table(results: dict[str, Any], name: str) -> list[str]:
+    """A table of methods on the demo model."""
+    return [
+        f"{len(results['prompts'])} held-out captions, {results['steps']} steps; speed-up: wall-clock of the denoising "
+        "loop, median over the captions, each",
+        "against the unaccelerated video of the same caption.",
+        "",
+        *_rows(results["table"], name),
+        _provenance(results),
+        "",
+    ]
+
+
+def _seen(ablation: dict[str, Any]) -> list[str]:
+    """What the ablation shows, in words that hold for its figures."""
+    rows = {row["variant"]: row for row in ablation["table"]}
+    psnr = {name: row["psnr"] for name, row in rows.items()}
+    share = {name: f"{row['computed_fraction']:.0%}" for name, row in rows.items()}
+    shared, wide = "EDCW profiled, shared, 0.08", "EDCW profiled, shared, 0.11"
+    fixed, by_kind = "fixed window (2 for all)", "fixed window (attention 1, cross 3, MLP 1)"
+    shifted, own = f"{shared}, PCAS, DWS switch", "EDCW profiled, 0.12"
+    fewer = {name for name in rows if name.startswith("fewer steps")}
+    assert share[wide] == share[fixed] and psnr[wide] > psnr[fixed] and psnr[shared] > psnr[by_kind]
+    assert psnr["EDCW profiled, 0.08"] < psnr[by_kind] and min(psnr, key=lambda name: psnr[name]) == f"{own}, PCAS"
+    assert abs(psnr[own] - psnr[f"{own}, PCAS, DWS switch"]) < 0.5 < psnr[shared] - psnr[shifted]
+    assert max(psnr[name] for name in psnr.keys() - fewer) < min(psnr[name] for name in fewer)
+    return [
+        "What was seen. The change from step to step is a U for self-attention and MLPs: high in the first ten",
+        "steps, a third of that in the middle, rising again at the end; for cross-attention the right arm is low.",
+        "Windows of every module's own, as in the paper, lose to fixed windows here: modules that are computed at",
+        "different steps see each other's old outputs. With one window for all of them (`shared_windows`, ours)",
+        f"EDCW is ahead of fixed windows at the same arithmetic: by {psnr[wide] - psnr[fixed]:.1f} dB at "
+        f"{share[wide]}, and at {share[shared]} by {psnr[shared] - psnr[by_kind]:.1f} dB over intervals",
+        f"by kind at {share[by_kind]}, as PAB has them. Slicing alone (without the shift) is the worst row: at 252 "
+        "tokens attention",
+        "is a small part of the time, so it saves nothing, and its error comes on top. The shift (DWS) does not beat",
+        "EDCW alone on this model: with windows of their own it slices hardly anywhere and the rows are equal; with",
+        f"the shared one it slices where all would have been computed anew, for no time and "
+        f"{psnr[shared] - psnr[shifted]:.1f} dB. Where slicing has",
+        "room, at long sequences, is in a table below. In the mean all of it lies below fewer steps, on this model.",
+        "",
+    ]
+
+
+def _budget(budget: dict[str, Any]) -> list[str]:
+    prediction, reached, ours = budget["prediction"], budget["reached_35_db"], "budget, min_psnr=35"
+    shares = {row["method"]: row["computed_fraction"] for row in budget["table"]}
+    untuned = [name for name, share in reached.items() if share >= 0.8 and "tuned" not in name and name != ours]
+    cheapest = min(untuned, key=lambda name: shares[name], default=None)
+    among = f'is "{cheapest}", at {shares[cheapest]:.0%}' if cheapest else "does not exist"
+    return [
+        "## The budget",
+        "",
+        *_table(budget, "method"),
+        f"`min_psnr=35` was reached by {reached[ours]:.0%} of the captions, at {shares[ours]:.0%} of the arithmetic. "
+        "Of the plans that nobody tuned",
+        f"the cheapest with which four of five reached it {among}.",
+        f"Predicted against real error of {prediction['plans']} random plans, Spearman's rank correlation:",
+        ", ".join(f"{value:.2f} with {name}" for name, value in prediction["spearman"].items()) + ".",
+        f"Tuned on {budget['tuning_prompts']} captions of the training side.",
+        "",
+    ]
+
+
+def _parts() -> list[str]:
+    plans, transfer, override = (_load(RESULTS / f"{name}.json") for name in ("plans", "transfer", "override"))
+    psnr = {row["method"]: row["psnr"] for row in plans["table"]}
+    whole, half = "growing gaps", "growing gaps, conditional branch alone"
+    lost = [f"{psnr[f'{x}: {whole}'] - psnr[f'{x}: {half}']:.0f} dB at {x}" for x in ("2x", "3x")]
+    lines = [
+        "## The budget, part by part",
+        "",
+        "Each plan computes as many steps as the others of its speed (25 or 17 of 50; alone, the conditional branch",
+        "counts half), but for what the override adds and UniCP's windows inside save.",
+        "",
+        *_table(plans, "method"),
+        f"The conditional branch alone, at every second computed step, loses {' and '.join(lost)}",
+        "against whole steps at the same cost: guidance multiplies the error of the unconditional branch's forecast.",
+        "",
+        "## Where plans still hold",
+        "",
+        f"Plans asked for 2× and 3×, used elsewhere than where they were tuned; {len(transfer['prompts'])} held-out "
+        "captions.",
+        "",
+    ]
+    for situation, table in transfer["tables"].items():
+        lines += _rows(table, f"plan, {situation}")
+    lines += [_provenance(transfer), "", "## The override's reserve", ""]
+    counts = {len(captions) for captions in override["prompts"].values()}
+    lines += [
+        "One plan for 3×, with more or less to spend where forecasts fail, and plans with more steps from the start;",
+        f"{' or '.join(map(str, counts))} held-out captions of each kind.",
+        "",
+    ]
+    brought = []
+    for situation, table in override["tables"].items():
+        lines += _rows(table, f"plan, {situation}")
+        high = {row[f"plan, {situation}"]: row["psnr"] for row in table}
+        none, spent, planned = (
+            high[n] for n in ("reserve of 0 steps", "reserve of 5 steps", "5 steps more in the plan")
+        )
+        brought.append(f"{spent - none:+.1f} dB and {planned - none:+.1f} dB ({situation})")
+    lines += [
+        f"What a reserve of five steps brought, and five steps more in the plan: {'; '.join(brought)}.",
+        "A lower speed is the better use of such steps; the reserve is there for what calibration never saw.",
+        "",
+    ]
+    return [*lines, _provenance(override), ""]
 
 
 def page() -> str:
@@ -108,33 +225,11 @@ def page() -> str:
         "",
     ]
     ablation, budget, slicing = (_load(RESULTS / f"{name}.json") for name in ("ablation", "budget", "slicing"))
-    lines += ["## UniCP, part by part", "", *_table(ablation, "variant")]
-    lines += [
-        "What was seen. The change from step to step is a U for self-attention and MLPs: high in the first ten",
-        "steps, a third of that in the middle, rising again at the end; for cross-attention the right arm is low.",
-        "Windows of every module's own, as in the paper, lose to fixed windows here: modules that are computed at",
-        "different steps see each other's old outputs. With one window for all of them (`shared_windows`, ours)",
-        "EDCW is ahead of fixed windows at the same arithmetic: by 2 dB at 41%, and at 48% by 5 dB over intervals",
-        "by kind at 50%, as PAB has them. Slicing alone (without the shift) is the worst row: at 252 tokens attention",
-        "is a small part of the time, so it saves nothing, and its error comes on top. The shift (DWS) does not beat",
-        "EDCW alone on this model: with windows of their own it slices hardly anywhere and the rows are equal; with",
-        "the shared one it slices where all would have been computed anew, for no time and 4 dB. Where slicing has",
-        "room, at long sequences, is in a table below. All of it lies below fewer steps, on this model.",
-        "",
-    ]
+    lines += ["## UniCP, part by part", "", *_table(ablation, "variant"), *_seen(ablation)]
     lines += ["![Change of the modules' outputs from step to step, and what UniCP does](images/unicp-curves.png)", ""]
     lines += ["![Slicing error by rank](images/unicp-slicing.png)", ""]
-    lines += ["## The budget", "", *_table(budget, "method")]
-    prediction = budget["prediction"]
-    lines += [
-        f"`min_psnr=35` was reached by {budget['min_psnr_35_reached']:.0%} of the captions. Predicted against real",
-        f"error of {prediction['plans']} random plans, Spearman's rank correlation: "
-        + ", ".join(f"{value:.2f} with {name}" for name, value in prediction["spearman"].items())
-        + ".",
-        f"Tuned on {budget['tuning_prompts']} captions of the training side. All of this section was measured before",
-        "budgets leapt; the comparison in the README is newer, and has leaps.",
-        "",
-    ]
+    lines += [*_budget(budget), *_parts(), "## At the same speed, 30 steps", ""]
+    lines += [(RESULTS / "compare-30.md").read_text().strip(), ""]
     lines += [
         "## Sliced attention by sequence length",
         "",
