@@ -340,7 +340,7 @@ def test_ranks_need_a_measured_error_within_the_limit() -> None:
         ({"edcw": "offline"}, "unknown edcw 'offline'; known: profiled, online, off"),
         ({"dws": "mix"}, "unknown dws 'mix'"),
         ({"profile": 3}, "profile must be the path of a profile, got 3"),
-        ({"stack": UniCPConfig()}, "stack must be an AdaCacheConfig or a ScheduleConfig"),
+        ({"stack": UniCPConfig()}, "stack must be an AdaCacheConfig, a BudgetConfig or a ScheduleConfig"),
         ({"pcas": 1}, "pcas must be True or False, got 1"),
     ],
 )

@@ -104,7 +104,7 @@ def alternating(steps: int, computed: int, warmup: int, cooldown: int = 1) -> St
 
     >>> plan = alternating(20, 9, 3)
     >>> plan.compute, plan.conditional, 20 * plan.cost
-    ((0, 1, 2, 4, 5, 7, 10, 12, 14, 16, 19), (4, 7, 12, 16), 9.0)
+    ((0, 1, 2, 3, 5, 8, 10, 13, 16, 18, 19), (3, 8, 13, 18), 9.0)
     """
     ends = min(warmup, steps) + min(cooldown, steps - min(warmup, steps))
     plan = growing(steps, ends + round(4 * max(computed - ends, 0) / 3), warmup, cooldown)
