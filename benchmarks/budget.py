@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from itertools import pairwise
 from statistics import mean
 from typing import Any
 
@@ -28,7 +27,7 @@ from unicp import AdaCacheConfig, BudgetConfig, Profile, ScheduleConfig
 from unicp.engine.replay import Player
 from unicp.planning import Trajectories, errors, gain_curve, gram
 from unicp.policies import Config
-from unicp.step_plans import Segment, StepPlan
+from unicp.step_plans import StepPlan, computing
 
 PROFILE = common.RESULTS / "budget-50.safetensors"
 SPEEDS = (1.5, 2.0, 2.5, 3.0, 4.0)
@@ -55,10 +54,7 @@ def random_plans(count: int, steps: int, seed: int = 0) -> list[StepPlan]:
     for _ in range(count):
         computed = int(rng.integers(steps // 4, 3 * steps // 4))
         inner = rng.choice(np.arange(3, steps - 1), size=computed - 4, replace=False)
-        compute = tuple(sorted({0, 1, 2, steps - 1, *(int(i) for i in inner)}))
-        pairs = pairwise(compute)
-        segments = tuple(Segment(after=a, until=b, order=1, damping=0.85) for a, b in pairs if b > a + 1)
-        made.append(StepPlan(steps=steps, compute=compute, segments=segments))
+        made.append(computing(steps, {0, 1, 2, steps - 1, *(int(i) for i in inner)}))
     return made
 
 

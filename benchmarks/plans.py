@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -34,7 +33,7 @@ from unicp.fill import DAMPING
 from unicp.planning import Limits, Trajectories, gain_curve, gram
 from unicp.policies import Config
 from unicp.policies.budget import PlanBook, Priced
-from unicp.step_plans import Segment, StepPlan, alternating, growing, nearest
+from unicp.step_plans import StepPlan, alternating, computing, growing, nearest
 
 STEPS = unicp.demo.STEPS
 TUNED_ON = 8
@@ -47,11 +46,7 @@ OTHER_SIZE = {"width": 128}
 
 def even(computed: int, order: int) -> StepPlan:
     """Computed steps evenly spaced, the second one beside the first so that there is something to extrapolate from."""
-    compute = sorted({0, 1, *np.linspace(1, STEPS - 1, computed - 1).round().astype(int).tolist()})
-    segments = tuple(
-        Segment(after=a, until=b, order=min(order, a), damping=DAMPING) for a, b in pairwise(compute) if b > a + 1
-    )
-    return StepPlan(steps=STEPS, compute=tuple(compute), segments=segments)
+    return computing(STEPS, {0, 1, *np.linspace(1, STEPS - 1, computed - 1).round().astype(int).tolist()}, order)
 
 
 def trajectories(pipe: Any, profile: Profile) -> Trajectories:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from unicp import cli
+from unicp import cli, tuning
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -82,3 +82,9 @@ def run(wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         return cli.main(["generate", "--model", model or str(wan_folder), *SMALL, *arguments])
 
     return call
+
+
+@pytest.fixture
+def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed-ups of tuned plans by their steps, not as timed: tiny models are mostly overhead."""
+    monkeypatch.setattr(tuning._Tuner, "_overhead", lambda self: 0.1)

@@ -191,9 +191,7 @@ def test_estimates() -> None:
     assert two is not None and two.low is None and two.worst == 3.0
 
 
-def test_speedups_pair_the_runs_of_a_round() -> None:
-    # The machine was twice as slow in the second round, for both.
-    assert statistics.speedups([[2.0, 4.0]], [[1.0, 2.0]]) == [2.0]
+def test_between_two_points_is_a_line_and_outside_of_them_nothing() -> None:
     assert statistics.interpolate([(2.0, 20.0), (1.0, 30.0)], 1.5) == 25.0
     assert statistics.interpolate([(2.0, 20.0), (1.0, 30.0)], 2.5) is None
 
@@ -266,3 +264,11 @@ def test_charts_are_well_formed() -> None:
     assert "identical" in "".join(root.itertext())
     ElementTree.fromstring(charts.timeline([("call 1", [1.0, 0.0, 0.5])], label="t"))
     ElementTree.fromstring(charts.lines({"call 1": [(1, 0.2), (2, 0.1)]}, "step", "change"))
+
+
+def test_every_colour_of_the_charts_is_defined_for_light_and_dark() -> None:
+    templates = Path(charts.__file__).parent / "templates"
+    page = (templates / "report.css").read_text("utf-8")
+    assert [page.count(f"--c{number}:") for number in range(charts.COLOURS + 1)] == [3] * charts.COLOURS + [0]
+    body = (templates / "report.html").read_text("utf-8")
+    assert body.count("colour %") == body.count("colour % colours ") > 0  # no number of its own

@@ -248,6 +248,7 @@ def test_calibrate_then_generate_then_inspect(
     assert "blocks.0.attn1" in said
 
 
+@pytest.mark.usefixtures("by_steps")
 def test_tune_then_generate_then_inspect(
     wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -176,6 +177,34 @@ def test_an_interrupted_comparison_continues(pipe: Any, tmp_path: Path, monkeypa
     assert made  # another seed is another result
 
 
+def test_what_is_new_is_timed_against_the_machine_of_its_own_hour(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seconds, made = module.generate, [1.0], []
+
+    def timed(*args: Any, **more: Any) -> Any:
+        made.append(1)
+        return replace(real(*args, **more), loop_seconds=seconds[0], total_seconds=seconds[0])
+
+    monkeypatch.setattr(module, "generate", timed)
+    arguments: dict[str, Any] = {"results": tmp_path / "kept.sqlite", "progress": False, "repeats": 2, **CALL}
+    first = unicp.compare(pipe, ["fewer-steps=3"], PROMPTS, **arguments)
+    seconds[0] = 2.0  # the machine has become slower
+    made.clear()
+    both = unicp.compare(pipe, ["fewer-steps=3:2"], PROMPTS, **arguments)
+    # A discarded run and four timed ones, and beside these the unaccelerated one, which has to be warmed up, too.
+    assert len(made) == 1 + 4 + 4 + 1
+    assert [row.loop_speedup.value for row in both.rows()] == [1.0, 1.0]
+    assert [result.loop_seconds for result in both.baseline.results] == [2.0] * 4
+    assert [result.beside for result in both.points[0].results] == [{"loop_seconds": 1.0, "total_seconds": 1.0}] * 4
+    assert both.points[0].measured("psnr") == first.points[0].measured("psnr")
+    made.clear()
+    again = unicp.compare(pipe, ["fewer-steps=3:2"], PROMPTS, **arguments)
+    assert not made and [row.loop_speedup.value for row in again.rows()] == [1.0, 1.0]
+    before = replace(again.points[1].results[0], beside=None)  # as kept by versions that did not write it
+    assert again.beside(before)["loop_seconds"] == 1.0
+
+
 def test_results_of_other_code_are_made_again(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     real = module.generate
@@ -192,7 +221,7 @@ def test_results_of_other_code_are_made_again(pipe: Any, tmp_path: Path, monkeyp
 
     assert count() == 6 and count() == 0
     versions["methods"] = "1.dev0+b"
-    assert count() == 2  # of our method: the discarded run and the timed one
+    assert count() == 4  # of our method the discarded run and the timed one; beside it, warmed up, the unaccelerated one
     versions["measuring"] = "1.dev0+b"
     assert count() == 6
 

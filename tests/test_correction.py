@@ -96,7 +96,7 @@ def test_on_real_pipelines_corrected_forecasts_end_nearer(family: str) -> None:
     off = {}
     for correct in (True, False):
         pipe = chosen.build()
-        unicp.accelerate(pipe, BudgetConfig(target_speedup=2, warmup_steps=2, override_reserve=0, correct=correct))
+        unicp.accelerate(pipe, BudgetConfig(target_speedup=2, leap=0, override_reserve=0, correct=correct))
         latents = quietly(lambda pipe=pipe: chosen.generate(pipe))
         off[correct] = float((latents - plain(family)).norm())
     assert off[True] < off[False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from unicp import fill, planning
 from unicp.planning import Limits, Trajectories
-from unicp.step_plans import Segment, StepPlan, growing, resampled
+from unicp.step_plans import Segment, StepPlan, computing, growing, halved, resampled
 
 
 def sigmas_of(steps: int, rng: np.random.Generator) -> Any:
@@ -189,6 +190,26 @@ def test_a_plan_for_other_sigmas_keeps_its_share_and_its_first_steps(old: int, n
     for segment in moved.segments:
         assert segment.order <= moved.compute.index(segment.after)
     assert rng is not None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(4, 40))
+def test_a_halved_gap_costs_one_step_more_in_its_middle(data: st.DataObject, steps: int) -> None:
+    inner = data.draw(st.sets(st.integers(1, steps - 1)))
+    plan = replace(computing(steps, {0, *inner}, order=2), conditional=tuple(sorted(inner)[::2]))
+    after = data.draw(st.sampled_from(plan.compute))
+    changed = halved(plan, after)
+    if after + 1 in plan.compute or after + 1 == steps:
+        assert changed is plan
+        return
+    (middle,) = set(changed.compute) - set(plan.compute)
+    assert set(plan.compute) < set(changed.compute) and changed.conditional == plan.conditional
+    until = next((step for step in plan.compute if step > after), steps)
+    assert after < middle < until and 0 <= (until - middle) - (middle - after) <= 1
+    skipped = [s for segment in changed.segments for s in range(segment.after + 1, segment.until)]
+    assert sorted(skipped) == sorted(set(range(steps)) - set(changed.compute))
+    for segment in changed.segments:
+        assert segment.after in changed.compute and segment.order <= changed.compute.index(segment.after)
 
 
 def test_a_run_shorter_than_its_warm_up_and_cool_down_is_computed() -> None:

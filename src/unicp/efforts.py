@@ -59,7 +59,7 @@ def cost_in_runs(prompts: int, effort: str) -> float:
     work = EFFORTS[effort]
     gains = min(work.gain_prompts, prompts) * work.gain_positions / 2
     half = (prompts + 1) // 2
-    kinds = len(work.variants) + len(work.warmups) + len(work.alternating)
-    several = kinds > 1  # they are compared on one half of the prompts, the plans are measured on the other
-    choosing = half * kinds * sum(1 / s for s in CHOICES) if several else 0
-    return prompts + gains + choosing + (prompts // 2 if several else prompts) * sum(1 / s for s in work.speeds)
+    kinds = 1 + len(work.variants) + len(work.warmups) + len(work.alternating)  # one is the default plan
+    # Kinds are compared on one half of the prompts, the plans that are chosen are measured on the other.
+    choosing = half * kinds * sum(1 / s for s in CHOICES)
+    return prompts + gains + choosing + max(prompts // 2, 1) * sum(1 / s for s in work.speeds)

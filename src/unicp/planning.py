@@ -134,6 +134,28 @@ def _deviation(trajectories: Trajectories, nodes: Sequence[int], skipped: range,
     return c
 
 
+def forecast_errors(grams: Array, sigmas: Array, compute: Sequence[int]) -> dict[int, tuple[float, float]]:
+    """How far off a linear forecast is at each computed step, relative to the output: (mean, deviation) over runs.
+
+    Args:
+        grams: (P, N, N) inner products of the outputs of each of P runs.
+        sigmas: (N,) or more noise levels.
+        compute: computed steps, rising; the first one has nothing to be forecast from and is left out.
+
+    >>> forecast_errors(np.array([np.outer([2.0, 3.0, 5.0], [2.0, 3.0, 5.0])]), np.array([3.0, 2.0, 1.0]), (0, 1, 2))
+    {1: (0.333..., 0.0), 2: (0.2, 0.0)}
+    """
+    found = {}
+    for place, step in enumerate(compute[1:], 1):
+        nodes = compute[max(0, place - 2) : place][::-1]
+        c = np.zeros(grams.shape[1])
+        c[step] = -1.0
+        c[list(nodes)] += fill.weights([float(sigmas[n]) for n in nodes], float(sigmas[step]))
+        squares = np.maximum(np.einsum("i,pij,j->p", c, grams, c), 0.0) / np.maximum(grams[:, step, step], 1e-30)
+        found[step] = (float(np.sqrt(squares).mean()), float(np.sqrt(squares).std()))
+    return found
+
+
 def spread(lengths: Array, power: float) -> float:
     """One number for the errors of several prompts: their power mean.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,6 +61,21 @@ def nearest(found: dict[int, StepPlan], computed: float) -> StepPlan:
     return found[max(fewer)] if fewer else found[min(found)]
 
 
+def computing(steps: int, compute: Iterable[int], order: int = 1) -> StepPlan:
+    """The plan that computes these steps and forecasts all others, by polynomials of at most this degree.
+
+    >>> [(s.after, s.until, s.order) for s in computing(8, {0, 2, 5}).segments]
+    [(0, 2, 0), (2, 5, 1), (5, 8, 1)]
+    """
+    ordered = tuple(sorted(compute))
+    segments = tuple(
+        Segment(after=a, until=b, order=min(order, i), damping=DAMPING)
+        for i, (a, b) in enumerate(zip(ordered, (*ordered[1:], steps), strict=True))
+        if b > a + 1
+    )
+    return StepPlan(steps=steps, compute=ordered, segments=segments)
+
+
 def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPlan:
     """A plan for a model that was never measured: the first steps in full, then gaps as even as they can be.
 
@@ -86,13 +101,19 @@ def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPl
         if len(compute) >= computed:
             break
         compute.add(step)
-    ordered = tuple(sorted(compute))
-    segments = tuple(
-        Segment(after=a, until=b, order=min(1, i), damping=DAMPING)
-        for i, (a, b) in enumerate(zip(ordered, (*ordered[1:], steps), strict=True))
-        if b > a + 1
-    )
-    return StepPlan(steps=steps, compute=ordered, segments=segments)
+    return computing(steps, compute)
+
+
+def default(steps: int, computed: int, warmup: int = 5, cooldown: int = 1) -> StepPlan:
+    """The plan that :class:`~unicp.BudgetConfig` plays without a profile: :func:`growing`, with fewer steps in full at
+    the beginning, 2 at least, where they would be more than an eighth of the computed ones.
+
+    Of few steps, too many at the beginning are missing afterwards (measured on the demo model).
+
+    >>> default(50, 16).compute[:6]
+    (0, 1, 3, 6, 9, 12)
+    """
+    return growing(steps, computed, min(warmup, max(2, computed // 8), steps), cooldown)
 
 
 def alternating(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPlan:
@@ -106,9 +127,9 @@ def alternating(steps: int, computed: int, warmup: int, cooldown: int = 1) -> St
     >>> plan.compute, plan.conditional, 20 * plan.cost
     ((0, 1, 2, 3, 5, 8, 10, 13, 16, 18, 19), (3, 8, 13, 18), 9.0)
     """
-    ends = min(warmup, steps) + min(cooldown, steps - min(warmup, steps))
+    ends = min(warmup + cooldown, steps)
     plan = growing(steps, ends + round(4 * max(computed - ends, 0) / 3), warmup, cooldown)
-    inner = [step for step in plan.compute if min(warmup, steps) <= step < steps - cooldown]
+    inner = [step for step in plan.compute if warmup <= step < steps - cooldown]
     return replace(plan, conditional=tuple(inner[::2]))
 
 
@@ -136,13 +157,34 @@ def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) 
         step = int(np.argmin(np.where(free, np.abs(places - wanted), np.inf)))
         free[step] = False
         like[step] = plan.compute[round(number)]
-    compute = sorted(like)
+    conditional = tuple(sorted(step for step, old in like.items() if old in plan.conditional))
+    return _refilled(replace(plan, steps=len(new), compute=tuple(sorted(like)), conditional=conditional), places)
+
+
+def halved(plan: StepPlan, after: int) -> StepPlan:
+    """The plan with one step more computed, in the middle of the skipped ones behind a computed step; if any are.
+
+    >>> halved(computing(12, {0, 1, 5, 11}), 1).compute
+    (0, 1, 3, 5, 11)
+    """
+    segment = next((segment for segment in plan.segments if segment.after == after), None)
+    if segment is None:
+        return plan
+    compute = sorted({*plan.compute, (segment.after + segment.until) // 2})
+    return _refilled(replace(plan, compute=tuple(compute)), range(plan.steps))
+
+
+def _refilled(plan: StepPlan, places: Sequence[float]) -> StepPlan:
+    """The plan with segments between its computed steps, each filled like the nearest one it had.
+
+    Args:
+        plan: its segments are those of a plan with other computed steps.
+        places: where each of its steps lies among that plan's steps.
+    """
     segments = []
-    for a, b in zip(compute, [*compute[1:], len(new)], strict=True):
+    for number, (a, b) in enumerate(zip(plan.compute, (*plan.compute[1:], plan.steps), strict=True)):
         if b > a + 1:
             middle = (places[a] + places[b - 1]) / 2
             source = min(plan.segments, key=lambda s: max(s.after - middle, middle - s.until))
-            order = min(source.order, compute.index(a))
-            segments.append(Segment(after=a, until=b, order=order, damping=source.damping))
-    conditional = tuple(step for step in compute[1:] if like[step] in plan.conditional)
-    return replace(plan, steps=len(new), compute=tuple(compute), segments=tuple(segments), conditional=conditional)
+            segments.append(replace(source, after=a, until=b, order=min(source.order, number)))
+    return replace(plan, segments=tuple(segments))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,14 +20,16 @@ from .efforts import CHOICES, EFFORTS, Effort
 from .engine import hooks
 from .engine.executor import HOOK
 from .engine.replay import Player, Take
-from .errors import UnicpError
+from .errors import UnicpError, UnicpWarning
 from .fill import weights
-from .planning import Trajectories, gain_curve, gram, plans
+from .planning import Trajectories, forecast_errors, gain_curve, gram, plans
 from .policies import check_choice, check_number, unconditional
 from .policies.budget import BudgetConfig, PlanBook, Priced
 from .profiles import Profile, fingerprint
 from .session import _denoisers, accelerate
-from .step_plans import StepPlan, alternating, growing, nearest
+from .step_plans import StepPlan, alternating, default, growing, nearest
+
+DEFAULT = "default"
 
 
 def tune(
@@ -45,9 +48,10 @@ def tune(
 
     Every prompt is run once as it is; what its solver was given is reduced to inner products. Errors injected at some
     steps tell how much they grow by the end. From both, plans for every cost follow without further runs, within
-    several limits of the search. Among them, plans with even gaps and plans with the conditional branch alone at every
-    second computed step, real runs on the first half of the prompts choose at each cost; the chosen plans' real quality
-    is measured on the other half (on all, if there is only one).
+    several limits of the search. Among them, the default plan, other ones with even gaps and ones with the conditional
+    branch alone at every second computed step, real runs on the first half of the prompts choose at each cost: the
+    default plan, unless another one is better beyond doubt. The chosen plans' real quality is measured on the other
+    half (on all, if there is only one).
 
     Args:
         pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.
@@ -65,6 +69,9 @@ def tune(
 
     Raises:
         UnicpError: the pipeline is accelerated, its scheduler draws noise, or a target is out of range.
+
+    Warns:
+        UnicpWarning: no plan reaches the target; the profile is good for lower ones.
     """
     check_choice("effort", effort, tuple(EFFORTS))
     config = BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)
@@ -125,6 +132,10 @@ class _Tuner:
             self.pipe._progress_bar_config = quiet
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
+        try:
+            book.choose(config)
+        except UnicpError as error:
+            warnings.warn(f"{error}; the profile holds the slower plans", UnicpWarning, stacklevel=3)
         return self._written(config, book)
 
     def _trajectory(self, index: int, show: Callable[[str, int, int], None]) -> None:
@@ -230,6 +241,7 @@ class _Tuner:
             f"search, warmup {limits.warmup}, tempering {limits.tempering:g}": plans(trajectories, limits)
             for limits in self.effort.variants
         }
+        kinds[DEFAULT] = {number: default(count, number) for number in range(4, count)}
         ways = {"even": (growing, self.effort.warmups)}
         if self.state["apart"]:
             ways["conditional branch alone at every second"] = (alternating, self.effort.alternating)
@@ -237,32 +249,31 @@ class _Tuner:
             for warmup in warmups:
                 found = {number: made(count, number, warmup) for number in range(warmup + 2, count)}
                 # Alternating plans end where all steps are computed, half of them by halves.
-                found = {number: plan for number, plan in found.items() if plan.cost * count > number - 1}
-                if found:  # of few steps, these would be all
-                    kinds[f"{name}, warmup {warmup}"] = found
-        if len(kinds) == 1:
-            return next(iter(kinds.values()))
+                kinds[f"{name}, warmup {warmup}"] = {n: plan for n, plan in found.items() if plan.cost * count > n - 1}
+        kinds = {name: found for name, found in kinds.items() if found}  # of few steps, some would compute all
         half = range((len(self.prompts) + 1) // 2)
         best: dict[float, list[str]] = {}
         for speed in CHOICES:
             offered = {name: nearest(found, count / speed) for name, found in kinds.items()}
             dearest = max(1 / speed + 0.5 / count, min(plan.cost for plan in offered.values()))
             offered = {name: plan for name, plan in offered.items() if plan.cost <= dearest}
-            scores = {}
+            scores: dict[str, list[float]] = {}
             for number, (name, plan) in enumerate(offered.items()):
                 what = f"{speed:g}x, plan {number + 1} of {len(offered)}"
                 runs = [self._real(plan, i, lambda s, n: show(what, s, n)) for i in half]  # noqa: B023
                 # By the videos, where there are some: not all that is off in latents is seen.
-                lost = [
-                    np.log(max(error, 1e-9)) if quality is None else -min(quality, 120.0) for error, quality in runs
+                scores[name] = [
+                    float(np.log(max(error, 1e-9))) if quality is None else -min(quality, 120.0)
+                    for error, quality in runs
                 ]
-                scores[name] = float(np.mean(lost))
-            best[count / speed] = sorted(scores, key=lambda name: scores[name])
+            best[count / speed] = _ranked(scores)
             self.chosen[f"{speed:g}x"] = best[count / speed][0]
         result: dict[int, StepPlan] = {}
         for number in range(count):
             ranked = best[min(best, key=lambda computed: abs(computed - number))]
-            result |= next(({number: kinds[name][number]} for name in ranked if number in kinds[name]), {})
+            kind = next((kinds[name] for name in ranked if number in kinds[name]), None)
+            if kind is not None:
+                result[number] = kind[number]
         return result
 
     def _book(
@@ -270,7 +281,7 @@ class _Tuner:
     ) -> PlanBook:
         found[trajectories.steps] = growing(trajectories.steps, trajectories.steps, trajectories.steps, 0)
         count = len(self.prompts)
-        judged = list(range((count + 1) // 2 if self.chosen and count > 1 else 0, count))
+        judged = list(range((count + 1) // 2 if count > 1 else 0, count))
         measured: dict[float, list[float]] = {}
         for number, speed in enumerate(self.effort.speeds):
             plan = nearest(found, trajectories.steps / speed)
@@ -278,7 +289,8 @@ class _Tuner:
             values = [self._real(plan, i, lambda s, n: show(what, s, n))[1] for i in judged]  # noqa: B023
             if all(value is not None for value in values):
                 measured[plan.cost] = [min(float(value or 0.0), 120.0) for value in values]
-        overhead = float(np.clip(np.divide(*np.median(list(self.state["seconds"].values()), axis=0)[::-1]), 0.0, 0.9))
+        overhead = self._overhead()
+        deciding = np.array(list(self.state["deciding"].values()))
         priced = []
         for number in sorted(found):
             plan = found[number]
@@ -288,29 +300,15 @@ class _Tuner:
                     plan=plan,
                     speedup=1 / (plan.cost * (1 - overhead) + overhead),
                     psnr=psnr if measured else (),
-                    expected=self._expected(plan),
+                    expected=forecast_errors(deciding, trajectories.sigmas, plan.compute),
                 )
             )
         return PlanBook(sigmas=tuple(self.state["sigmas"][:-1]), plans=tuple(priced))
 
-    def _expected(self, plan: StepPlan) -> dict[int, tuple[float, float]]:
-        """Mean and deviation, over the prompts, of the linear forecast's error at each computed step."""
-        sigmas = self.state["sigmas"]
-        found = {}
-        for place, step in enumerate(plan.compute):
-            nodes = list(plan.compute[max(0, place - 2) : place])[::-1]
-            if not nodes:
-                continue
-            errors = []
-            for products in self.state["deciding"].values():
-                products_ = np.array(products)
-                c = np.zeros(len(products_))
-                c[step] = -1.0
-                for node, factor in zip(nodes, weights([sigmas[n] for n in nodes], sigmas[step]), strict=True):
-                    c[node] += factor
-                errors.append(float(np.sqrt(max(c @ products_ @ c, 0.0) / max(products_[step, step], 1e-30))))
-            found[step] = (float(np.mean(errors)), float(np.std(errors)))
-        return found
+    def _overhead(self) -> float:
+        """Share of a run's time that no skipped step saves."""
+        whole, idle = np.median(list(self.state["seconds"].values()), axis=0)
+        return float(np.clip(idle / whole, 0.0, 0.9))
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -360,6 +358,25 @@ class _Tuner:
                 "one, or remove the file"
             )
         self.state = saved
+
+
+def _ranked(scores: dict[str, list[float]]) -> list[str]:
+    """Kinds of plans by what every prompt lost with them, best first.
+
+    On one prompt a plan may be ten dB ahead of another, on the next as far behind. So the default plan loses its place
+    only to what is better by two standard errors of the prompts' differences: the best of many is easily the luckiest.
+    """
+    usual = scores.get(DEFAULT)
+
+    def key(name: str) -> tuple[int, float]:
+        mean = float(np.mean(scores[name]))
+        if usual is None or name == DEFAULT:
+            return 1, mean
+        ahead = np.subtract(usual, scores[name])
+        doubt = 2 * float(np.std(ahead, ddof=1)) / len(ahead) ** 0.5 if len(ahead) > 1 else 0.0
+        return 0 if ahead.mean() > doubt else 2, mean
+
+    return sorted(scores, key=key)
 
 
 def _between(measured: dict[float, list[float]], cost: float, count: int) -> tuple[float, ...]:

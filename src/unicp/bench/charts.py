@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-COLOURS = 12
-"""Colours that the page defines: ``--c0`` to ``--c11``."""
+COLOURS = 16
+"""Colours that the page defines: ``--c0`` to ``--c15``."""
 SHAPES = ("circle", "square", "diamond", "triangle")
 
 

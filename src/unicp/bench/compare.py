@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ class _Comparing:
         results: dict[str, list[Result]] = {entry.name: [] for entry in (baseline, *alive)}
         for repeat in range(self.repeats):
             for number, prompt in enumerate(self.prompts):
-                reference = self._timed(baseline, prompt, number, repeat, None)
+                reference = self._reference(baseline, alive, prompt, number, repeat)
                 results[BASELINE].append(reference)
                 # Another one begins every round, so that none always runs after the same neighbour.
                 turn = (number + repeat) % max(1, len(alive))
@@ -264,12 +264,37 @@ class _Comparing:
         self._step(entry, time.perf_counter() - began)
         return found
 
-    def _timed(self, entry: _Entry, prompt: str | None, number: int, repeat: int, reference: Result | None) -> Result:
+    def _known(self, entry: _Entry, prompt: str | None, number: int, repeat: int) -> Result | None:
         key = self._key("run", entry, prompt, repeat)
         known = self.kept.get(key)
-        if known is not None:
-            self._step(entry, 0.0, fresh_run=False)
-            return Result.from_dict(known, number, repeat, self.kept.blob(key, "video"), self.kept.blob(key, "raw"))
+        if known is None:
+            return None
+        return Result.from_dict(known, number, repeat, self.kept.blob(key, "video"), self.kept.blob(key, "raw"))
+
+    def _reference(
+        self, baseline: _Entry, alive: Sequence[_Entry], prompt: str | None, number: int, repeat: int
+    ) -> Result:
+        """The unaccelerated video; timed beside what is new in this round: by another hour a machine may be slower."""
+        known = self._known(baseline, prompt, number, repeat)
+        if known is None:
+            return self._made(baseline, prompt, number, repeat, None)
+        if all(self.kept.get(self._key("run", entry, prompt, repeat)) is not None for entry in alive):
+            self._step(baseline, 0.0, fresh_run=False)
+            return known
+        made = self._made(baseline, prompt, number, repeat, None, keep=False)
+        # What is kept was judged by the video that is kept.
+        return replace(known, loop_seconds=made.loop_seconds, total_seconds=made.total_seconds)
+
+    def _timed(self, entry: _Entry, prompt: str | None, number: int, repeat: int, reference: Result) -> Result:
+        known = self._known(entry, prompt, number, repeat)
+        if known is None:
+            return self._made(entry, prompt, number, repeat, reference)
+        self._step(entry, 0.0, fresh_run=False)
+        return known
+
+    def _made(
+        self, entry: _Entry, prompt: str | None, number: int, repeat: int, reference: Result | None, keep: bool = True
+    ) -> Result:
         began = time.perf_counter()
         if entry.name not in self.warm:  # a comparison that continues: what happens once a process is not timed
             with self._applied(entry, prompt) as (run, call):
@@ -289,7 +314,8 @@ class _Comparing:
             result = result.with_blobs(video, raw)
         else:
             result = result.with_blobs(video, None)
-        self.kept.put(key, result.to_dict(), **blobs)
+        if keep:
+            self.kept.put(self._key("run", entry, prompt, repeat), result.to_dict(), **blobs)
         self._step(entry, time.perf_counter() - began)
         return result
 
@@ -313,6 +339,7 @@ class _Comparing:
             peak_bytes=made.peak_bytes,
             cache_bytes=None if report is None else report.cache_bytes,
             quality=distances,
+            beside=None if reference is None else reference.seconds,
             caption=quality.caption_check(frames, prompt),
             shape=tuple(frames.shape),
         )

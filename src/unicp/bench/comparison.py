@@ -8,11 +8,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..video import staged
 from .quality import CAPTION, HIGHEST_PSNR, MEASURES
-from .statistics import Estimate, estimate, interpolate, speedups
+from .statistics import Estimate, estimate, interpolate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Result:
     Attributes:
         prompt, repeat: which one.
         loop_seconds, total_seconds: denoising loop, and the whole call.
+        beside: both of the unaccelerated run that was made in the same round; ``None`` for that one.
         peak_bytes: most memory of the denoising loop beyond what was held before, on a CUDA device.
         cache_bytes: what unicp kept for later steps; ``None`` for other methods, which do not say.
         quality: figures of :data:`~unicp.bench.quality.MEASURES` against the unaccelerated video; empty for that one.
@@ -39,8 +41,14 @@ class Result:
     quality: dict[str, float | None]
     caption: dict[str, bool] | None
     shape: tuple[int, ...]
+    beside: dict[str, float] | None = None
     video: bytes | None = field(default=None, repr=False)
     raw: bytes | None = field(default=None, repr=False)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """``loop_seconds`` and ``total_seconds``."""
+        return {"loop_seconds": self.loop_seconds, "total_seconds": self.total_seconds}
 
     def with_blobs(self, video: bytes, raw: bytes | None) -> Result:
         return dataclasses.replace(self, video=video, raw=raw)
@@ -95,11 +103,6 @@ class Point:
     @property
     def name(self) -> str:
         return f"{self.method} {self.label}".strip()
-
-    def seconds(self, kind: str, prompts: int) -> list[list[float]]:
-        """``loop_seconds`` or ``total_seconds`` of each prompt, in the order of the repeats."""
-        ordered = sorted(self.results, key=lambda result: result.repeat)
-        return [[getattr(r, kind) for r in ordered if r.prompt == number] for number in range(prompts)]
 
     def measured(self, name: str) -> list[float]:
         """A quality figure, one value a prompt (of the first repeat); an infinite PSNR counts as 100 dB."""
@@ -173,15 +176,14 @@ class Comparison:
         return [self._row(point) for point in self.points]
 
     def _row(self, point: Point) -> Row:
-        count = len(self.prompts)
-
         def faster(kind: str) -> Estimate:
-            ratios = speedups(self.baseline.seconds(kind, count), point.seconds(kind, count))
-            found = estimate(ratios, middle="median")
+            ratios = [[self.beside(r)[kind] / r.seconds[kind] for r in point.results if r.prompt == n] for n in prompts]
+            found = estimate([median(of_one) for of_one in ratios if of_one], middle="median")
             assert found is not None
             return found
 
-        seconds = [value for each in point.seconds("loop_seconds", count) for value in each]
+        prompts = range(len(self.prompts))
+        seconds = [result.loop_seconds for result in point.results]
         flops, all_flops = point.observed.get("flops"), self.baseline.observed.get("flops")
         return Row(
             method=point.method,
@@ -196,6 +198,13 @@ class Comparison:
             peak_bytes=point.peak_bytes,
             cache_bytes=point.cache_bytes,
         )
+
+    def beside(self, result: Result) -> dict[str, float]:
+        """Seconds of the unaccelerated run that a run's speed-up is over."""
+        if result.beside is not None:
+            return result.beside
+        base = self.baseline.results
+        return next(r.seconds for r in base if (r.prompt, r.repeat) == (result.prompt, result.repeat))
 
     def curves(self) -> dict[str, list[Row]]:
         """The points of each method, slowest first."""

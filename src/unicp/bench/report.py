@@ -66,6 +66,7 @@ def html(comparison: Comparison, *, fps: float) -> str:
         legend=[(name, colours[name], rows[0].ours) for name, rows in curves.items()],
         measures=measures,
         kinds=kinds,
+        colours=COLOURS,
         charts={
             (m.name, kind): Markup(_chart(curves, colours, m, kind, title)) for m in measures for kind, title in kinds
         },
@@ -231,7 +232,6 @@ def _players(
     figures: dict[str, dict[int, dict[str, Any]]] = {}
     left = MOST_BYTES
     counts = range(len(comparison.prompts))
-    base = {r.prompt: r for r in comparison.baseline.results if r.repeat == 0}
     shape: tuple[int, ...] | None = None
     # Whole prompts first: every method's point near the middle, prompt by prompt; then what else there is room for.
     ahead = [point for point in order if point.name in shown.values()]
@@ -247,7 +247,7 @@ def _players(
         videos.setdefault(point.name, {})[number] = f"data:image/webp;base64,{data}"
         figures.setdefault(point.name, {})[number] = {
             "seconds": round(result.loop_seconds, 3),
-            "speedup": round(base[number].loop_seconds / result.loop_seconds, 2),
+            "speedup": round(comparison.beside(result)["loop_seconds"] / result.loop_seconds, 2),
             "psnr": None if not result.quality else min(HIGHEST_PSNR, float(result.quality["psnr"] or 0)),
         }
     names = [comparison.baseline.name, *(p.name for p in comparison.points if p.name in videos)]

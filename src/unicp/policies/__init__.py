@@ -97,6 +97,8 @@ class Plan:
         """What a guidance branch does."""
         if not unconditional(branch):
             return Plan(action="compute") if self.action == "conditional" else self
+        if self.action != "conditional" and self.unconditional is None:
+            return self
         damping = self.damping if self.unconditional is None else self.unconditional
         action = "forecast" if self.action == "conditional" else self.action
         return dataclasses.replace(self, action=action, damping=damping)

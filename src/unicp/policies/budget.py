@@ -15,6 +15,10 @@ if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
     from ..step_plans import Segment, StepPlan
 
 
+SPEEDS = (1.4, 1.5, 2.0, 2.5, 3.0, 4.0)
+"""Those that comparisons ask for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig(Config):
     """Compute the steps that matter most for a given cost, forecast the others along sigma, and watch the forecasts.
@@ -24,17 +28,18 @@ class BudgetConfig(Config):
 
     Attributes:
         profile: path of a profile with plans.
-        target_speedup: of the denoising loop, over the unaccelerated one, also where the whole reserve is spent; 1 or
-            more. Exactly one of this and ``min_psnr``.
+        target_speedup: of the denoising loop, over the unaccelerated one; 1 or more. Exactly one of this and
+            ``min_psnr``.
         min_psnr: in dB against the unaccelerated video: the cheapest plan that reaches it in four of five cases, going
             by the prompts of ``tune``. Needs a profile.
         correct: at a computed step, make good what the forecasts before it were off by, as the new output shows it.
         leap: share of the run's beginning in which the solver takes one long step to the next computed one, instead of
-            several through forecasts, 0 to 1. Only multistep solvers (UniPC, DPM-Solver++) and one denoiser; elsewhere
-            there are forecasts all the way.
+            several through forecasts, 0 to 1; behind it only where that step is longer than a twentieth of the run, and
+            with 0 nowhere. Only multistep solvers (UniPC, DPM-Solver++) and one denoiser; elsewhere there are forecasts
+            all the way.
         override_reserve: share of the steps that may be computed beyond the plan, 0 to 1, where forecasts turn out
-            worse than calibration saw.
-        override_zscore: how many standard deviations worse, above 0.
+            worse than calibration saw; without a profile, twice as bad as any before in this run.
+        override_zscore: how many standard deviations worse than in calibration, above 0.
         warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed. Of the first
             ones fewer, 2 at least, where they would be more than an eighth of the computed steps.
 
@@ -61,11 +66,11 @@ class BudgetConfig(Config):
     @classmethod
     def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
         """The default plan at several speeds: what the budget can do without a profile."""
-        return {cls.method: {f"{speed:g}x": cls(target_speedup=speed) for speed in (1.4, 2.0, 2.5, 3.0, 4.0)}}
+        return {cls.method: {f"{speed:g}x": cls(target_speedup=speed) for speed in SPEEDS}}
 
     def spread(self) -> dict[str, Config]:
         """The plans of one profile at several speeds."""
-        speeds = (1.4, 2.0, 2.5, 3.0, 4.0) if self.profile is not None else ()
+        speeds = SPEEDS if self.profile is not None else ()
         return {f"{speed:g}x": self.replace(target_speedup=speed, min_psnr=None) for speed in speeds}
 
     def __post_init__(self) -> None:
@@ -106,10 +111,6 @@ class Priced:
     psnr: tuple[float, ...] = ()
     expected: Mapping[int, tuple[float, float]] | None = None
 
-    def speedup_spent(self, reserve: float) -> float:
-        """The speed-up where this share of the steps is computed beyond the plan."""
-        return self.speedup if self.plan.cost == 1 else 1 / (1 / self.speedup + reserve)
-
     @property
     def safe_psnr(self) -> float:
         """What another prompt reaches in four of five cases, as far as those that were tried can tell.
@@ -135,9 +136,7 @@ class PlanBook:
             UnicpError: no plan reaches the target.
         """
         if config.target_speedup is not None:
-            wanted, reserve = config.target_speedup * 0.999, config.override_reserve
-            fast = [p for p in self.plans if p.speedup_spent(reserve) >= wanted]
-            fast = fast or [p for p in self.plans if p.speedup >= wanted]  # the fastest ones, if nothing is spent
+            fast = [p for p in self.plans if p.speedup >= config.target_speedup * 0.999]
             if not fast:
                 most = max(p.speedup for p in self.plans)
                 raise UnicpError(f"target_speedup={config.target_speedup:g}: the profile's fastest plan has {most:.2f}")
@@ -227,10 +226,9 @@ class BudgetPolicy(Policy):
         self._conditional: frozenset[int] = frozenset()
         self._expected: Mapping[int, tuple[float, float]] = {}
         self._fills: dict[int, Segment] = {}
-        self._seen: list[float] = []
+        self._largest, self._measured = 0.0, 0  # forecast errors of this run
         self._extra = 0
         self._reserve = 0
-        self._alarm = False
         self._blind = False
         self._broken = 0
         self._computed: list[int] = []
@@ -247,7 +245,7 @@ class BudgetPolicy(Policy):
         self.book = errors
 
     def _begin(self, step: Step) -> None:
-        from ..step_plans import growing, resampled
+        from ..step_plans import default, resampled
 
         config = self.config
         count = step.count
@@ -260,17 +258,16 @@ class BudgetPolicy(Policy):
             self._expected = (priced.expected or {}) if same else {}
         else:
             steps = count or 50
-            target = config.target_speedup or 1.0
-            reserve = round(config.override_reserve * steps)
-            wanted = max(1, round(steps / target) - (reserve if target > 1 else 0))
-            # Of few steps, too many at the beginning are missing afterwards (measured on the demo model).
-            warmup = min(config.warmup_steps, max(2, wanted // 8), steps)
-            plan = growing(steps, wanted, warmup, config.cooldown_steps)
+            wanted = max(1, math.floor(steps / (config.target_speedup or 1.0)))
+            plan = default(steps, wanted, config.warmup_steps, config.cooldown_steps)
+        self._reserve = round(config.override_reserve * plan.steps)
+        self._follow(plan)
+
+    def _follow(self, plan: StepPlan) -> None:
         self._plan = plan
         self._compute = frozenset(plan.compute)
         self._conditional = frozenset(plan.conditional)
         self._fills = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
-        self._reserve = round(config.override_reserve * plan.steps)
 
     def plan(self, step: Step) -> Plan:
         if self._plan is None:
@@ -278,23 +275,11 @@ class BudgetPolicy(Policy):
         segment = self._fills.get(step.index)
         # The second of two denoisers has outputs of its own: it cannot forecast from the first one's.
         if segment is None or step.position < 1 or step.index in self._compute:
-            alone = step.index in self._conditional and not self._blind
-            self._alarm = self._blind = False
-            self._computed.append(step.index)
-            if alone:
-                from ..fill import DAMPING
-
-                return Plan(action="conditional", order=1, damping=DAMPING ** (step.index - self._whole - 1))
-            self._whole = step.index
-            return Plan(action="compute")
+            return self._now(step, alone=step.index in self._conditional and not self._blind)
         if step.index < self._leapt:
             return Plan(action="reuse")
-        if self._doubts():
-            self._extra += not self._blind  # no number is never a reason to forecast, whatever the reserve
-            self._alarm = self._blind = False
-            self._computed.append(step.index)
-            self._whole = step.index
-            return Plan(action="compute")
+        if self._blind:  # no number is never a reason to forecast, whatever the reserve
+            return self._now(step)
         skipped, older = step.index - self._computed[-1] - 1, step.index - self._whole - 1
         order = min(segment.order, len(self._computed) - 1)
         if order == 0:
@@ -302,15 +287,32 @@ class BudgetPolicy(Policy):
         damping = segment.damping
         return Plan(action="forecast", order=order, damping=damping**skipped, unconditional=damping**older)
 
-    def _doubts(self) -> bool:
-        """Whether the step after the one just computed should be computed too, whatever the plan says."""
-        return self._blind or (self._alarm and self._extra < self._reserve)
+    def _now(self, step: Step, alone: bool = False) -> Plan:
+        """Compute this step: all branches, or the conditional one alone."""
+        self._blind = False
+        self._computed.append(step.index)
+        if alone:
+            from ..fill import DAMPING
+
+            return Plan(action="conditional", order=1, damping=DAMPING ** (step.index - self._whole - 1))
+        self._whole = step.index
+        return Plan(action="compute")
+
+    def _override(self, after: int) -> None:
+        """Halve the gap behind a computed step, if there is something left of the reserve."""
+        from ..step_plans import halved
+
+        if self._plan is not None and self._extra < self._reserve:
+            changed = halved(self._plan, after)
+            self._extra += changed is not self._plan
+            self._follow(changed)
 
     def leap(self, step: Step) -> int:
         segment, plan = self._fills.get(step.index + 1), self._plan
-        if segment is None or plan is None or segment.until > self.config.leap * plan.steps:
+        if segment is None or plan is None or self._computed[-1:] != [step.index] or self._blind:
             return step.index + 1
-        if self._computed[-1:] != [step.index] or self._doubts():
+        # Late in a run forecasts over a short gap are the better ones (measured on the demo model, 30 and 50 steps).
+        if segment.until > self.config.leap * plan.steps and 20 * (segment.until - segment.after) <= plan.steps:
             return step.index + 1
         self._leapt = segment.until
         return segment.until
@@ -326,14 +328,12 @@ class BudgetPolicy(Policy):
         expected = self._expected.get(step.index)
         if expected is not None:
             mean, deviation = expected
-            self._alarm = change > mean + self.config.override_zscore * max(deviation, 0.1 * mean)
-        elif len(self._seen) >= 4:
-            # Never measured: what stands out of this run's own errors so far.
-            ordered = sorted(self._seen)
-            median = ordered[len(ordered) // 2]
-            scale = sorted(abs(value - median) for value in self._seen)[len(self._seen) // 2]
-            self._alarm = change > median + self.config.override_zscore * max(1.4826 * scale, 0.1 * median)
-        self._seen = [*self._seen[-7:], change]
+            limit = mean + self.config.override_zscore * max(deviation, 0.1 * mean)
+        else:  # never measured; errors differ by as much as the gaps before them
+            limit = 2 * self._largest if self._measured >= 4 else math.inf
+        if change > limit:
+            self._override(step.index)
+        self._largest, self._measured = max(self._largest, change), self._measured + 1
 
     def notes(self) -> list[str]:
         said = []
