@@ -221,7 +221,7 @@ def test_results_of_other_code_are_made_again(pipe: Any, tmp_path: Path, monkeyp
 
     assert count() == 6 and count() == 0
     versions["methods"] = "1.dev0+b"
-    assert count() == 4  # of our method the discarded run and the timed one; beside it, warmed up, the unaccelerated one
+    assert count() == 4  # of our method the discarded run and the timed one; the unaccelerated one beside it, warmed up
     versions["measuring"] = "1.dev0+b"
     assert count() == 6
 
