@@ -1,8 +1,10 @@
 """Every method and peer on the demo model: the committed comparison.
 
-    python -m benchmarks.compare [--prompts 32] [--steps 50] [--methods NAME,...] [--repeats 1]
+    python -m benchmarks.compare [--prompts 32] [--steps 50] [--methods NAME,...] [--repeats 1] [--keep FILE.json]
 
-Run it once with ``--steps 50`` and once with ``--steps 30``. It may be interrupted: every run is kept in
+Run it once with ``--steps 50`` and once with ``--steps 30``. With ``--keep FILE.json`` the points of an earlier
+comparison are taken over where a method is not measured anew; every speed-up is over unaccelerated runs of its own
+comparison. It may be interrupted: every run is kept in
 ``benchmarks/results/compare-STEPS.sqlite`` (not committed), and the same command goes on from there. What is committed
 is ``compare-STEPS.json``, all figures without the videos, and ``compare-STEPS.md``, the methods at the same speed. The
 report, with videos, lies beside them as ``.html``.
@@ -12,6 +14,8 @@ The prompts are captions that the demo model was not trained on; MagCache is cal
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from typing import Any
 
 import unicp
 from benchmarks import common
@@ -64,10 +68,41 @@ def table(comparison: unicp.Comparison) -> str:
     lines += [
         "",
         f"{len(comparison.prompts)} captions the model never saw, {comparison.steps} steps; speed-up is wall-clock of "
-        f"the denoising loop. `{where['command']}`, {where['date']}, {where['environment']['device']}, "
-        f"{where['environment']['cores']} cores.",
+        f"the denoising loop. {_how(where)}",
     ]
+    if "kept" in where:
+        lines[-1] += f" Taken over from before: {', '.join(where['kept']['points'])}. {_how(where['kept'])}"
     return "\n".join(lines)
+
+
+def _how(provenance: dict[str, Any]) -> str:
+    device, cores = (provenance["environment"][name] for name in ("device", "cores"))
+    return f"`{provenance['command']}`, {provenance['date']}, {device}, {cores} cores."
+
+
+def joined(new: unicp.Comparison, old: unicp.Comparison) -> unicp.Comparison:
+    """The new comparison, and of the old one the methods that it has not.
+
+    Their runs keep the time of the unaccelerated runs that were made beside them: machines differ.
+    """
+    same = ("prompts", "steps", "seed", "repeats")
+    other = [name for name in same if getattr(new, name) != getattr(old, name)]
+    if other or old.provenance["model"] != new.provenance["model"]:
+        raise SystemExit(f"--keep: that comparison has other {', '.join(other) or 'weights'}; leave it out")
+    measured = {point.method for point in new.points}
+    points = [
+        replace(point, results=tuple(replace(result, beside=old.beside(result)) for result in point.results))
+        for point in old.points
+        if point.method not in measured
+    ]
+    kept = {**old.provenance, "points": list(dict.fromkeys(point.method for point in points))}
+    failures = [failure for failure in old.failures if failure.method not in measured]
+    return replace(
+        new,
+        points=(*new.points, *points),
+        failures=(*new.failures, *failures),
+        provenance={**new.provenance, "kept": kept},
+    )
 
 
 def main() -> None:
@@ -77,7 +112,9 @@ def main() -> None:
     parser.add_argument("--methods", help="names with commas between; by default all")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", default=None, help="name of the results, without ending; by default compare-STEPS")
+    parser.add_argument("--keep", help="a comparison (JSON) whose methods are taken over where they are not measured")
     args = parser.parse_args()
+    old = unicp.Comparison.load(args.keep) if args.keep else None  # before it is written over
     common.RESULTS.mkdir(exist_ok=True)
     place = common.RESULTS / (args.out or f"compare-{args.steps}")
     comparison = unicp.compare(
@@ -89,6 +126,8 @@ def main() -> None:
         calibration_prompt=common.training_prompts(1)[0],
         **{**common.CALL, "num_inference_steps": args.steps},
     )
+    if old is not None:
+        comparison = joined(comparison, old)
     print(comparison)
     place.with_suffix(".md").write_text(table(comparison) + "\n", "utf-8")
     print(f"written: {comparison.save(place.with_suffix('.json')).name}")

@@ -19,6 +19,7 @@ import torch
 from diffusers import WanPipeline
 
 import unicp
+from benchmarks.compare import joined, table
 from tests import tiny
 from unicp import AdaCacheConfig, ScheduleConfig, UnicpError, cli
 from unicp.bench import compare as module
@@ -205,6 +206,23 @@ def test_what_is_new_is_timed_against_the_machine_of_its_own_hour(
     assert again.beside(before)["loop_seconds"] == 1.0
 
 
+def test_the_benchmark_takes_over_what_it_does_not_measure(pipe: Any) -> None:
+    old, new, other = (
+        unicp.compare(pipe, methods, PROMPTS[:1], seed=seed, progress=False, **CALL)
+        for methods, seed in ((["control", "fewer-steps=2", "pab=0.5"], 0), (["control"], 0), (["control"], 1))
+    )
+    both = joined(new, old)
+    assert [point.method for point in both.points] == ["control", "fewer-steps"]
+    assert both.points[0] is new.points[0] and both.baseline is new.baseline
+    assert both.points[1].results[0].beside == old.baseline.results[0].seconds
+    assert both.rows()[1].loop_speedup == old.rows()[1].loop_speedup
+    assert [failure.method for failure in both.failures] == ["pab"]
+    assert both.provenance["kept"]["points"] == ["fewer-steps"]
+    assert "Taken over from before: fewer-steps. `" in table(both)
+    with pytest.raises(SystemExit, match="--keep: that comparison has other seed"):
+        joined(new, other)
+
+
 def test_results_of_other_code_are_made_again(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     real = module.generate
@@ -241,7 +259,7 @@ def test_the_source_has_a_digest_in_development(tmp_path: Path) -> None:
 
 def test_figures_survive_json(all_of_them: Any, tmp_path: Path) -> None:
     path = all_of_them.save(tmp_path / "figures.json")
-    loaded = module.load(path)
+    loaded = unicp.Comparison.load(path)
     assert str(loaded) == str(all_of_them)
     assert json.loads(path.read_text())["provenance"]["environment"]["versions"]["diffusers"]
 

@@ -38,7 +38,7 @@ CONFIG = BudgetConfig(target_speedup=1.0, override_reserve=0.0, correct=False, l
 @contextmanager
 def playing(pipe: Any, plan: StepPlan, config: Config = CONFIG) -> Iterator[unicp.Session]:
     """The pipeline, accelerated with this in place of the default plan."""
-    with patch("unicp.step_plans.growing", lambda *_: plan), unicp.accelerate(pipe, config) as session:
+    with patch("unicp.step_plans.default", lambda *_: plan), unicp.accelerate(pipe, config) as session:
         yield session
 
 
@@ -228,7 +228,7 @@ def test_unicp_leaves_a_step_by_halves_alone() -> None:
     policy = UniCPPolicy(stacked)
     policy.attach({"unit": "attention"}, (), None)
     due = []
-    with patch("unicp.step_plans.growing", lambda *_: PLAN):
+    with patch("unicp.step_plans.default", lambda *_: PLAN):
         for index in range(5):
             step = Step(index=index, count=10, position=index, sigma=1 - index / 10)
             plan = policy.plan(step)

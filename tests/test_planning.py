@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from unicp import fill, planning
 from unicp.planning import Limits, Trajectories
-from unicp.step_plans import Segment, StepPlan, computing, growing, halved, resampled
+from unicp.step_plans import Segment, StepPlan, computing, default, growing, halved, resampled
 
 
 def sigmas_of(steps: int, rng: np.random.Generator) -> Any:
@@ -163,8 +163,20 @@ def test_the_mean_of_the_prompts_can_be_what_counts_or_the_worst(steps: int, see
         assert worst[number].predicted == pytest.approx(planning.spread(by_worst, 8))
 
 
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 8), st.integers(0, 6))
+def test_of_few_skipped_steps_no_two_are_neighbours(steps: int, skipped: int, warmup: int, cooldown: int) -> None:
+    computed = max(steps - skipped, min(steps, warmup + cooldown))
+    plan = default(steps, computed, warmup, cooldown)
+    assert len(plan.compute) == computed and plan.compute[0] == 0
+    gaps = [segment.until - segment.after - 1 for segment in plan.segments]
+    assert sum(gaps) == steps - computed
+    if max(warmup, steps // 5) + 2 * (steps - computed) + max(cooldown, 4) <= steps:
+        assert set(gaps) <= {1}
+        assert set(range(max(warmup, steps // 5))) | set(range(steps - max(cooldown, 4), steps)) <= set(plan.compute)
+
+
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 8), st.integers(0, 3))
-def test_the_default_plan_computes_as_many_as_asked(steps: int, computed: int, warmup: int, cooldown: int) -> None:
+def test_growing_gaps_leave_as_many_computed_as_asked(steps: int, computed: int, warmup: int, cooldown: int) -> None:
     warmup, cooldown = min(warmup, steps), min(cooldown, steps)
     plan = growing(steps, computed, warmup, min(cooldown, steps - warmup))
     assert set(range(warmup)) <= set(plan.compute)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,16 +110,9 @@ def compare(
 
 class _Comparing:
     def __init__(
-        self,
-        pipe: Any,
-        peers: Sequence[Peer],
-        prompts: list[str | None],
-        seed: int,
-        repeats: int,
-        kept: store.Store,
-        calibration_prompt: str | None,
-        call: Mapping[str, Any],
-    ) -> None:
+        self, pipe: Any, peers: Sequence[Peer], prompts: list[str | None], seed: int, repeats: int, kept: store.Store,
+        calibration_prompt: str | None, call: Mapping[str, Any],
+    ) -> None:  # fmt: skip
         self.pipe, self.peers, self.prompts, self.seed, self.repeats = pipe, peers, prompts, seed, repeats
         self.kept, self.call = kept, dict(call)
         self.calibration_prompt = calibration_prompt or prompts[0]
@@ -402,8 +394,3 @@ def _shown(progress: bool | Callable[[Progress], None]) -> Iterator[Callable[[Pr
             bar.update(at.done - bar.n)
 
         yield show
-
-
-def load(path: str | Path) -> Comparison:
-    """A comparison that :meth:`Comparison.save` wrote; without its videos."""
-    return Comparison.from_dict(json.loads(Path(path).read_text("utf-8")))

@@ -277,6 +277,11 @@ class Comparison:
             part.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
         return path
 
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """One that :meth:`save` wrote; without its videos."""
+        return cls.from_dict(json.loads(Path(path).read_text("utf-8")))
+
     def report(self, path: str | Path, *, fps: float = 8.0) -> Path:
         """Write the page: one HTML file that needs nothing else. ``fps`` is the speed at which videos play."""
         from .report import write
