@@ -43,7 +43,7 @@ def steps(count: int) -> list[Step]:
     ("speed", "compute"),
     [
         (1.0, range(50)),
-        (1.5, sorted(set(range(50)) - set(range(13, 46, 2)))),  # 33 of them
+        (1.5, sorted(set(range(50)) - set(range(14, 47, 2)))),  # 33 of them
         (2.0, growing(50, 25, 3).compute),
         (3.0, growing(50, 16, 2).compute),
         (5.0, growing(50, 10, 2).compute),
