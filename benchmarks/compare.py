@@ -24,14 +24,17 @@ SPEEDS = (1.5, 2.0, 2.5, 3.0)
 
 
 def table(comparison: unicp.Comparison) -> str:
-    """Markdown: PSNR of every method at the same speed, ours in bold, a dash where its curve does not reach."""
+    """Markdown: PSNR of every method at the same speed, ours in bold, a dash where its curve does not reach.
+
+    Where its slowest point is faster than that, it counts as it is, its speed beside it.
+    """
     curves = {name: rows for name, rows in comparison.curves().items() if name != "control"}
     mean = [comparison.at_speedup(speed) for speed in SPEEDS]
     worst = [comparison.at_speedup(speed, worst=True) for speed in SPEEDS]
 
-    def height(name: str) -> float:
-        found = [value for at in mean if (value := at[name]) is not None]
-        return sum(found) / len(found) if found else float("-inf")
+    def height(name: str) -> tuple[float, ...]:
+        figures = (mean[SPEEDS.index(2.0)][name], mean[0][name])
+        return tuple(float("-inf") if value is None else value for value in figures)
 
     further = [comparison.at_speedup(2.0, measure) for measure in ("ssim", "motion_ratio")]
     at = " | ".join(f"{speed:g}×" for speed in SPEEDS)
@@ -42,6 +45,8 @@ def table(comparison: unicp.Comparison) -> str:
     for name in sorted(curves, key=height, reverse=True):
         pairs = [(high[name], low[name]) for high, low in zip(mean, worst, strict=True)]
         cells = ["–" if high is None or low is None else f"{high:.1f} / {low:.1f}" for high, low in pairs]
+        slowest = min((row.loop_speedup.value for row in curves[name] if not row.identical), default=0.0)
+        cells = [f"{cell} ({slowest:.2f}×)" if slowest > x else cell for cell, x in zip(cells, SPEEDS, strict=True)]
         cells += ["–" if (value := figures[name]) is None else f"{value:.3f}" for figures in further]
         cells.append(f"{curves[name][-1].loop_speedup.value:.2f}×")
         lines.append(f"| {f'**{name}**' if curves[name][0].ours else name} | {' | '.join(cells)} |")

@@ -97,6 +97,16 @@ def test_peers_that_run_do_skip(all_of_them: Any) -> None:
         assert row.computed_fraction is not None and 0 < row.computed_fraction <= 1.001, row.name
 
 
+def test_a_method_whose_slowest_point_is_faster_than_asked_counts_with_that_one(all_of_them: Any) -> None:
+    slow, fast = all_of_them.at_speedup(1e-3), all_of_them.at_speedup(1e3)
+    low = all_of_them.at_speedup(1e-3, worst=True)
+    for name, rows in all_of_them.curves().items():
+        psnr = rows[0].quality["psnr"]
+        assert (slow[name], low[name]) == ((None, None) if rows[0].identical else (psnr.value, psnr.worst))
+        assert fast[name] is None
+    assert slow["fewer-steps"] is not None and slow["control"] is None
+
+
 def test_the_control_is_identical(all_of_them: Any) -> None:
     """Nothing of the peers that ran before it reached its pipeline."""
     control = next(row for row in all_of_them.rows() if row.method == "control")

@@ -214,8 +214,10 @@ class Comparison:
         return {name: sorted(rows, key=lambda row: row.loop_speedup.value) for name, rows in found.items()}
 
     def at_speedup(self, speedup: float, measure: str = "psnr", worst: bool = False) -> dict[str, float | None]:
-        """A quality figure of each method at the same speed: on the line between its points, ``None`` outside.
+        """A quality figure of each method at the same speed, or faster.
 
+        It is read off the line between the method's points. Where the slowest of them is faster than asked, that one
+        counts: nobody is behind for not having been measured slower. Beyond the fastest one there is ``None``.
         Points whose videos are identical to the unaccelerated ones have no PSNR to draw a line to, and are left out.
 
         Args:
@@ -228,7 +230,8 @@ class Comparison:
         for name, rows in self.curves().items():
             known = [(r.loop_speedup.value, e) for r in rows if (e := r.quality.get(measure)) is not None]
             points = [(at, e.worst if worst else e.value) for at, e in known if e.value < endless]
-            found[name] = interpolate(points, speedup)
+            slowest = min(points, default=(speedup, None))
+            found[name] = slowest[1] if slowest[0] > speedup else interpolate(points, speedup)
         return found
 
     def to_dict(self) -> dict[str, Any]:

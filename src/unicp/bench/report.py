@@ -147,7 +147,7 @@ def _figure(value: float, measure: Measure) -> str:
 
 
 def rankings(comparison: Comparison) -> list[tuple[float, list[tuple[str, float, bool]]]]:
-    """At each of :data:`SPEEDS` the methods by PSNR, best first, read off the line between their points."""
+    """At each of :data:`SPEEDS` the methods by PSNR, best first (:meth:`Comparison.at_speedup`)."""
     ours = {point.method for point in comparison.points if point.ours}
     found = []
     for speed in SPEEDS:
