@@ -135,7 +135,7 @@ class _Tuner:
         try:
             book.choose(config)
         except UnicpError as error:
-            warnings.warn(f"{error}; the profile holds the slower plans", UnicpWarning, stacklevel=3)
+            warnings.warn(f"{error}; lower targets work with this profile", UnicpWarning, stacklevel=3)
         return self._written(config, book)
 
     def _trajectory(self, index: int, show: Callable[[str, int, int], None]) -> None:
