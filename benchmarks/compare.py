@@ -6,8 +6,7 @@ Run it once with ``--steps 50`` and once with ``--steps 30``. With ``--keep FILE
 comparison are taken over where a method is not measured anew; every speed-up is over unaccelerated runs of its own
 comparison. It may be interrupted: every run is kept in
 ``benchmarks/results/compare-STEPS.sqlite`` (not committed), and the same command goes on from there. What is committed
-is ``compare-STEPS.json``, all figures without the videos, and ``compare-STEPS.md``, the methods at the same speed. The
-report, with videos, lies beside them as ``.html``.
+is ``compare-STEPS.json``, all figures without the videos; the report, with videos, lies beside it as ``.html``.
 The prompts are captions that the demo model was not trained on; MagCache is calibrated on one from the training side.
 """
 
@@ -21,6 +20,22 @@ import unicp
 from benchmarks import common
 
 SPEEDS = (1.5, 2.0, 2.5, 3.0)
+HOW = ("command", "date", "environment")
+"""What is said of methods that are taken over from another comparison."""
+
+
+class _Curves:
+    """The curves of a comparison, read at :data:`SPEEDS`: methods by PSNR at 2x, the best one first."""
+
+    def __init__(self, comparison: unicp.Comparison) -> None:
+        self.rows = {name: rows for name, rows in comparison.curves().items() if name != "control"}
+        self.mean = [comparison.at_speedup(speed) for speed in SPEEDS]
+        self.worst = [comparison.at_speedup(speed, worst=True) for speed in SPEEDS]
+        self.names = sorted(self.rows, key=self._height, reverse=True)
+
+    def _height(self, name: str) -> tuple[float, ...]:
+        figures = (self.mean[SPEEDS.index(2.0)][name], self.mean[0][name])
+        return tuple(float("-inf") if value is None else value for value in figures)
 
 
 def table(comparison: unicp.Comparison) -> str:
@@ -28,42 +43,23 @@ def table(comparison: unicp.Comparison) -> str:
 
     Where its slowest point is faster than that, it counts as it is, its speed beside it.
     """
-    curves = {name: rows for name, rows in comparison.curves().items() if name != "control"}
-    mean = [comparison.at_speedup(speed) for speed in SPEEDS]
-    worst = [comparison.at_speedup(speed, worst=True) for speed in SPEEDS]
-
-    def height(name: str) -> tuple[float, ...]:
-        figures = (mean[SPEEDS.index(2.0)][name], mean[0][name])
-        return tuple(float("-inf") if value is None else value for value in figures)
-
+    curves = _Curves(comparison)
     further = [comparison.at_speedup(2.0, measure) for measure in ("ssim", "motion_ratio")]
     at = " | ".join(f"{speed:g}×" for speed in SPEEDS)
     lines = [
         f"| PSNR (dB), mean / worst, at | {at} | SSIM at 2× | motion ratio at 2× | fastest |",
         "|---|" + "---:|" * (len(SPEEDS) + 3),
     ]
-    for name in sorted(curves, key=height, reverse=True):
-        pairs = [(high[name], low[name]) for high, low in zip(mean, worst, strict=True)]
+    for name in curves.names:
+        rows = curves.rows[name]
+        pairs = [(high[name], low[name]) for high, low in zip(curves.mean, curves.worst, strict=True)]
         cells = ["–" if high is None or low is None else f"{high:.1f} / {low:.1f}" for high, low in pairs]
-        slowest = min((row.loop_speedup.value for row in curves[name] if not row.identical), default=0.0)
+        slowest = min((row.loop_speedup.value for row in rows if not row.identical), default=0.0)
         cells = [f"{cell} ({slowest:.2f}×)" if slowest > x else cell for cell, x in zip(cells, SPEEDS, strict=True)]
         cells += ["–" if (value := figures[name]) is None else f"{value:.3f}" for figures in further]
-        cells.append(f"{curves[name][-1].loop_speedup.value:.2f}×")
-        lines.append(f"| {f'**{name}**' if curves[name][0].ours else name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"| ours minus the best peer there (dB), mean / worst, at | {at} |",
-        "|---|" + "---:|" * len(SPEEDS),
-    ]
-    peers = [name for name in curves if not curves[name][0].ours]
-
-    def margin(name: str, figures: dict[str, float | None]) -> str:
-        own, others = figures[name], [value for peer in peers if (value := figures[peer]) is not None]
-        return "–" if own is None or not others else f"{own - max(others):+.1f}"
-
-    for name in sorted(curves.keys() - set(peers), key=height, reverse=True):
-        margins = [f"{margin(name, high)} / {margin(name, low)}" for high, low in zip(mean, worst, strict=True)]
-        lines.append(f"| {name} | {' | '.join(margins)} |")
+        cells.append(f"{rows[-1].loop_speedup.value:.2f}×")
+        lines.append(f"| {f'**{name}**' if rows[0].ours else name} | {' | '.join(cells)} |")
+    lines += ["", *margins(comparison)]
     broken: dict[str, str] = {}
     for failure in comparison.failures:
         broken.setdefault(failure.method, failure.error)
@@ -75,9 +71,30 @@ def table(comparison: unicp.Comparison) -> str:
         f"{len(comparison.prompts)} captions the model never saw, {comparison.steps} steps; speed-up is wall-clock of "
         f"the denoising loop. {_how(where)}",
     ]
-    if "kept" in where:
-        lines[-1] += f" Taken over from before: {', '.join(where['kept']['points'])}. {_how(where['kept'])}"
+    for one in where.get("kept", []):
+        lines[-1] += f" Taken over from before: {', '.join(one['methods'])}. {_how(one)}"
     return "\n".join(lines)
+
+
+def margins(comparison: unicp.Comparison) -> list[str]:
+    """Markdown: how far ours are ahead of the best peer at the same speed, or behind."""
+    curves = _Curves(comparison)
+    peers = [name for name, rows in curves.rows.items() if not rows[0].ours]
+
+    def margin(name: str, figures: dict[str, float | None]) -> str:
+        own, others = figures[name], [value for peer in peers if (value := figures[peer]) is not None]
+        return "–" if own is None or not others else f"{own - max(others):+.1f}"
+
+    lines = [
+        f"| ours minus the best peer there (dB), mean / worst, at | {' | '.join(f'{speed:g}×' for speed in SPEEDS)} |",
+        "|---|" + "---:|" * len(SPEEDS),
+    ]
+    for name in curves.names:
+        if name not in peers:
+            pairs = zip(curves.mean, curves.worst, strict=True)
+            cells = [f"{margin(name, high)} / {margin(name, low)}" for high, low in pairs]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _how(provenance: dict[str, Any]) -> str:
@@ -90,23 +107,30 @@ def joined(new: unicp.Comparison, old: unicp.Comparison) -> unicp.Comparison:
 
     Their runs keep the time of the unaccelerated runs that were made beside them: machines differ.
     """
-    same = ("prompts", "steps", "seed", "repeats")
-    other = [name for name in same if getattr(new, name) != getattr(old, name)]
-    if other or old.provenance["model"] != new.provenance["model"]:
-        raise SystemExit(f"--keep: that comparison has other {', '.join(other) or 'weights'}; leave it out")
-    measured = {point.method for point in new.points}
+    other = [name for name in ("model", "scheduler", "call", "seed") if new.provenance[name] != old.provenance[name]]
+    other += [name for name in ("prompts", "repeats") if getattr(new, name) != getattr(old, name)]
+    if other:
+        raise SystemExit(f"--keep: that comparison is of another {' and '.join(other)}; leave it out")
+    measured = {point.method for point in new.points} | {failure.method for failure in new.failures}
     points = [
         replace(point, results=tuple(replace(result, beside=old.beside(result)) for result in point.results))
         for point in old.points
         if point.method not in measured
     ]
-    kept = {**old.provenance, "points": list(dict.fromkeys(point.method for point in points))}
+    taken = dict.fromkeys(point.method for point in points)
+    earlier = old.provenance.get("kept", [])
+    of_earlier = {name for one in earlier for name in one["methods"]}
+    own = {
+        **{name: old.provenance[name] for name in HOW},
+        "methods": [name for name in taken if name not in of_earlier],
+    }
+    kept = [{**one, "methods": [name for name in one["methods"] if name in taken]} for one in (own, *earlier)]
     failures = [failure for failure in old.failures if failure.method not in measured]
     return replace(
         new,
         points=(*new.points, *points),
         failures=(*new.failures, *failures),
-        provenance={**new.provenance, "kept": kept},
+        provenance={**new.provenance, "kept": [one for one in kept if one["methods"]]},
     )
 
 
@@ -119,13 +143,16 @@ def main() -> None:
     parser.add_argument("--out", default=None, help="name of the results, without ending; by default compare-STEPS")
     parser.add_argument("--keep", help="a comparison (JSON) whose methods are taken over where they are not measured")
     args = parser.parse_args()
+    prompts = unicp.demo.prompts(args.prompts)
     old = unicp.Comparison.load(args.keep) if args.keep else None  # before it is written over
+    if old is not None and (old.prompts, old.steps, old.repeats) != (tuple(prompts), args.steps, args.repeats):
+        parser.error(f"--keep {args.keep}: it has {len(old.prompts)} prompts, {old.steps} steps, {old.repeats} repeats")
     common.RESULTS.mkdir(exist_ok=True)
     place = common.RESULTS / (args.out or f"compare-{args.steps}")
     comparison = unicp.compare(
         common.pipeline(),
         args.methods.split(",") if args.methods else None,
-        unicp.demo.prompts(args.prompts),
+        prompts,
         repeats=args.repeats,
         results=place.with_suffix(".sqlite"),
         calibration_prompt=common.training_prompts(1)[0],
@@ -134,7 +161,7 @@ def main() -> None:
     if old is not None:
         comparison = joined(comparison, old)
     print(comparison)
-    place.with_suffix(".md").write_text(table(comparison) + "\n", "utf-8")
+    print(table(comparison))
     print(f"written: {comparison.save(place.with_suffix('.json')).name}")
     print(f"written: {comparison.report(place.with_suffix('.html'), fps=unicp.demo.FPS).name}")
 

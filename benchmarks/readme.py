@@ -11,6 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import compare
+from unicp import Comparison
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: python -m benchmarks.readme -->", "<!-- end of results -->"
@@ -25,6 +28,8 @@ def block() -> str:
     """The README's section between the markers."""
     ada, overhead = _load(RESULTS / "adacache.json"), _load(RESULTS / "overhead.json")
     evaluation = _load(ROOT / "training" / "evaluation.json")
+    at_50 = Comparison.load(RESULTS / "compare-50.json")
+    kept = at_50.provenance.get("kept")
     provenance = ada["provenance"]
     machine, versions = provenance["machine"], provenance["versions"]
     lines = [
@@ -66,22 +71,18 @@ def block() -> str:
         "**At the same speed**, everybody's curve read at that speed-up, or its slowest point, where that is faster;",
         "more in [docs/results.md](docs/results.md). `budget` is the plan without a profile; `budget-50` and, below,",
         "`budget-30` are profiles that `unicp.tune` made from 8 captions of the training side, at 50 and at 30 steps.",
-        "`budget` was measured last, on another machine: each machine's speed-ups are over its own unaccelerated runs.",
+        *(
+            ["What was measured where: below the table. Speed-ups are over unaccelerated runs beside them."]
+            * bool(kept)
+        ),
         "",
-        (RESULTS / "compare-50.md").read_text().strip(),
+        compare.table(at_50),
         "",
         "**At 30 steps** there is less to skip (PSNR as above; all of it in [docs/results.md](docs/results.md)):",
         "",
-        *_margins((RESULTS / "compare-30.md").read_text()),
+        *compare.margins(Comparison.load(RESULTS / "compare-30.json")),
     ]
     return "\n".join([BEGIN, "", *lines, "", END])
-
-
-def _margins(table: str) -> list[str]:
-    """Of a comparison's tables the one of margins to the best peer."""
-    lines = table.splitlines()
-    begin = next(i for i, line in enumerate(lines) if line.startswith("| ours minus the best peer"))
-    return lines[begin : lines.index("", begin)]
 
 
 def _provenance(results: dict[str, Any]) -> str:
@@ -233,14 +234,12 @@ def page() -> str:
     lines += ["![Change of the modules' outputs from step to step, and what UniCP does](images/unicp-curves.png)", ""]
     lines += ["![Slicing error by rank](images/unicp-slicing.png)", ""]
     lines += [*_budget(budget), *_parts(), "## At the same speed, 30 steps", ""]
-    lines += [(RESULTS / "compare-30.md").read_text().strip(), ""]
     lines += [
-        "The same again, three quarters of an hour after the run from which the others above are taken over (with the",
-        "default plan of then). Times of the unaccelerated runs and of peers were kept from before, ours were new, and",
-        "the machine had become slower: all of ours read slower by several percent, AdaCache too, of which nothing had",
-        "changed. Since then whatever is new is timed beside an unaccelerated run of its own hour.",
+        compare.table(Comparison.load(RESULTS / "compare-30.json")),
         "",
-        *_margins((RESULTS / "compare-30-again.md").read_text()),
+        "Of what is taken over, ours were timed up to an hour after the unaccelerated and the peers' runs; a second",
+        "run, on a machine that had become slower meanwhile, read them 1 to 2 dB lower. Now whatever is new is timed",
+        "beside an unaccelerated run of its own.",
         "",
     ]
     lines += [

@@ -84,6 +84,14 @@ def run(wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     return call
 
 
+@pytest.fixture(scope="module")
+def pipe(wan_folder: Path) -> WanPipeline:
+    """That pipeline; modules with another one have a fixture of their own."""
+    pipe = WanPipeline.from_pretrained(wan_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.fixture
 def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speed-ups of tuned plans by their steps, not as timed: tiny models are mostly overhead."""

@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -19,11 +18,10 @@ import torch
 from diffusers import WanPipeline
 
 import unicp
-from benchmarks.compare import joined, table
 from tests import tiny
 from unicp import AdaCacheConfig, ScheduleConfig, UnicpError, cli
 from unicp.bench import compare as module
-from unicp.bench import peers, provenance, quality, source
+from unicp.bench import provenance, quality
 from unicp.bench.diffusers_peers import MagCache, patterns
 from unicp.bench.harness import generate
 from unicp.bench.isolation import fresh
@@ -32,13 +30,6 @@ from unicp.policies import config_types
 
 PROMPTS = ["a red ball bouncing", "a blue star"]
 CALL: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 6, "guidance_scale": 3.0}
-
-
-@pytest.fixture(scope="module")
-def pipe(wan_folder: Path) -> Any:
-    pipe = WanPipeline.from_pretrained(wan_folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def frames(pipe: Any) -> np.ndarray:
@@ -158,113 +149,6 @@ def test_a_twin_shares_weights_and_nothing_else(pipe: Any) -> None:
     unicp.accelerate(twin, ScheduleConfig(interval=3))
     assert np.array_equal(frames(pipe), before)
     assert np.array_equal(frames(fresh(pipe)), before)
-
-
-def test_an_interrupted_comparison_continues(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    real = module.generate
-    monkeypatch.setattr(module, "generate", lambda *args, **more: made.append(1) or real(*args, **more))
-    methods = [ScheduleConfig(interval=2), "fewer-steps=3"]
-
-    def stop(at: module.Progress) -> None:
-        if at.done == 6:
-            raise KeyboardInterrupt
-
-    path = tmp_path / "kept.sqlite"
-    arguments: dict[str, Any] = {"results": path, **CALL}
-    with pytest.raises(KeyboardInterrupt):
-        unicp.compare(pipe, methods, PROMPTS, progress=stop, **arguments)
-    assert len(made) == 6
-    seen: list[module.Progress] = []
-    first = unicp.compare(pipe, methods, PROMPTS, progress=seen.append, **arguments)
-    # Three timed runs were left, in a process that has to be warmed up for each of the three again.
-    assert len(made) == 6 + 3 + 3
-    assert seen[-1].done == seen[-1].total == 9
-    again = unicp.compare(pipe, methods, PROMPTS, progress=False, **arguments)
-    assert len(made) == 12
-    assert again.to_dict()["summary"] == first.to_dict()["summary"]
-    made.clear()
-    unicp.compare(pipe, methods, PROMPTS, progress=False, seed=1, **arguments)
-    assert made  # another seed is another result
-
-
-def test_what_is_new_is_timed_against_the_machine_of_its_own_hour(
-    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, seconds, made = module.generate, [1.0], []
-
-    def timed(*args: Any, **more: Any) -> Any:
-        made.append(1)
-        return replace(real(*args, **more), loop_seconds=seconds[0], total_seconds=seconds[0])
-
-    monkeypatch.setattr(module, "generate", timed)
-    arguments: dict[str, Any] = {"results": tmp_path / "kept.sqlite", "progress": False, "repeats": 2, **CALL}
-    first = unicp.compare(pipe, ["fewer-steps=3"], PROMPTS, **arguments)
-    seconds[0] = 2.0  # the machine has become slower
-    made.clear()
-    both = unicp.compare(pipe, ["fewer-steps=3:2"], PROMPTS, **arguments)
-    # A discarded run and four timed ones, and beside these the unaccelerated one, which has to be warmed up, too.
-    assert len(made) == 1 + 4 + 4 + 1
-    assert [row.loop_speedup.value for row in both.rows()] == [1.0, 1.0]
-    assert [result.loop_seconds for result in both.baseline.results] == [2.0] * 4
-    assert [result.beside for result in both.points[0].results] == [{"loop_seconds": 1.0, "total_seconds": 1.0}] * 4
-    assert both.points[0].measured("psnr") == first.points[0].measured("psnr")
-    made.clear()
-    again = unicp.compare(pipe, ["fewer-steps=3:2"], PROMPTS, **arguments)
-    assert not made and [row.loop_speedup.value for row in again.rows()] == [1.0, 1.0]
-    before = replace(again.points[1].results[0], beside=None)  # as kept by versions that did not write it
-    assert again.beside(before)["loop_seconds"] == 1.0
-
-
-def test_the_benchmark_takes_over_what_it_does_not_measure(pipe: Any) -> None:
-    old, new, other = (
-        unicp.compare(pipe, methods, PROMPTS[:1], seed=seed, progress=False, **CALL)
-        for methods, seed in ((["control", "fewer-steps=2", "pab=0.5"], 0), (["control"], 0), (["control"], 1))
-    )
-    both = joined(new, old)
-    assert [point.method for point in both.points] == ["control", "fewer-steps"]
-    assert both.points[0] is new.points[0] and both.baseline is new.baseline
-    assert both.points[1].results[0].beside == old.baseline.results[0].seconds
-    assert both.rows()[1].loop_speedup == old.rows()[1].loop_speedup
-    assert [failure.method for failure in both.failures] == ["pab"]
-    assert both.provenance["kept"]["points"] == ["fewer-steps"]
-    assert "Taken over from before: fewer-steps. `" in table(both)
-    with pytest.raises(SystemExit, match="--keep: that comparison has other seed"):
-        joined(new, other)
-
-
-def test_results_of_other_code_are_made_again(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    real = module.generate
-    monkeypatch.setattr(module, "generate", lambda *args, **more: made.append(1) or real(*args, **more))
-    versions = {"methods": "1.dev0+a", "measuring": "1.dev0+a"}
-    for place in (peers, provenance):
-        monkeypatch.setattr(place, "code_version", versions.__getitem__)
-
-    def count() -> int:
-        made.clear()
-        methods = [ScheduleConfig(interval=2), "fewer-steps=3"]
-        unicp.compare(pipe, methods, PROMPTS[:1], results=tmp_path / "kept.sqlite", progress=False, **CALL)
-        return len(made)
-
-    assert count() == 6 and count() == 0
-    versions["methods"] = "1.dev0+b"
-    assert count() == 4  # of our method the discarded run and the timed one; the unaccelerated one beside it, warmed up
-    versions["measuring"] = "1.dev0+b"
-    assert count() == 6
-
-
-def test_the_source_has_a_digest_in_development(tmp_path: Path) -> None:
-    kinds = [source.code_version(part, "2.0.dev1") for part in ("methods", "measuring")]
-    assert all(re.fullmatch(r"2\.0\.dev1\+[0-9a-f]{8}", kind) for kind in kinds) and kinds[0] != kinds[1]
-    assert source.code_version("methods", "2.0") == "2.0"
-    one, two = tmp_path / "one.py", tmp_path / "two.py"
-    one.write_text("a")
-    two.write_text("b")
-    before = source.digest([one, two], tmp_path)
-    assert source.digest([two, one], tmp_path) == before
-    two.write_text("c")
-    assert source.digest([one, two], tmp_path) != before
 
 
 def test_figures_survive_json(all_of_them: Any, tmp_path: Path) -> None:

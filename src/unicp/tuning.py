@@ -50,8 +50,8 @@ def tune(
     steps tell how much they grow by the end. From both, plans for every cost follow without further runs, within
     several limits of the search. Among them, the default plan, other ones with even gaps and ones with the conditional
     branch alone at every second computed step, real runs on the first half of the prompts choose at each cost: the
-    default plan, unless another one is better beyond doubt. The chosen plans' real quality is measured on the other
-    half (on all, if there is only one).
+    default plan, unless another one is ahead by two standard errors. The chosen plans' real quality is measured on the
+    other half (on all, if there is only one).
 
     Args:
         pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.
@@ -130,12 +130,12 @@ class _Tuner:
             book = self._book(trajectories, self._found(trajectories, show), show)
         finally:
             self.pipe._progress_bar_config = quiet
-        if self.checkpoint is not None:
-            self.checkpoint.unlink(missing_ok=True)
         try:
             book.choose(config)
         except UnicpError as error:
             warnings.warn(f"{error}; lower targets work with this profile", UnicpWarning, stacklevel=3)
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
         return self._written(config, book)
 
     def _trajectory(self, index: int, show: Callable[[str, int, int], None]) -> None:

@@ -73,7 +73,8 @@ def compare(
         seed: of the noise, the same for all.
         repeats: how often every video is made; more make the timing of few prompts steadier.
         results: file (SQLite) that keeps every run. With it an interrupted comparison continues, and a later one makes
-            only what is new. The same model, call, versions and machine are required for a result to be used again.
+            only what is new, and beside it the unaccelerated run once more: a machine is not as fast at every hour. The
+            same model, call, versions and machine are required for a result to be used again.
         calibration_prompt: for methods that calibrate first (MagCache); by default the first prompt.
         progress: show a bar, or a function that is told of every run.
         **call: arguments of the pipeline's call.
@@ -273,7 +274,9 @@ class _Comparing:
         if all(self.kept.get(self._key("run", entry, prompt, repeat)) is not None for entry in alive):
             self._step(baseline, 0.0, fresh_run=False)
             return known
-        made = self._made(baseline, prompt, number, repeat, None, keep=False)
+        began = time.perf_counter()
+        made, _ = self._run(baseline, prompt)
+        self._step(baseline, time.perf_counter() - began)
         # What is kept was judged by the video that is kept.
         return replace(known, loop_seconds=made.loop_seconds, total_seconds=made.total_seconds)
 
@@ -284,10 +287,8 @@ class _Comparing:
         self._step(entry, 0.0, fresh_run=False)
         return known
 
-    def _made(
-        self, entry: _Entry, prompt: str | None, number: int, repeat: int, reference: Result | None, keep: bool = True
-    ) -> Result:
-        began = time.perf_counter()
+    def _run(self, entry: _Entry, prompt: str | None) -> tuple[Made, Any]:
+        """A timed run, and what the method reports of it."""
         if entry.name not in self.warm:  # a comparison that continues: what happens once a process is not timed
             with self._applied(entry, prompt) as (run, call):
                 # Two steps where the method can do with them; some know how many there must be.
@@ -296,7 +297,11 @@ class _Comparing:
         gc.collect()
         with self._applied(entry, prompt) as (run, call):
             made = generate(run.pipe, call, seed=self.seed)
-            report = entry.peer.report(run) if entry.peer is not None else None
+            return made, entry.peer.report(run) if entry.peer is not None else None
+
+    def _made(self, entry: _Entry, prompt: str | None, number: int, repeat: int, reference: Result | None) -> Result:
+        began = time.perf_counter()
+        made, report = self._run(entry, prompt)
         result = self._judge(made, report, prompt, number, repeat, reference)
         video = sprites.sheet(made.frames)
         blobs = {"video": video}
@@ -306,8 +311,7 @@ class _Comparing:
             result = result.with_blobs(video, raw)
         else:
             result = result.with_blobs(video, None)
-        if keep:
-            self.kept.put(self._key("run", entry, prompt, repeat), result.to_dict(), **blobs)
+        self.kept.put(self._key("run", entry, prompt, repeat), result.to_dict(), **blobs)
         self._step(entry, time.perf_counter() - began)
         return result
 

@@ -226,10 +226,9 @@ class Comparison:
             worst: of the worst prompt, instead of the mean.
         """
         found: dict[str, float | None] = {}
-        endless = HIGHEST_PSNR if "psnr" in measure else math.inf
         for name, rows in self.curves().items():
-            known = [(r.loop_speedup.value, e) for r in rows if (e := r.quality.get(measure)) is not None]
-            points = [(at, e.worst if worst else e.value) for at, e in known if e.value < endless]
+            known = [(r, e) for r in rows if not r.identical and (e := r.quality.get(measure)) is not None]
+            points = [(r.loop_speedup.value, e.worst if worst else e.value) for r, e in known]
             slowest = min(points, default=(speedup, None))
             found[name] = slowest[1] if slowest[0] > speedup else interpolate(points, speedup)
         return found

@@ -23,8 +23,8 @@ SPEEDS = (1.4, 1.5, 2.0, 2.5, 3.0, 4.0)
 class BudgetConfig(Config):
     """Compute the steps that matter most for a given cost, forecast the others along sigma, and watch the forecasts.
 
-    The plan comes from a profile that ``unicp.tune`` made, or, without one, is a default for models never seen: the
-    first steps in full, then gaps that are shorter at the beginning than in the middle.
+    The plan comes from a profile that ``unicp.tune`` made, or, without one, is a default for models never seen
+    (:func:`unicp.step_plans.default`).
 
     Attributes:
         profile: path of a profile with plans.
@@ -38,7 +38,7 @@ class BudgetConfig(Config):
             with 0 nowhere. Only multistep solvers (UniPC, DPM-Solver++) and one denoiser; elsewhere there are forecasts
             all the way.
         override_reserve: share of the steps that may be computed beyond the plan, 0 to 1, where forecasts turn out
-            worse than calibration saw; without a profile, twice as bad as any before in this run.
+            worse than calibration saw; at steps that it did not see, twice as bad as any of four or more before.
         override_zscore: how many standard deviations worse than in calibration, above 0.
         warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed. Of the first
             ones fewer, 2 at least, where they would be more than an eighth of the computed steps.
@@ -142,9 +142,11 @@ class PlanBook:
                 raise UnicpError(f"target_speedup={config.target_speedup:g}: the profile's fastest plan has {most:.2f}")
             return max(fast, key=lambda p: p.plan.cost)
         good = [p for p in self.plans if p.psnr and p.safe_psnr >= (config.min_psnr or 0.0)]
+        if not any(p.psnr for p in self.plans):
+            raise UnicpError(f"min_psnr={config.min_psnr:g}: the profile was tuned without videos; give target_speedup")
         if not good:
             most = max(p.safe_psnr for p in self.plans)
-            raise UnicpError(f"min_psnr={config.min_psnr:g}: the profile's best plan reached {most:.1f} dB; tune anew")
+            raise UnicpError(f"min_psnr={config.min_psnr:g}: the profile's best plan reached {most:.1f} dB")
         return min(good, key=lambda p: p.plan.cost)
 
     @classmethod
@@ -258,7 +260,7 @@ class BudgetPolicy(Policy):
             self._expected = (priced.expected or {}) if same else {}
         else:
             steps = count or 50
-            wanted = max(1, math.floor(steps / (config.target_speedup or 1.0)))
+            wanted = max(1, math.floor(steps / (config.target_speedup or 1.0) + 1e-9))
             plan = default(steps, wanted, config.warmup_steps, config.cooldown_steps)
         self._reserve = round(config.override_reserve * plan.steps)
         self._follow(plan)
