@@ -29,7 +29,7 @@ def block() -> str:
     ada, overhead = _load(RESULTS / "adacache.json"), _load(RESULTS / "overhead.json")
     evaluation = _load(ROOT / "training" / "evaluation.json")
     at_50 = Comparison.load(RESULTS / "compare-50.json")
-    kept = at_50.provenance.get("kept")
+    places = ["What was measured where: below the table. Speed-ups are over unaccelerated runs beside them."]
     provenance = ada["provenance"]
     machine, versions = provenance["machine"], provenance["versions"]
     lines = [
@@ -71,10 +71,7 @@ def block() -> str:
         "**At the same speed**, everybody's curve read at that speed-up, or its slowest point, where that is faster;",
         "more in [docs/results.md](docs/results.md). `budget` is the plan without a profile; `budget-50` and, below,",
         "`budget-30` are profiles that `unicp.tune` made from 8 captions of the training side, at 50 and at 30 steps.",
-        *(
-            ["What was measured where: below the table. Speed-ups are over unaccelerated runs beside them."]
-            * bool(kept)
-        ),
+        *(places if "kept" in at_50.provenance else []),
         "",
         compare.table(at_50),
         "",
