@@ -56,6 +56,12 @@ def test_without_a_profile_the_default_plan_is_played(speed: float, compute: Seq
     assert len(compute) == int(50 / speed)
 
 
+def test_a_speed_that_a_number_of_steps_makes_exactly_is_that_number() -> None:
+    assert 33 / 1.1 < 30  # as computers divide
+    policy = BudgetPolicy(BudgetConfig(target_speedup=1.1))
+    assert sum(policy.plan(step).action == "compute" for step in steps(33)) == 30
+
+
 def computed_by(policy: BudgetPolicy, count: int, errors: dict[int, float]) -> list[int]:
     """The steps that a policy computes in a run, if its forecasts are off by so much there."""
     computed = []

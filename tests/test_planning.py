@@ -173,6 +173,8 @@ def test_of_few_skipped_steps_no_two_are_neighbours(steps: int, skipped: int, wa
     if max(warmup, steps // 5) + 2 * (steps - computed) + max(cooldown, 3) <= steps:
         assert set(gaps) <= {1}
         assert set(range(max(warmup, steps // 5))) | set(range(steps - max(cooldown, 3), steps)) <= set(plan.compute)
+    else:
+        assert plan == growing(steps, computed, min(warmup, max(2, computed // 8), steps), cooldown)
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 8), st.integers(0, 3))
