@@ -191,7 +191,9 @@ def test_estimates() -> None:
     assert two is not None and two.low is None and two.worst == 3.0
 
 
-def test_between_two_points_is_a_line_and_outside_of_them_nothing() -> None:
+def test_speedups_pair_the_runs_of_a_round() -> None:
+    # The machine was twice as slow in the second round, for both.
+    assert statistics.speedups([[2.0, 4.0]], [[1.0, 2.0]]) == [2.0]
     assert statistics.interpolate([(2.0, 20.0), (1.0, 30.0)], 1.5) == 25.0
     assert statistics.interpolate([(2.0, 20.0), (1.0, 30.0)], 2.5) is None
 

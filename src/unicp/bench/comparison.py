@@ -8,12 +8,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from ..video import staged
 from .quality import CAPTION, HIGHEST_PSNR, MEASURES
-from .statistics import Estimate, estimate, interpolate
+from .statistics import Estimate, estimate, interpolate, speedups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,12 +176,13 @@ class Comparison:
 
     def _row(self, point: Point) -> Row:
         def faster(kind: str) -> Estimate:
-            ratios = [[self.beside(r)[kind] / r.seconds[kind] for r in point.results if r.prompt == n] for n in prompts]
-            found = estimate([median(of_one) for of_one in ratios if of_one], middle="median")
+            slow = [[self.beside(result)[kind] for result in of_one] for of_one in runs]
+            fast = [[result.seconds[kind] for result in of_one] for of_one in runs]
+            found = estimate(speedups(slow, fast), middle="median")
             assert found is not None
             return found
 
-        prompts = range(len(self.prompts))
+        runs = [[r for r in point.results if r.prompt == number] for number in range(len(self.prompts))]
         seconds = [result.loop_seconds for result in point.results]
         flops, all_flops = point.observed.get("flops"), self.baseline.observed.get("flops")
         return Row(

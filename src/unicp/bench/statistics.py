@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from statistics import median
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -64,6 +65,19 @@ def estimate(values: Sequence[float], *, higher: bool | None = True, middle: str
     else:
         ordered = sorted((float(v) for v in data), reverse=higher)
     return Estimate(value, low, high, ordered[-1], ordered[0], len(data))
+
+
+def speedups(baseline: Sequence[Sequence[float]], method: Sequence[Sequence[float]]) -> list[float]:
+    """One speed-up a prompt: the median over repeats of the ratio of two runs that were made in the same round.
+
+    >>> speedups([[2.0, 4.0, 6.0]], [[1.0, 1.0, 1.0]])
+    [4.0]
+    """
+    return [
+        median(slow / fast for slow, fast in zip(*pair, strict=True))
+        for pair in zip(baseline, method, strict=True)
+        if pair[0] and pair[1]
+    ]
 
 
 def interpolate(points: Sequence[tuple[float, float]], x: float) -> float | None:
