@@ -128,7 +128,7 @@ class SeaCache(_Hooked):
     name = "seacache"
     fields = "SeaCacheConfig"
     knob = "threshold"
-    grid = (0.1, 0.25, 0.5, 1.0)
+    grid = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class _Ranged(_Hooked):
