@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
@@ -17,6 +18,9 @@ from unicp import cli, tuning
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+hypothesis.settings.register_profile("unicp", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("unicp")
 
 SMALL = ["--size", "48x32", "--frames", "5", "--steps", "8"]
 

@@ -20,8 +20,9 @@ class Effort:
         gain_prompts, gain_positions: on how many prompts (1 at least) and at how many steps errors are injected.
         variants: limits of the search, and
         warmups: first steps of even plans (:func:`~unicp.step_plans.growing`), and
-        alternating: of those with the conditional branch alone at every second step, where a pipeline calls it alone
-            (:func:`~unicp.step_plans.alternating`): all that are tried for real beside each other.
+        alternating: of those with the conditional branch alone at every second step, where a pipeline calls it alone,
+            and of those with UniCP inside there, if it is given (:func:`~unicp.step_plans.alternating`): all that are
+            tried for real beside each other.
         speeds: those of :data:`SPEEDS` at which plans are tried.
     """
 
@@ -54,12 +55,13 @@ EFFORTS = {
 }
 
 
-def cost_in_runs(prompts: int, effort: str) -> float:
-    """About how many runs of the pipeline a tuning takes."""
+def cost_in_runs(prompts: int, effort: str, inside: bool = False) -> float:
+    """About how many runs of the pipeline a tuning takes, with plans that have UniCP inside steps or without."""
     work = EFFORTS[effort]
     gains = min(work.gain_prompts, prompts) * work.gain_positions / 2
     half = (prompts + 1) // 2
-    kinds = 1 + len(work.variants) + len(work.warmups) + len(work.alternating)  # one is the default plan
+    kinds = 1 + len(work.variants) + len(work.warmups) + len(work.alternating) * (1 + inside)  # one is the default plan
     # Kinds are compared on one half of the prompts, the plans that are chosen are measured on the other.
     choosing = half * kinds * sum(1 / s for s in CHOICES)
-    return prompts + gains + choosing + max(prompts // 2, 1) * sum(1 / s for s in work.speeds)
+    timing = min(work.gain_prompts, prompts) / 2 if inside and work.alternating else 0
+    return prompts + gains + timing + choosing + max(prompts // 2, 1) * sum(1 / s for s in work.speeds)

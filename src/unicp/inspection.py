@@ -119,7 +119,7 @@ def text(profile: Profile) -> str:
 
 
 def _plans(profile: Profile) -> str:
-    """The plans of a budget, one line each: ``#`` computed, ``c`` by halves, ``~`` forecast, ``.`` reused."""
+    """The plans of a budget, one line each."""
     about = profile.metadata
     book = PlanBook.from_dict(about["budget"])
     lines = [
@@ -129,13 +129,14 @@ def _plans(profile: Profile) -> str:
         "speed-up  PSNR of four in five  plan",
     ]
     for priced in book.plans:
-        signs = ["c" if step in priced.plan.conditional else "#" for step in range(priced.plan.steps)]
+        cheap = dict.fromkeys(priced.plan.conditional, "c") | dict.fromkeys(priced.plan.inside, "u")
+        signs = [cheap.get(step, "#") for step in range(priced.plan.steps)]
         for segment in priced.plan.segments:
             for step in range(segment.after + 1, segment.until):
                 signs[step] = "~" if segment.order else "."
         psnr = f"{priced.safe_psnr:8.1f} dB" if priced.psnr else " " * 11
         lines.append(f"{priced.speedup:7.2f}x {psnr}  {''.join(thinned(signs, 56))}")
-    lines.append("# computed   c its conditional branch alone   ~ forecast   . reused")
+    lines.append("# computed   c its conditional branch alone   u UniCP inside   ~ forecast   . reused")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import UnicpError
 from .policies import Config, config_from_dict
-from .policies.budget import BudgetConfig
+from .policies.budget import BudgetConfig, PlanBook
 from .policies.unicp import UniCPConfig
 from .policies.unit_errors import UnitErrors
 
@@ -48,8 +48,9 @@ class Profile:
             raise UnicpError(f"the profile holds no calibration of {denoiser!r}; make one with: unicp calibrate")
         prefix = f"{denoiser}/"
         tensors = {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
-        steps = self.metadata.get("steps") or len(known[denoiser].get("sigmas") or ())
-        part = DenoiserProfile(name=denoiser, steps=steps, tensors=tensors, metadata=known[denoiser])
+        about = known[denoiser]
+        steps = about.get("steps") or self.metadata.get("steps") or len(about.get("sigmas") or ())
+        part = DenoiserProfile(name=denoiser, steps=steps, tensors=tensors, metadata=about)
         try:
             wrong = part.damage()
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -126,6 +127,26 @@ def config_of(path: str | os.PathLike[str]) -> Config:
     if isinstance(config, (UniCPConfig, BudgetConfig)):  # never another file, whatever this one says
         return config.replace(profile=os.fspath(path))
     return config
+
+
+def played(config: Config) -> Config:
+    """What carries a config out: of a budget whose plan has UniCP inside some steps, that UniCP over the budget.
+
+    Raises:
+        UnicpError: its profile is missing or damaged, or has no plan that reaches the target.
+    """
+    if not isinstance(config, BudgetConfig) or config.profile is None:
+        return config
+    about = Profile.load(config.profile).metadata
+    if not isinstance(about.get("inside"), dict) or not isinstance(about.get("budget"), dict):
+        return config
+    if not PlanBook.from_dict(about["budget"]).choose(config).plan.inside:
+        return config
+    inside = config_from_dict(about["inside"])
+    if not isinstance(inside, UniCPConfig):
+        raise UnicpError(f"the profile {config.profile} is damaged: what acts inside is {inside.method!r}; tune again")
+    calibrated = any(part.get("units") for part in about["denoisers"].values())
+    return inside.replace(profile=config.profile if calibrated else None, stack=config)
 
 
 def content_of(config: Config) -> dict[str, Any]:

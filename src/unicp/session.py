@@ -14,7 +14,7 @@ from .engine.compiled import original
 from .engine.executor import HOOK, Executor
 from .errors import UnicpError, UnicpWarning, unknown
 from .policies import Config, Needs, config_types, make_policy
-from .profiles import config_of
+from .profiles import config_of, played
 from .report import Generation, SessionReport, StepRecord
 from .specs import ModelSpec, find_spec, known_specs
 from .specs.discovery import discover
@@ -30,7 +30,7 @@ class Session:
     """
 
     def __init__(
-        self, denoisers: dict[str, Any], config: Config, specs: dict[str, Any], pipe: Any, group: Any = None
+        self, denoisers: dict[str, Any], config: Config, acting: Config, specs: dict[str, Any], pipe: Any, group: Any
     ) -> None:
         self.config = config
         self._generation: Generation | None = None
@@ -39,7 +39,7 @@ class Session:
         self._executors: list[Executor] = []
         try:
             for name, denoiser in denoisers.items():
-                executor = Executor(denoiser, name, config, specs[name], pipe, self._begin, self._close, group)
+                executor = Executor(denoiser, name, acting, specs[name], pipe, self._begin, self._close, group)
                 self._executors.append(executor)
                 executor.leaper.alone = len(denoisers) == 1
         except BaseException:
@@ -184,10 +184,11 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
     """
     denoisers, pipe = _denoisers(pipe_or_module)
     resolved = resolve_config(config)
-    needs = make_policy(resolved).needs()
-    specs = {name: spec or _spec_of(denoiser, resolved, needs) for name, denoiser in denoisers.items()}
+    acting = played(resolved)
+    needs = make_policy(acting).needs()
+    specs = {name: spec or _spec_of(denoiser, acting, needs) for name, denoiser in denoisers.items()}
     restore(pipe_or_module)
-    return Session(denoisers, resolved, specs, pipe, group)
+    return Session(denoisers, resolved, acting, specs, pipe, group)
 
 
 def _spec_of(denoiser: Any, config: Config, needs: Needs) -> ModelSpec | None:

@@ -41,6 +41,8 @@ class StepPlan:
         segments: one for every run of skipped steps.
         conditional: those of ``compute`` at which only the conditional guidance branch runs, and the unconditional
             output is a forecast. Pipelines that call the branches together compute both.
+        inside: those of ``compute`` at which UniCP acts inside; at the others it leaves everything whole.
+        inside_cost: what such a step costs, as a share of a whole one.
         correct: computed steps make good what the forecasts before them were off by.
         predicted: predicted error at the end of the run, relative to the size of the outputs.
     """
@@ -49,13 +51,16 @@ class StepPlan:
     compute: tuple[int, ...]
     segments: tuple[Segment, ...] = ()
     conditional: tuple[int, ...] = ()
+    inside: tuple[int, ...] = ()
+    inside_cost: float = 1.0
     correct: bool = True
     predicted: float = 0.0
 
     @property
     def cost(self) -> float:
         """Share of the steps that is computed; the conditional branch alone counts half."""
-        return (len(self.compute) - len(self.conditional) / 2) / self.steps
+        saved = len(self.conditional) / 2 + len(self.inside) * (1 - self.inside_cost)
+        return (len(self.compute) - saved) / self.steps
 
 
 def nearest(found: dict[int, StepPlan], computed: float) -> StepPlan:
@@ -126,21 +131,27 @@ def default(steps: int, computed: int, warmup: int = 5, cooldown: int = 1) -> St
     return growing(steps, computed, min(warmup, max(2, computed // 8), steps), cooldown)
 
 
-def alternating(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPlan:
+def alternating(
+    steps: int, computed: int, warmup: int, cooldown: int = 1, inside_cost: float | None = None
+) -> StepPlan:
     """A plan that computes more steps for the same cost: at every second one the conditional branch alone.
 
     Args:
         steps, warmup, cooldown: as for :func:`growing`.
         computed: the cost, in whole steps.
+        inside_cost: every second one is instead a step with UniCP inside, which costs so much of a whole one, 0 to 1.
 
     >>> plan = alternating(20, 9, 3)
     >>> plan.compute, plan.conditional, 20 * plan.cost
     ((0, 1, 2, 3, 5, 8, 10, 13, 16, 18, 19), (3, 8, 13, 18), 9.0)
     """
     ends = min(warmup + cooldown, steps)
-    plan = growing(steps, ends + round(4 * max(computed - ends, 0) / 3), warmup, cooldown)
-    inner = [step for step in plan.compute if warmup <= step < steps - cooldown]
-    return replace(plan, conditional=tuple(inner[::2]))
+    pair = 1 + (0.5 if inside_cost is None else inside_cost)  # what two steps cost
+    plan = growing(steps, ends + round(2 * max(computed - ends, 0) / pair), warmup, cooldown)
+    cheap = tuple([step for step in plan.compute if warmup <= step < steps - cooldown][::2])
+    if inside_cost is None:
+        return replace(plan, conditional=cheap)
+    return replace(plan, inside=cheap, inside_cost=inside_cost)
 
 
 def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) -> StepPlan:
@@ -167,8 +178,11 @@ def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) 
         step = int(np.argmin(np.where(free, np.abs(places - wanted), np.inf)))
         free[step] = False
         like[step] = plan.compute[round(number)]
-    conditional = tuple(sorted(step for step, old in like.items() if old in plan.conditional))
-    return _refilled(replace(plan, steps=len(new), compute=tuple(sorted(like)), conditional=conditional), places)
+    conditional, inside = (
+        tuple(sorted(step for step, old in like.items() if old in cheap)) for cheap in (plan.conditional, plan.inside)
+    )
+    moved = replace(plan, steps=len(new), compute=tuple(sorted(like)), conditional=conditional, inside=inside)
+    return _refilled(moved, places)
 
 
 def halved(plan: StepPlan, after: int) -> StepPlan:

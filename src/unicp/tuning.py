@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +15,21 @@ import torch
 
 from . import metrics
 from .calibration import progress_bar
+from .checkpoint import Checkpoint
 from .efforts import CHOICES, EFFORTS, Effort
 from .engine import hooks
 from .engine.executor import HOOK
 from .engine.replay import Player, Take
 from .errors import UnicpError, UnicpWarning
 from .fill import weights
-from .planning import Trajectories, forecast_errors, gain_curve, gram, plans
-from .policies import check_choice, check_number, unconditional
+from .kinds import between, kinds, ranked
+from .planning import Trajectories, forecast_errors, gain_curve, gram
+from .policies import Config, check_choice, check_number, unconditional
 from .policies.budget import BudgetConfig, PlanBook, Priced
-from .profiles import Profile, fingerprint
-from .session import _denoisers, accelerate
-from .step_plans import StepPlan, alternating, default, growing, nearest
-
-DEFAULT = "default"
+from .policies.unicp import UniCPConfig
+from .profiles import Profile, content_of, fingerprint
+from .session import _denoisers, accelerate, resolve_config
+from .step_plans import StepPlan, alternating, growing, nearest
 
 
 def tune(
@@ -39,6 +39,7 @@ def tune(
     target_speedup: float | None = None,
     min_psnr: float | None = None,
     effort: str = "medium",
+    inside: Any = None,
     seed: int = 0,
     progress: bool | Callable[[str, int, int], None] = True,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -49,9 +50,9 @@ def tune(
     Every prompt is run once as it is; what its solver was given is reduced to inner products. Errors injected at some
     steps tell how much they grow by the end. From both, plans for every cost follow without further runs, within
     several limits of the search. Among them, the default plan, other ones with even gaps and ones with the conditional
-    branch alone at every second computed step, real runs on the first half of the prompts choose at each cost: the
-    default plan, unless another one is ahead by two standard errors. The chosen plans' real quality is measured on the
-    other half (on all, if there is only one).
+    branch alone, or UniCP inside, at every second computed step, real runs on the first half of the prompts choose at
+    each cost: the default plan, unless another one is ahead by two standard errors. The chosen plans' real quality is
+    measured on the other half (on all, if there is only one).
 
     Args:
         pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.
@@ -59,6 +60,9 @@ def tune(
             ``prompt_embeds``.
         target_speedup, min_psnr: what the profile's config asks for; any other target can be asked of it later.
         effort: ``"low"``, ``"medium"`` or ``"high"``.
+        inside: a :class:`UniCPConfig`, or the path of a profile that :func:`calibrate` made: what may act inside
+            computed steps. What such a step costs is timed. The profile then holds the calibration, too. Nothing for
+            ``"low"``.
         seed: noise of prompt i is drawn on the CPU from ``seed + i``.
         progress: show a progress bar, or a function that is given what is done, the step and the number of steps.
         checkpoint: a file that holds what is done so far; it is removed at the end.
@@ -68,7 +72,8 @@ def tune(
         The profile; ``save`` writes it.
 
     Raises:
-        UnicpError: the pipeline is accelerated, its scheduler draws noise, or a target is out of range.
+        UnicpError: the pipeline is accelerated, its scheduler draws noise, a target is out of range, or ``inside`` is
+            not for this pipeline.
 
     Warns:
         UnicpWarning: no plan reaches the target; the profile is good for lower ones.
@@ -85,10 +90,25 @@ def tune(
     check_number("seed", seed, low=0, whole=True)
     if any(hooks.find(denoiser, HOOK) is not None for denoiser in denoisers.values()):
         raise UnicpError("the pipeline is accelerated; tune measures it as it is: unicp.restore(pipe) first")
+    acting = acting_inside(inside) if inside is not None else None
+    if acting is not None:
+        accelerate(pipe, acting).restore()  # refused before any run, where it is of another model
     texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
-    tuner = _Tuner(pipe, denoisers, texts, call, seed, EFFORTS[effort], checkpoint)
+    tuner = _Tuner(pipe, denoisers, texts, call, seed, EFFORTS[effort], acting, checkpoint)
     with progress_bar(progress, "tuning") as show:
         return tuner.profile(config, show)
+
+
+def acting_inside(inside: Any) -> UniCPConfig:
+    """What is to act inside computed steps.
+
+    Raises:
+        UnicpError: it is no UniCP, or stacked on another method.
+    """
+    config = resolve_config(inside)
+    if not isinstance(config, UniCPConfig) or config.stack is not None:
+        raise UnicpError(f"inside must be a UniCPConfig without a stack, or a profile of one, got {inside!r:.80}")
+    return config
 
 
 class _Tuner:
@@ -96,19 +116,20 @@ class _Tuner:
 
     def __init__(
         self, pipe: Any, denoisers: dict[str, Any], prompts: list[str | None], call: dict[str, Any], seed: int,
-        effort: Effort, checkpoint: str | os.PathLike[str] | None,
+        effort: Effort, inside: UniCPConfig | None, checkpoint: str | os.PathLike[str] | None,
     ) -> None:  # fmt: skip
         self.pipe, self.denoisers, self.prompts, self.seed, self.effort = pipe, denoisers, prompts, seed, effort
-        self.call = call
+        self.call, self.inside = call, inside
         self.player = Player(pipe, denoisers)
-        self.checkpoint = Path(checkpoint) if checkpoint is not None else None
         self.chosen: dict[str, str] = {}
         self.takes: dict[int, Take] = {}
         self.frames: dict[int, Any] = {}
         self.state: dict[str, Any] = {"grams": {}, "deciding": {}, "gains": {}, "seconds": {}, "real": {}}
         models = [fingerprint(d) for d in denoisers.values()]
         about = [models, prompts, seed, repr(effort), sorted(map(repr, call.items()))]
-        self.identity = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        if inside is not None:
+            about.append(content_of(inside))
+        self.checkpoint = Checkpoint(checkpoint, hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16])
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -123,7 +144,7 @@ class _Tuner:
         quiet = getattr(self.pipe, "_progress_bar_config", None)
         self.pipe.set_progress_bar_config(**{**(quiet or {}), "disable": True})
         try:
-            self._restore_state()
+            self.state = self.checkpoint.load() or self.state
             for index in range(len(self.prompts)):
                 self._trajectory(index, show)
             trajectories = self._trajectories()
@@ -133,9 +154,8 @@ class _Tuner:
         try:
             book.choose(config)
         except UnicpError as error:
-            warnings.warn(f"{error}; lower targets work with this profile", UnicpWarning, stacklevel=3)
-        if self.checkpoint is not None:
-            self.checkpoint.unlink(missing_ok=True)
+            warnings.warn(f"the profile is made, but {error}", UnicpWarning, stacklevel=3)
+        self.checkpoint.remove()
         return self._written(config, book)
 
     def _trajectory(self, index: int, show: Callable[[str, int, int], None]) -> None:
@@ -169,7 +189,7 @@ class _Tuner:
                     "two runs with the same model outputs differ: the scheduler, a "
                     f"{type(self.pipe.scheduler).__name__}, draws noise; tune needs a deterministic one"
                 )
-        self._save_state()
+        self.checkpoint.save(self.state)
 
     def _gains(self, index: int, take: Take, show: Callable[[str, int, int], None]) -> list[list[float]]:
         """How much larger an error at a step is at the end than the solver alone makes it: (step, gain) at some."""
@@ -212,49 +232,47 @@ class _Tuner:
     def _real(self, plan: StepPlan, index: int, show: Callable[[int, int], None]) -> tuple[float, float | None]:
         """Relative error of the final latents under a plan, and PSNR of the video in dB."""
         fills = [[s.after, s.order, s.damping] for s in plan.segments]
-        key = json.dumps([plan.compute, plan.conditional, fills, index])
+        key = json.dumps([plan.compute, plan.conditional, plan.inside, fills, index])
         if key not in self.state["real"]:
             if index not in self.takes:
                 self._keep_frames(index, self.player.run(self.arguments(index)))
-            book = PlanBook(sigmas=tuple(self.state["sigmas"][:-1]), plans=(Priced(plan=plan, speedup=1.0),))
-            config = BudgetConfig(target_speedup=1.0, override_reserve=0.0)
-            with accelerate(self.pipe, config) as session:
-                for executor in session._executors:
-                    executor.book = book
-                watching = Player(self.pipe, {})
-                take = watching.run(self.arguments(index), on_step=show)
+            take = self._played(plan, index, show)
             reference = self.takes[index].latents
             error = float((take.latents - reference).norm() / reference.norm())
             made, wanted = _frames(take.result), self.frames[index]
             quality = metrics.psnr(made, wanted) if made is not None and wanted is not None else None
             self.state["real"][key] = [error, quality]
-            self._save_state()
+            self.checkpoint.save(self.state)
         error, quality = self.state["real"][key]
         return error, quality
+
+    def _played(self, plan: StepPlan, index: int, show: Callable[[int, int], None]) -> Take:
+        """A run of a prompt under a plan."""
+        config: Config = BudgetConfig(target_speedup=1.0, override_reserve=0.0)
+        if plan.inside and self.inside is not None:
+            config = self.inside.replace(stack=config)
+        with accelerate(self.pipe, config) as session:
+            for executor in session._executors:
+                executor.book = PlanBook(
+                    sigmas=tuple(self.state["sigmas"][:-1]), plans=(Priced(plan=plan, speedup=1.0),)
+                )
+            return Player(self.pipe, {}).run(self.arguments(index), on_step=show)
 
     # -- decisions -------------------------------------------------------------------------------------------------
 
     def _found(self, trajectories: Trajectories, show: Callable[[str, int, int], None]) -> dict[int, StepPlan]:
         """Plans by their cost in steps: at each cost of the kind that did best on half of the prompts."""
         count = trajectories.steps
-        kinds = {
-            f"search, warmup {limits.warmup}, tempering {limits.tempering:g}": plans(trajectories, limits)
-            for limits in self.effort.variants
-        }
-        kinds[DEFAULT] = {number: default(count, number) for number in range(4, count)}
-        ways = {"even": (growing, self.effort.warmups)}
-        if self.state["apart"]:
-            ways["conditional branch alone at every second"] = (alternating, self.effort.alternating)
-        for name, (made, warmups) in ways.items():
-            for warmup in warmups:
-                found = {number: made(count, number, warmup) for number in range(warmup + 2, count)}
-                # Alternating plans end where all steps are computed, half of them by halves.
-                kinds[f"{name}, warmup {warmup}"] = {n: plan for n, plan in found.items() if plan.cost * count > n - 1}
-        kinds = {name: found for name, found in kinds.items() if found}  # of few steps, some would compute all
+        known = kinds(
+            trajectories,
+            self.effort,
+            apart=self.state["apart"],
+            inside_cost=self._inside_cost(count, show) if self.inside is not None else 1.0,
+        )
         half = range((len(self.prompts) + 1) // 2)
         best: dict[float, list[str]] = {}
         for speed in CHOICES:
-            offered = {name: nearest(found, count / speed) for name, found in kinds.items()}
+            offered = {name: nearest(found, count / speed) for name, found in known.items()}
             dearest = max(1 / speed + 0.5 / count, min(plan.cost for plan in offered.values()))
             offered = {name: plan for name, plan in offered.items() if plan.cost <= dearest}
             scores: dict[str, list[float]] = {}
@@ -266,12 +284,12 @@ class _Tuner:
                     float(np.log(max(error, 1e-9))) if quality is None else -min(quality, 120.0)
                     for error, quality in runs
                 ]
-            best[count / speed] = _ranked(scores)
+            best[count / speed] = ranked(scores)
             self.chosen[f"{speed:g}x"] = best[count / speed][0]
         result: dict[int, StepPlan] = {}
         for number in range(count):
-            ranked = best[min(best, key=lambda computed: abs(computed - number))]
-            kind = next((kinds[name] for name in ranked if number in kinds[name]), None)
+            order = best[min(best, key=lambda computed: abs(computed - number))]
+            kind = next((known[name] for name in order if number in known[name]), None)
             if kind is not None:
                 result[number] = kind[number]
         return result
@@ -294,7 +312,7 @@ class _Tuner:
         priced = []
         for number in sorted(found):
             plan = found[number]
-            psnr = _between(measured, plan.cost, len(judged)) if plan.cost < 1 else (120.0,) * len(judged)
+            psnr = between(measured, plan.cost, len(judged)) if plan.cost < 1 else (120.0,) * len(judged)
             priced.append(
                 Priced(
                     plan=plan,
@@ -310,6 +328,22 @@ class _Tuner:
         whole, idle = np.median(list(self.state["seconds"].values()), axis=0)
         return float(np.clip(idle / whole, 0.0, 0.9))
 
+    def _inside_cost(self, count: int, show: Callable[[str, int, int], None]) -> float:
+        """Time of a step with UniCP inside, as a share of a whole one's, in runs for half of the time; 1 at most."""
+        plan = alternating(count, count // 2, 3, inside_cost=0.5)
+        if not plan.inside or not self.effort.alternating:
+            return 1.0
+        if "inside" not in self.state:
+            runs = [
+                self._played(plan, index, lambda s, n: show("UniCP inside, timed", s, n)).seconds
+                for index in range(len(self.state["seconds"]))
+            ]
+            whole, idle = np.median(list(self.state["seconds"].values()), axis=0)
+            spent = count * (np.median(runs) - idle) / max(whole - idle, 1e-9)  # in whole steps
+            self.state["inside"] = float(spent - len(plan.compute)) / len(plan.inside) + 1
+            self.checkpoint.save(self.state)
+        return float(np.clip(self.state["inside"], 0.05, 1.0))
+
     # -- files -----------------------------------------------------------------------------------------------------
 
     def _written(self, config: BudgetConfig, book: PlanBook) -> Profile:
@@ -317,10 +351,18 @@ class _Tuner:
 
         from . import __version__
 
-        about = {
+        about: dict[str, Mapping[str, Any]] = {
             name: {"class": type(d).__name__, "fingerprint": fingerprint(d), "sigmas": list(book.sigmas)}
             for name, d in self.denoisers.items()
         }
+        more: dict[str, Any] = {}
+        tensors: Mapping[str, Any] = {}
+        if self.inside is not None:
+            more["inside"] = self.inside.replace(profile=None).to_dict()
+            if self.inside.profile is not None:
+                calibrated = Profile.load(self.inside.profile)
+                tensors = calibrated.tensors
+                about |= {name: {**calibrated.of(name).metadata, "steps": calibrated.of(name).steps} for name in about}
         metadata = {
             "versions": {"unicp": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
             "pipeline": type(self.pipe).__name__,
@@ -334,57 +376,9 @@ class _Tuner:
             "chosen": self.chosen,
             "gains": {name: points for name, points in self.state["gains"].items()},
             "budget": book.to_dict(),
+            **more,
         }
-        return Profile(config=config, metadata=metadata)
-
-    def _save_state(self) -> None:
-        if self.checkpoint is None:
-            return
-        part = self.checkpoint.with_name(self.checkpoint.name + ".part")
-        part.write_text(json.dumps({"identity": self.identity, **self.state}), "utf-8")
-        part.replace(self.checkpoint)
-
-    def _restore_state(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return
-        try:
-            saved = json.loads(self.checkpoint.read_text("utf-8"))
-            identity = saved.pop("identity")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise UnicpError(f"{self.checkpoint} is no unfinished tuning; remove the file") from error
-        if identity != self.identity:
-            raise UnicpError(
-                f"{self.checkpoint} holds an unfinished tuning of another model, prompts or arguments; finish that "
-                "one, or remove the file"
-            )
-        self.state = saved
-
-
-def _ranked(scores: dict[str, list[float]]) -> list[str]:
-    """Kinds of plans by what every prompt lost with them, best first.
-
-    On one prompt a plan may be ten dB ahead of another, on the next as far behind. So the default plan loses its place
-    only to what is better by two standard errors of the prompts' differences: the best of many is easily the luckiest.
-    """
-    usual = scores.get(DEFAULT)
-
-    def key(name: str) -> tuple[int, float]:
-        mean = float(np.mean(scores[name]))
-        if usual is None or name == DEFAULT:
-            return 1, mean
-        ahead = np.subtract(usual, scores[name])
-        doubt = 2 * float(np.std(ahead, ddof=1)) / len(ahead) ** 0.5 if len(ahead) > 1 else 0.0
-        return 0 if ahead.mean() > doubt else 2, mean
-
-    return sorted(scores, key=key)
-
-
-def _between(measured: dict[float, list[float]], cost: float, count: int) -> tuple[float, ...]:
-    """PSNR of every prompt at a cost, between the measured ones; never beyond them."""
-    at = sorted(measured)
-    if not at or cost < at[0]:
-        return (0.0,) * count
-    return tuple(float(np.interp(cost, at, [measured[c][i] for c in at])) for i in range(count))
+        return Profile(config=config, tensors=tensors, metadata=metadata)
 
 
 def _frames(result: Any) -> Any:

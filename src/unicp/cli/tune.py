@@ -11,6 +11,7 @@ from . import measuring, options
 
 SPEEDUP_HELP = "How much faster the denoising loop is to be; 2 if nothing else is asked for."
 PSNR_HELP = "Or: how near to the unaccelerated video, in dB, for four of five prompts."
+INSIDE_HELP = "A profile of unicp calibrate: try UniCP inside computed steps, too."
 EFFORT_HELP = "low, medium or high: how many runs the search may take."
 
 
@@ -21,6 +22,7 @@ def tune(
     target_speedup: float = typer.Option(None, metavar="X", help=SPEEDUP_HELP),
     min_psnr: float = typer.Option(None, metavar="X", help=PSNR_HELP),
     effort: str = typer.Option("medium", metavar="NAME", help=EFFORT_HELP),
+    inside: str = typer.Option(None, metavar="FILE", help=INSIDE_HELP),
     steps: int = typer.Option(None, min=1, metavar="N", help="Denoising steps."),
     seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help=measuring.SEED_HELP),
     guidance: float = typer.Option(None, min=0, metavar="X", help="Guidance scale."),
@@ -52,15 +54,24 @@ def tune(
 
     if effort not in efforts.EFFORTS:
         raise UnicpError(f"--effort must be one of {', '.join(efforts.EFFORTS)}, got {effort!r}")
+    acting = tuning.acting_inside(inside) if inside is not None else None
     texts = measuring.read_prompts(prompts, prompts_file, model, 8)
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     pipe, call = measuring.load(model, given, device, dtype)
     from .screen import messages
 
-    runs = efforts.cost_in_runs(len(texts), effort)
+    runs = efforts.cost_in_runs(len(texts), effort, acting is not None)
     messages().print(f"{len(texts)} prompts, effort {effort}: about as long as {runs:.0f} unaccelerated videos")
     found = tuning.tune(
-        pipe, texts, target_speedup=target_speedup, min_psnr=min_psnr, effort=effort, seed=seed, checkpoint=part, **call
+        pipe,
+        texts,
+        target_speedup=target_speedup,
+        min_psnr=min_psnr,
+        effort=effort,
+        inside=acting,
+        seed=seed,
+        checkpoint=part,
+        **call,
     )
     found.save(output)
     measuring.say(output)

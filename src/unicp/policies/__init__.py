@@ -79,6 +79,7 @@ class Plan:
         unconditional: damping for the unconditional branch, where it differs: its last output may be an older one.
         units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
         weights: for units that blend: weight of the sliced output, 0 to 1.
+        whole: nothing may be left out inside of this step, whatever acts inside of steps.
     """
 
     action: str
@@ -87,6 +88,7 @@ class Plan:
     unconditional: float | None = None
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    whole: bool = False
 
     @property
     def runs(self) -> bool:

@@ -163,7 +163,9 @@ class PlanBook:
         for priced in book.plans:
             plan = priced.plan
             inside = all(0 <= s.after < s.until <= plan.steps and 0 <= s.order <= 2 for s in plan.segments)
-            inside &= set(plan.conditional) <= set(plan.compute[1:])
+            cheap = (*plan.conditional, *plan.inside)
+            inside &= set(cheap) <= set(plan.compute[1:]) and len(set(cheap)) == len(cheap)
+            inside &= 0 < plan.inside_cost <= 1
             rising = all(a < b for a, b in zip((-1, *plan.compute), (*plan.compute, plan.steps), strict=True))
             numbers = [priced.speedup, plan.predicted, *(s.damping for s in plan.segments)]
             if not (inside and rising and 1 <= plan.steps <= len(book.sigmas) and all(map(math.isfinite, numbers))):
@@ -187,6 +189,8 @@ class PlanBook:
                 compute=tuple(int(step) for step in entry["compute"]),
                 segments=segments,
                 conditional=tuple(int(step) for step in entry.get("conditional", ())),
+                inside=tuple(int(step) for step in entry.get("inside", ())),
+                inside_cost=float(entry.get("inside_cost", 1.0)),
                 predicted=float(entry["predicted"]),
             )
             expected = {int(step): (float(mean), float(dev)) for step, (mean, dev) in entry["expected"].items()}
@@ -204,6 +208,8 @@ class PlanBook:
                     "compute": list(priced.plan.compute),
                     "segments": [[s.after, s.until, s.order, s.damping] for s in priced.plan.segments],
                     "conditional": list(priced.plan.conditional),
+                    "inside": list(priced.plan.inside),
+                    "inside_cost": priced.plan.inside_cost,
                     "predicted": priced.plan.predicted,
                     "speedup": priced.speedup,
                     "psnr": list(priced.psnr),
@@ -226,6 +232,7 @@ class BudgetPolicy(Policy):
         self._plan: StepPlan | None = None
         self._compute: frozenset[int] = frozenset()
         self._conditional: frozenset[int] = frozenset()
+        self._inside: frozenset[int] = frozenset()
         self._expected: Mapping[int, tuple[float, float]] = {}
         self._fills: dict[int, Segment] = {}
         self._largest, self._measured = 0.0, 0  # forecast errors of this run
@@ -269,6 +276,7 @@ class BudgetPolicy(Policy):
         self._plan = plan
         self._compute = frozenset(plan.compute)
         self._conditional = frozenset(plan.conditional)
+        self._inside = frozenset(plan.inside)
         self._fills = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
 
     def plan(self, step: Step) -> Plan:
@@ -291,14 +299,15 @@ class BudgetPolicy(Policy):
 
     def _now(self, step: Step, alone: bool = False) -> Plan:
         """Compute this step: all branches, or the conditional one alone."""
-        self._blind = False
+        blind, self._blind = self._blind, False
         self._computed.append(step.index)
         if alone:
             from ..fill import DAMPING
 
             return Plan(action="conditional", order=1, damping=DAMPING ** (step.index - self._whole - 1))
         self._whole = step.index
-        return Plan(action="compute")
+        # A plan that says where UniCP acts inside says so of all steps; else UniCP decides by itself.
+        return Plan(action="compute", whole=bool(self._inside) and (blind or step.index not in self._inside))
 
     def _override(self, after: int) -> None:
         """Halve the gap behind a computed step, if there is something left of the reserve."""

@@ -223,7 +223,8 @@ class UniCPPolicy(Policy):
             self.halved = decided.action == "conditional"
             if decided.action != "compute":
                 return decided
-        forced = step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
+        whole = self.inner is not None and decided.whole
+        forced = whole or step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         actions, weights = {}, {}
         for name, state in self.state.items():
             full = forced or name in self.protected

@@ -1,0 +1,54 @@
+"""What a long measurement has found so far, in a JSON file from which it can go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import UnicpError
+
+
+class Checkpoint:
+    """A file of plain values; none, if there is no path.
+
+    Args:
+        path: of the file.
+        identity: tells what is measured from what the file may be of.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
+        self.path = Path(path) if path is not None else None
+        self.identity = identity
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write it, whole or not at all."""
+        if self.path is not None:
+            part = self.path.with_name(self.path.name + ".part")
+            part.write_text(json.dumps({"identity": self.identity, **state}), "utf-8")
+            part.replace(self.path)
+
+    def load(self) -> dict[str, Any] | None:
+        """What is there, or nothing.
+
+        Raises:
+            UnicpError: the file is something else, or of another tuning.
+        """
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            saved: dict[str, Any] = json.loads(self.path.read_text("utf-8"))
+            identity = saved.pop("identity")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UnicpError(f"{self.path} is no unfinished tuning; remove the file") from error
+        if identity != self.identity:
+            raise UnicpError(
+                f"{self.path} holds an unfinished tuning of another model, prompts or arguments; finish that one, or "
+                "remove the file"
+            )
+        return saved
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
