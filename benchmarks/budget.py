@@ -1,12 +1,12 @@
 """The budget on the demo model: tuned plans against simpler ways to the same speed, and how well plans are predicted.
 
-    python -m benchmarks.budget [--prompts 16]
+    python -m benchmarks.budget [--prompts 32]
 
 Tunes on captions of the training side (a profile in benchmarks/results/, kept and used again). Then, on held-out
-captions against the unaccelerated video of the same seed: the budget at several speeds, its default plan without a
-profile, even schedules with linear forecasts, AdaCache with a forecast, and fewer steps. Speed-ups are wall-clock of
-the denoising loop, against unaccelerated runs of the same prompt before and after. Last, random plans: predicted
-against real error.
+captions against the unaccelerated video of the same seed: the budget asked for 35 dB, and plans for everybody that cost
+about as much: default ones, even ones with linear forecasts, and fewer steps. Speed-ups are wall-clock of the denoising
+loop, against unaccelerated runs of the same prompt before and after. Last, random plans: predicted against real error.
+What the budget does at a speed is in benchmarks.compare.
 """
 
 from __future__ import annotations
@@ -23,27 +23,24 @@ from scipy.stats import spearmanr
 
 import unicp
 from benchmarks import common
-from unicp import AdaCacheConfig, BudgetConfig, Profile, ScheduleConfig
+from unicp import BudgetConfig, Profile, ScheduleConfig
 from unicp.engine.replay import Player
 from unicp.planning import Trajectories, errors, gain_curve, gram
 from unicp.policies import Config
 from unicp.step_plans import StepPlan, computing
 
 PROFILE = common.RESULTS / "budget-50.safetensors"
-SPEEDS = (1.5, 2.0, 2.5, 3.0, 4.0)
+SPEEDS = (2.5, 3.0, 3.5, 4.0)
 
 
 def methods() -> dict[str, Config]:
-    found: dict[str, Config] = {}
+    found: dict[str, Config] = {"budget, min_psnr=35": BudgetConfig(profile=str(PROFILE), min_psnr=35)}
     for speed in SPEEDS:
-        found[f"budget, tuned, {speed:g}x"] = BudgetConfig(profile=str(PROFILE), target_speedup=speed)
         found[f"budget, default plan, {speed:g}x"] = BudgetConfig(target_speedup=speed)
-    found["budget, min_psnr=35"] = BudgetConfig(profile=str(PROFILE), min_psnr=35)
-    for interval in (2, 3):
+    for interval in (3, 4):
         found[f"every {interval}. step, linear forecast"] = ScheduleConfig(
             interval=interval, warmup_steps=5, fill="linear"
         )
-    found["AdaCache, fill=forecast"] = AdaCacheConfig(fill="forecast")
     return found
 
 
@@ -90,7 +87,7 @@ def prediction(pipe: Any, profile: Profile, count: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--tuning-prompts", type=int, default=8)
     parser.add_argument("--random-plans", type=int, default=20)
     parser.add_argument("--fresh", action="store_true", help="tune again")
@@ -101,7 +98,7 @@ def main() -> None:
     profile = Profile.load(common.tuned(pipe, args.tuning_prompts))
     configs = methods()
     prompts = unicp.demo.prompts(args.prompts)
-    rows = common.measured(pipe, prompts, configs, fewer=(33, 25, 17))
+    rows = common.measured(pipe, prompts, configs, fewer=(20, 17))
     table = common.table("method", rows)
     reached = {name: mean(row["psnr"] >= 35 for row in collected) for name, collected in rows.items()}
     print(f"min_psnr=35 reached by {reached['budget, min_psnr=35']:.0%} of the prompts")

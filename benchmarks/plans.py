@@ -4,10 +4,10 @@
 
 **Parts**: at two costs, held-out captions against the unaccelerated video of the same seed: even steps that reuse, that
 forecast, that are corrected, with leaps; then plans by search, with gains, with a choice of orders; gaps that grow, and
-with the conditional branch alone at every second computed step; then the plans that real runs chose, with the override,
-and with UniCP inside of their computed steps.
+at every second computed step the conditional branch alone, or UniCP inside, for as many steps more as that saves time;
+then the plans that real runs chose, with the override, and with UniCP inside of all their computed steps.
 **Transfer**: plans tuned at 50 steps used at 30 and 40; at one size used at another; tuned on 8 captions, on fewer and
-on more.
+on more (at 30 steps).
 **Override**: one plan with reserves of different size, and plans that compute as many steps more from the beginning; on
 captions with two fast objects under a moving camera, and on ones with one slow or still object.
 Tunes what it needs on captions of the training side (profiles in benchmarks/results/, kept and used again).
@@ -27,7 +27,8 @@ from rich.progress import track
 
 import unicp
 from benchmarks import common
-from unicp import BudgetConfig, Profile, UniCPConfig, planning
+from unicp import BudgetConfig, Profile, UniCPConfig, planning, tuning
+from unicp.efforts import EFFORTS
 from unicp.engine.replay import Player
 from unicp.fill import DAMPING
 from unicp.planning import Limits, Trajectories, gain_curve, gram
@@ -39,6 +40,9 @@ STEPS = unicp.demo.STEPS
 TUNED_ON = 8
 COMPUTED = {2.0: 25, 3.0: 17}
 OTHER_SIZE = {"width": 128}
+ATTENTION = UniCPConfig(delta=1e6, edcw="online", pcas=False)
+INSIDE = {"attention kept": ATTENTION, "cross-attention kept": ATTENTION.replace(delta=0.0, delta_cross=1e6)}
+"""What UniCP leaves out of the steps at which it acts: all modules of a kind, whatever they measure."""
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -62,18 +66,31 @@ def trajectories(pipe: Any, profile: Profile) -> Trajectories:
     return Trajectories(sigmas=np.array(sigmas), grams=np.array(grams), gains=gains, weights=np.array(weights))
 
 
-def playing(profile: Profile, plan: StepPlan | Priced, **fields: Any) -> BudgetConfig:
-    """A config that plays one plan: a profile that holds nothing else."""
+def playing(
+    profile: Profile, plan: StepPlan | Priced, inside: UniCPConfig | None = None, **fields: Any
+) -> BudgetConfig:
+    """A config that plays one plan: a profile that holds nothing else, but for what acts inside."""
     priced = replace(plan, speedup=1.0) if isinstance(plan, Priced) else Priced(plan=plan, speedup=1.0)
     book = PlanBook(sigmas=tuple(profile.metadata["budget"]["sigmas"]), plans=(priced,))
     path = common.RESULTS / f"plan-{len(list(common.RESULTS.glob('plan-*.safetensors')))}.safetensors"
-    Profile(config=profile.config, metadata={**profile.metadata, "budget": book.to_dict()}).save(path)
+    metadata = {**profile.metadata, "budget": book.to_dict(), "inside": inside and inside.to_dict()}
+    Profile(config=profile.config, metadata=metadata).save(path)
     return BudgetConfig(profile=str(path), target_speedup=1.0, **{"override_reserve": 0.0, **fields})
 
 
 def tuned_plan(profile: Profile, computed: int) -> Priced:
     """The plan of a profile that costs nearest to so many steps."""
     return min(PlanBook.from_dict(profile.metadata["budget"]).plans, key=lambda p: abs(STEPS * p.plan.cost - computed))
+
+
+def inside_cost(pipe: Any, inside: UniCPConfig) -> float:
+    """Time of a step at which it acts, as a share of a whole one's, as ``tune`` measures it."""
+    effort = replace(EFFORTS["low"], alternating=(2,))
+    tuner = tuning._Tuner(
+        pipe, {"transformer": pipe.transformer}, common.training_prompts(1), common.CALL, 0, effort, inside, None
+    )
+    tuner._trajectory(0, lambda *_: None)
+    return tuner._inside_cost(STEPS, lambda *_: None)
 
 
 def parts(pipe: Any) -> dict[str, Config]:
@@ -93,7 +110,9 @@ def parts(pipe: Any) -> dict[str, Config]:
         "growing gaps": lambda computed: growing(STEPS, computed, 2),
         "growing gaps, conditional branch alone": lambda computed: alternating(STEPS, computed, 2),
     }
-    inside = {"delta": 0.08, "delta_mlp": 0.08, "edcw": "online", "shared_windows": True}
+    costs = {name: inside_cost(pipe, inside) for name, inside in INSIDE.items()}
+    print("cost of a step,", ", ".join(f"{name}: {cost:.0%}" for name, cost in costs.items()))
+    windows = {"delta": 0.08, "delta_mlp": 0.08, "edcw": "online", "shared_windows": True}
     found: dict[str, Config] = {}
     for speed, computed in COMPUTED.items():
         at = f"{speed:g}x: "
@@ -104,11 +123,14 @@ def parts(pipe: Any) -> dict[str, Config]:
         found[at + "even, corrected, leaps"] = playing(profile, even(computed, 1))
         for name, way in ways.items():
             found[at + name] = playing(profile, way(computed))
+        for name, inside in INSIDE.items():
+            plan = alternating(STEPS, computed, 2, inside_cost=costs[name])
+            found[f"{at}growing gaps, {name} ({costs[name]:.0%} a step)"] = playing(profile, plan, inside)
         chosen = tuned_plan(profile, computed)
         watched = playing(profile, chosen, override_reserve=2 / STEPS)
         found[at + "chosen by real runs"] = playing(profile, chosen)
         found[at + "chosen by real runs, override of 2 steps"] = watched
-        found[at + "chosen by real runs, override, UniCP inside"] = UniCPConfig(stack=watched, **inside)
+        found[at + "chosen by real runs, override, UniCP inside"] = UniCPConfig(stack=watched, **windows)
     return found
 
 
@@ -118,7 +140,10 @@ def parts(pipe: Any) -> dict[str, Config]:
 def transfers(pipe: Any, counts: list[int]) -> dict[str, tuple[dict[str, Any], dict[str, Config]]]:
     """By name of a situation: how the pipeline is called in it, and the plans that are compared there."""
     at50, at30 = common.tuned(pipe, TUNED_ON), common.tuned(pipe, TUNED_ON, "budget-30", num_inference_steps=30)
-    others = {f"tuned_on_{count}": common.tuned(pipe, count, f"budget-50-on-{count}") for count in counts}
+    others = {
+        f"tuned_on_{count}": common.tuned(pipe, count, f"budget-30-on-{count}", num_inference_steps=30)
+        for count in counts
+    }
 
     def both(**profiles: Any) -> dict[str, Config]:
         return {
@@ -128,9 +153,9 @@ def transfers(pipe: Any, counts: list[int]) -> dict[str, tuple[dict[str, Any], d
         }
 
     return {
-        "50 steps": ({}, both(tuned_on_8=at50, **others)),
+        "50 steps": ({}, both(tuned_at_50=at50)),
         "40 steps": ({"num_inference_steps": 40}, both(tuned_at_50=at50)),
-        "30 steps": ({"num_inference_steps": 30}, both(tuned_at_50=at50, tuned_at_30=at30)),
+        "30 steps": ({"num_inference_steps": 30}, both(tuned_at_50=at50, tuned_on_8=at30, **others)),
         "96x128 pixels": (OTHER_SIZE, both(tuned_at_96x96=at50)),
     }
 

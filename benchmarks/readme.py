@@ -163,8 +163,7 @@ def _budget(budget: dict[str, Any]) -> list[str]:
         f"the cheapest with which four of five reached it {among}.",
         f"Predicted against real error of {prediction['plans']} random plans, Spearman's rank correlation:",
         ", ".join(f"{value:.2f} with {name}" for name, value in prediction["spearman"].items()) + ".",
-        f"Tuned on {budget['tuning_prompts']} captions of the training side. Measured before the default plan skipped",
-        "every second step up to 1.5×: what is said of it at that speed, and of tuning there, is of the plan before.",
+        f"Tuned on {budget['tuning_prompts']} captions of the training side.",
         "",
     ]
 
@@ -174,17 +173,20 @@ def _parts() -> list[str]:
     psnr = {row["method"]: row["psnr"] for row in plans["table"]}
     whole, half = "growing gaps", "growing gaps, conditional branch alone"
     lost = [f"{psnr[f'{x}: {whole}'] - psnr[f'{x}: {half}']:.0f} dB at {x}" for x in ("2x", "3x")]
+    kept = [name.split(", ") for name in psnr if " kept (" in name]
+    inside = [f"{psnr[f'{base}, {kind}'] - psnr[base]:+.0f} dB ({kind}, {base[:2]})" for base, kind in kept]
     lines = [
         "## The budget, part by part",
         "",
         "Each plan computes as many steps as the others of its speed (25 or 17 of 50; alone, the conditional branch",
-        "counts half), but for what the override adds and UniCP's windows inside save. This table and the two sections",
-        "that follow are older than the rest: leaps ended with the first 60% of a run then, and the override computed",
-        "the next step.",
+        "counts half; with modules kept inside of every second computed step, a step there counts as much as it takes",
+        "time), but for what the override adds and UniCP's windows inside of every step save.",
         "",
         *_table(plans, "method"),
         f"The conditional branch alone, at every second computed step, loses {' and '.join(lost)}",
         "against whole steps at the same cost: guidance multiplies the error of the unconditional branch's forecast.",
+        "Modules kept inside of every second computed step, against whole steps for the same time:",
+        ", ".join(inside) + ".",
         "",
         "## Where plans still hold",
         "",

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import unicp
 from tests.test_conditional import CONFIG, playing
 from tests.tiny import FAMILIES
-from unicp import AdaCacheConfig, BudgetConfig, Profile, UniCPConfig, UnicpError, efforts, inspection, tuning
+from unicp import AdaCacheConfig, BudgetConfig, Profile, UniCPConfig, UnicpError, cli, efforts, inspection, tuning
+from unicp.cli import measuring
 from unicp.engine.replay import Take
 from unicp.policies import Step, config_from_dict
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
@@ -238,16 +239,13 @@ def test_what_such_a_step_costs_is_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert run._inside_cost(20, lambda *_: None) == 1.0
 
 
-def test_where_it_saves_no_time_or_little_is_to_be_tried_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_saves_no_time_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning._Tuner, "_inside_cost", lambda *_: 1.0)
     tried: list[StepPlan] = []
     own = tuning._Tuner._played
     monkeypatch.setattr(tuning._Tuner, "_played", lambda self, *a: (tried.append(a[0]), own(self, *a))[1])
     tuned(INSIDE)
-    monkeypatch.undo()
-    tuned(INSIDE, effort="low")
     assert tried and not any(plan.inside for plan in tried)
-    assert efforts.cost_in_runs(8, "low", inside=True) == efforts.cost_in_runs(8, "low")
     assert efforts.cost_in_runs(8, "medium", inside=True) > efforts.cost_in_runs(8, "medium") + 1
 
 
@@ -256,6 +254,8 @@ def test_what_cannot_act_inside_is_refused_before_any_run(calibrated: Path, monk
     for wrong in (AdaCacheConfig(), "budget", UniCPConfig(stack=BudgetConfig())):
         with pytest.raises(UnicpError, match="inside must be a UniCPConfig without a stack"):
             tuned(wrong)
+    with pytest.raises(UnicpError, match='effort="low" tries no plans with UniCP inside; take "medium"'):
+        tuned(INSIDE, effort="low")
     other = FAMILIES["ltx"]
     with pytest.raises(UnicpError, match="the profile was made on a WanTransformer3DModel"):
         other.run(other.build(), lambda run, **call: unicp.tune(run, None, **call), inside=str(calibrated))
@@ -269,3 +269,20 @@ def test_an_unfinished_tuning_with_it_does_not_go_on_without(tmp_path: Path) -> 
     whole.checkpoint.save({})
     with pytest.raises(UnicpError, match="unfinished tuning of another model, prompts or arguments"):
         inside.checkpoint.load()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--inside", "none.safetensors"], "there is no profile none.safetensors"),
+        (["--inside", "adacache"], "inside must be a UniCPConfig without a stack"),
+        (["--inside", "unicp", "--effort", "low"], 'effort="low" tries no plans with UniCP inside'),
+    ],
+)
+def test_the_command_line_says_so_before_anything_is_loaded(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measuring, "load", lambda *_: pytest.fail("it loads"))
+    assert cli.main(["tune", "a red ball", "-o", "plans.safetensors", *arguments]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())

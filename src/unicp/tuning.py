@@ -61,7 +61,7 @@ def tune(
         target_speedup, min_psnr: what the profile's config asks for; any other target can be asked of it later.
         effort: ``"low"``, ``"medium"`` or ``"high"``.
         inside: a :class:`UniCPConfig`, or the path of a profile that :func:`calibrate` made: what may act inside
-            computed steps. What such a step costs is timed. The profile then holds the calibration, too. Nothing for
+            computed steps. What such a step costs is timed. The profile then holds the calibration, too. Not with
             ``"low"``.
         seed: noise of prompt i is drawn on the CPU from ``seed + i``.
         progress: show a progress bar, or a function that is given what is done, the step and the number of steps.
@@ -73,7 +73,7 @@ def tune(
 
     Raises:
         UnicpError: the pipeline is accelerated, its scheduler draws noise, a target is out of range, or ``inside`` is
-            not for this pipeline.
+            not for this pipeline or effort.
 
     Warns:
         UnicpWarning: no plan reaches the target; the profile is good for lower ones.
@@ -90,7 +90,7 @@ def tune(
     check_number("seed", seed, low=0, whole=True)
     if any(hooks.find(denoiser, HOOK) is not None for denoiser in denoisers.values()):
         raise UnicpError("the pipeline is accelerated; tune measures it as it is: unicp.restore(pipe) first")
-    acting = acting_inside(inside) if inside is not None else None
+    acting = acting_inside(inside, effort) if inside is not None else None
     if acting is not None:
         accelerate(pipe, acting).restore()  # refused before any run, where it is of another model
     texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
@@ -99,12 +99,14 @@ def tune(
         return tuner.profile(config, show)
 
 
-def acting_inside(inside: Any) -> UniCPConfig:
+def acting_inside(inside: Any, effort: str) -> UniCPConfig:
     """What is to act inside computed steps.
 
     Raises:
-        UnicpError: it is no UniCP, or stacked on another method.
+        UnicpError: it is no UniCP, or stacked on another method, or the effort tries no such plans.
     """
+    if not EFFORTS[effort].alternating:
+        raise UnicpError(f'effort="{effort}" tries no plans with UniCP inside; take "medium", or leave inside out')
     config = resolve_config(inside)
     if not isinstance(config, UniCPConfig) or config.stack is not None:
         raise UnicpError(f"inside must be a UniCPConfig without a stack, or a profile of one, got {inside!r:.80}")
@@ -331,7 +333,7 @@ class _Tuner:
     def _inside_cost(self, count: int, show: Callable[[str, int, int], None]) -> float:
         """Time of a step with UniCP inside, as a share of a whole one's, in runs for half of the time; 1 at most."""
         plan = alternating(count, count // 2, 3, inside_cost=0.5)
-        if not plan.inside or not self.effort.alternating:
+        if not plan.inside:
             return 1.0
         if "inside" not in self.state:
             runs = [

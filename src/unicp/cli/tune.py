@@ -45,6 +45,8 @@ def tune(
     unicp generate "a red ball bouncing fast over a gray striped background" --method demo-2x.safetensors
 
     unicp tune --prompts-file prompts.txt --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --min-psnr 32 -o wan.safetensors
+
+    unicp tune --inside calibrated.safetensors -o plans.safetensors
     """
     part = measuring.check_output(output).with_suffix(".json")
     from ..policies.budget import BudgetConfig
@@ -54,7 +56,7 @@ def tune(
 
     if effort not in efforts.EFFORTS:
         raise UnicpError(f"--effort must be one of {', '.join(efforts.EFFORTS)}, got {effort!r}")
-    acting = tuning.acting_inside(inside) if inside is not None else None
+    acting = tuning.acting_inside(inside, effort) if inside is not None else None
     texts = measuring.read_prompts(prompts, prompts_file, model, 8)
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     pipe, call = measuring.load(model, given, device, dtype)
