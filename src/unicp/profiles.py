@@ -88,7 +88,7 @@ class Profile:
 
         path = Path(path)
         if not os.path.isfile(path):  # unlike the method of Path, it takes any name
-            raise UnicpError(f"there is no profile {path}; make one with: unicp calibrate, or unicp tune")
+            raise _missing(path)
         try:
             with safe_open(path, framework="pt") as opened:
                 text = (opened.metadata() or {}).get(KEY)
@@ -114,6 +114,10 @@ class Profile:
             return cls(config=config_from_dict(config), tensors=tensors, metadata=metadata)
         except (UnicpError, TypeError, OverflowError, RecursionError) as error:
             raise UnicpError(f"the config in the profile {path} does not hold: {error!s:.400}") from error
+
+
+def _missing(path: str | os.PathLike[str]) -> UnicpError:
+    return UnicpError(f"there is no profile {path}; make one with: unicp calibrate, or unicp tune")
 
 
 def config_of(path: str | os.PathLike[str]) -> Config:
@@ -166,7 +170,7 @@ def content_of(config: Config) -> dict[str, Any]:
         if profile is None:
             return found
         if not Path(profile).is_file():
-            raise UnicpError(f"there is no profile {profile}; make one with: unicp calibrate, or unicp tune")
+            raise _missing(profile)
         return {**found, "profile": digest(Path(profile))}
 
     return by_content(config.to_dict())
