@@ -176,6 +176,7 @@ def test_tune_offers_them_and_the_budget_plays_them(measured: bool, calibrated: 
     profile = tuned(str(calibrated) if measured else INSIDE)
     assert any("UniCP inside" in name for name in profile.metadata["chosen"].values())
     calibrated.unlink()  # what was measured is in the profile
+    assert profile.of("transformer").steps == (8 if measured else 20)
     path = tmp_path / "plans.safetensors"
     profile.save(path)
     config = BudgetConfig(profile=str(path), target_speedup=1.5, override_reserve=0.0)
@@ -237,6 +238,21 @@ def test_what_such_a_step_costs_is_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert run._inside_cost(20, lambda *_: None) == pytest.approx(0.7) and len(seen) == 1  # kept, to go on from
     run.state["inside"] = 1.3
     assert run._inside_cost(20, lambda *_: None) == 1.0
+
+
+def test_real_runs_have_it_inside() -> None:
+    pipe = WAN.build()
+    call = WAN.run(pipe, lambda run, **call: call)
+    run = tuning._Tuner(
+        pipe, {"transformer": pipe.transformer}, [None], call, 0, efforts.EFFORTS["medium"], INSIDE, None
+    )
+    run.state["sigmas"] = run.player.run(run.arguments(0)).sigmas
+    every = growing(10, 10, 10, 0)
+    whole, inside = (
+        run._played(plan, 0, lambda *_: None).latents for plan in (every, replace(every, inside=PLAN.inside))
+    )
+    assert torch.equal(whole, run.player.run(run.arguments(0)).latents)
+    assert not torch.equal(inside, whole)
 
 
 def test_where_it_saves_no_time_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
