@@ -97,7 +97,7 @@ def test_where_forecasts_fail_the_gap_is_halved_until_the_reserve_is_spent() -> 
 
 @pytest.mark.parametrize(("error", "more"), [(0.19, 0), (0.21, 1)])
 def test_without_a_profile_forecasts_fail_that_are_twice_as_bad_as_any_before(error: float, more: int) -> None:
-    policy = BudgetPolicy(BudgetConfig(target_speedup=3.0))
+    policy = BudgetPolicy(BudgetConfig(target_speedup=3.0, override_reserve=0.02))
     plan = default(50, 16)
     first = dict(zip(plan.compute, (0.02, 0.1, 0.04, 0.03, error), strict=False))
     computed = computed_by(policy, 50, {**dict.fromkeys(range(50), 0.05), **first})
@@ -112,6 +112,8 @@ def test_a_target_takes_the_dearest_plan_that_is_fast_enough() -> None:
     book = PlanBook(sigmas=(1.0,), plans=(priced(6, 3.0, 30), priced(9, 2.1, 38), priced(10, 1.9, 41)))
     assert book.choose(BudgetConfig(target_speedup=2)).speedup == 2.1
     assert book.choose(BudgetConfig(target_speedup=1.9)).speedup == 1.9
+    assert book.choose(BudgetConfig(target_speedup=2.12)).speedup == 2.1  # as near as estimates are
+    assert book.choose(BudgetConfig(target_speedup=2.13)).speedup == 3.0
     assert book.choose(BudgetConfig(min_psnr=37)).speedup == 2.1
     assert book.choose(BudgetConfig(min_psnr=41)).speedup == 1.9
     with pytest.raises(UnicpError, match=r"target_speedup=4: the profile's fastest plan has 3.00"):

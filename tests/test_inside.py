@@ -223,19 +223,19 @@ def test_a_target_whose_plan_has_none_leaves_the_modules_alone(tmp_path: Path) -
 
 
 def test_what_such_a_step_costs_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 10 computed steps 4 with UniCP inside; overhead 1 s, a step 2 s: 1 + 2 * (6 + 4 * 0.7) seconds."""
+    """Overhead 1 s, a whole step 2 s, one with UniCP inside 1.4 s; while one prompt is timed, all is half as fast."""
     run = tuning._Tuner(WAN.build(), {}, [None], {}, 0, efforts.EFFORTS["medium"], INSIDE, None)
-    run.state["seconds"] = {"0": [41.0, 1.0]}
+    run.state["seconds"] = {str(i): [41.0, 1.0] for i in range(3)}
     seen: list[StepPlan] = []
 
     def played(plan: StepPlan, index: int, show: Any) -> Any:
         seen.append(plan)
-        return Take(seconds=1 + 2 * (len(plan.compute) - 0.3 * len(plan.inside)))
+        return Take(seconds=1 + (4 if index == 1 else 2) * (len(plan.compute) - 0.3 * len(plan.inside)))
 
     monkeypatch.setattr(run, "_played", played)
     assert run._inside_cost(20, lambda *_: None) == pytest.approx(0.7)
-    assert len(seen) == 1 and seen[0].inside
-    assert run._inside_cost(20, lambda *_: None) == pytest.approx(0.7) and len(seen) == 1  # kept, to go on from
+    assert [bool(plan.inside) for plan in seen] == [False, True] * 3
+    assert run._inside_cost(20, lambda *_: None) == pytest.approx(0.7) and len(seen) == 6  # kept, to go on from
     run.state["inside"] = 1.3
     assert run._inside_cost(20, lambda *_: None) == 1.0
 

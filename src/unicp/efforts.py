@@ -63,5 +63,5 @@ def cost_in_runs(prompts: int, effort: str, inside: bool = False) -> float:
     kinds = 1 + len(work.variants) + len(work.warmups) + len(work.alternating) * (1 + inside)  # one is the default plan
     # Kinds are compared on one half of the prompts, the plans that are chosen are measured on the other.
     choosing = half * kinds * sum(1 / s for s in CHOICES)
-    timing = min(work.gain_prompts, prompts) / 2 if inside else 0
+    timing = min(work.gain_prompts, prompts) if inside else 0
     return prompts + gains + timing + choosing + max(prompts // 2, 1) * sum(1 / s for s in work.speeds)

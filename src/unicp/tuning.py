@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -331,18 +332,21 @@ class _Tuner:
         return float(np.clip(idle / whole, 0.0, 0.9))
 
     def _inside_cost(self, count: int, show: Callable[[str, int, int], None]) -> float:
-        """Time of a step with UniCP inside, as a share of a whole one's, in runs for half of the time; 1 at most."""
+        """Time of a step with UniCP inside, as a share of a whole one's: of plans with and without, in turn."""
         plan = alternating(count, count // 2, 3, inside_cost=0.5)
         if not plan.inside:
             return 1.0
         if "inside" not in self.state:
-            runs = [
-                self._played(plan, index, lambda s, n: show("UniCP inside, timed", s, n)).seconds
-                for index in range(len(self.state["seconds"]))
-            ]
-            whole, idle = np.median(list(self.state["seconds"].values()), axis=0)
-            spent = count * (np.median(runs) - idle) / max(whole - idle, 1e-9)  # in whole steps
-            self.state["inside"] = float(spent - len(plan.compute)) / len(plan.inside) + 1
+            _, idle = np.median(list(self.state["seconds"].values()), axis=0)
+            shares = []
+            for index in range(len(self.state["seconds"])):
+                whole, inside = (
+                    self._played(one, index, lambda s, n: show("UniCP inside, timed", s, n)).seconds - idle
+                    for one in (replace(plan, inside=()), plan)
+                )
+                saved = (1 - inside / max(whole, 1e-9)) * len(plan.compute)  # in whole steps
+                shares.append(float(1 - saved / len(plan.inside)))
+            self.state["inside"] = float(np.median(shares))
             self.checkpoint.save(self.state)
         return float(np.clip(self.state["inside"], 0.05, 1.0))
 
