@@ -71,7 +71,7 @@ def block() -> str:
         "**At the same speed**, everybody's curve read at that speed-up, or its slowest point, where that is faster;",
         "more in [docs/results.md](docs/results.md). `budget` is the plan without a profile; `budget-50` and, below,",
         "`budget-30` are profiles that `unicp.tune` made from 8 captions of the training side, at 50 and at 30 steps;",
-        "`budget-50` was measured with an override's reserve of 2%, the default then, `budget-30` with none, as is now.",
+        "`budget-50` was measured with an override's reserve of 2%, the default then, `budget-30` with none, as now.",
         *(places if "kept" in at_50.provenance else []),
         "",
         compare.table(at_50),
