@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,7 @@ def test_what_such_a_step_costs_is_timed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def played(plan: StepPlan, index: int, show: Any) -> Any:
         seen.append(plan)
-        return Take(seconds=1 + (4 if index == 1 else 2) * (len(plan.compute) - 0.3 * len(plan.inside)))
+        return Take(seconds=1 + (4 if index == 1 else 2) * (len(plan.compute) - 1 - 0.3 * len(plan.inside)))
 
     monkeypatch.setattr(run, "_played", played)
     assert run._inside_cost(20, lambda *_: None) == pytest.approx(0.7)
@@ -247,12 +248,11 @@ def test_real_runs_have_it_inside() -> None:
         pipe, {"transformer": pipe.transformer}, [None], call, 0, efforts.EFFORTS["medium"], INSIDE, None
     )
     run.state["sigmas"] = run.player.run(run.arguments(0)).sigmas
-    every = growing(10, 10, 10, 0)
-    whole, inside = (
-        run._played(plan, 0, lambda *_: None).latents for plan in (every, replace(every, inside=PLAN.inside))
-    )
-    assert torch.equal(whole, run.player.run(run.arguments(0)).latents)
-    assert not torch.equal(inside, whole)
+    every, began = growing(10, 10, 10, 0), time.perf_counter()
+    whole, inside = (run._played(plan, 0, lambda *_: None) for plan in (every, replace(every, inside=PLAN.inside)))
+    assert torch.equal(whole.latents, run.player.run(run.arguments(0)).latents)
+    assert not torch.equal(inside.latents, whole.latents)
+    assert 0 < whole.seconds < whole.ended - began
 
 
 def test_where_it_saves_no_time_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,7 +344,9 @@ class _Tuner:
                     self._played(one, index, lambda s, n: show("UniCP inside, timed", s, n)).seconds - idle
                     for one in (replace(plan, inside=()), plan)
                 )
-                saved = (1 - inside / max(whole, 1e-9)) * len(plan.compute)  # in whole steps
+                saved = (1 - inside / max(whole, 1e-9)) * (
+                    len(plan.compute) - 1
+                )  # in whole steps; the first is not timed
                 shares.append(float(1 - saved / len(plan.inside)))
             self.state["inside"] = float(np.median(shares))
             self.checkpoint.save(self.state)

@@ -34,7 +34,8 @@ class Take:
         sigmas: noise level of each step, as the clock tells it, and the one where the run ends.
         weights: what the solver makes of each output (:meth:`Solver.response`), where the run was recorded.
         result: what the pipeline returned.
-        seconds: of the denoising loop, and the clock at its end.
+        seconds: of the denoising loop; but for its first step, where no denoiser is watched.
+        began, ended: the clock when the first step's output was there, and at the end.
     """
 
     given: list[Any] = field(default_factory=list)
@@ -45,6 +46,7 @@ class Take:
     weights: list[float] | None = None
     result: Any = None
     seconds: float = 0.0
+    began: float = 0.0
     ended: float = 0.0
 
 
@@ -113,7 +115,7 @@ class Player:
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
             watched = stack.enter_context(_watched(self.pipe.scheduler, take, record, change, on_step))
             take.result = self.pipe(**call)
-        take.seconds = take.ended - began[0] if began else 0.0
+        take.seconds = take.ended - (began[0] if began else take.began)
         take.sigmas.append(0.0)
         if watched.solver is not None:
             take.weights = watched.solver.response()
@@ -133,6 +135,8 @@ class _watched:
 
         def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
             index = len(self.take.given)
+            if index == 0:
+                self.take.began = _now()
             if self.weigh:
                 self.solver = self.solver or Solver(self.scheduler, own)
                 self.solver.called(model_output, *args, **kwargs)
