@@ -164,9 +164,9 @@ def _budget(budget: dict[str, Any]) -> list[str]:
         f"the cheapest with which four of five reached it {among}.",
         f"Predicted against real error of {prediction['plans']} random plans, Spearman's rank correlation:",
         ", ".join(f"{value:.2f} with {name}" for name, value in prediction["spearman"].items()) + ".",
-        f"Tuned on {budget['tuning_prompts']} captions of the training side. This table is older than the rest: made by the",
-        "script as it was, with rows at every speed, before the default plan skipped every second step up to 1.5×,",
-        "and with an override's reserve of 2%.",
+        f"Tuned on {budget['tuning_prompts']} captions of the training side. This table is older than the rest:",
+        "made by the script as it was, with rows at all speeds, before the default plan skipped every second step up",
+        "to 1.5×, and with an override's reserve of 2%.",
         "",
     ]
 
