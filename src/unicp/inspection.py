@@ -136,7 +136,7 @@ def _plans(profile: Profile) -> str:
                 signs[step] = "~" if segment.order else "."
         psnr = f"{priced.safe_psnr:8.1f} dB" if priced.psnr else " " * 11
         lines.append(f"{priced.speedup:7.2f}x {psnr}  {''.join(thinned(signs, 56))}")
-    lines.append("# computed   c its conditional branch alone   u UniCP inside   ~ forecast   . reused")
+    lines.append("# computed   c conditional branch alone   u UniCP inside   ~ forecast   . reused")
     return "\n".join(lines)
 
 
