@@ -41,6 +41,8 @@ BOOK = {
             "compute": [0, 1, 3, 5],
             "segments": [[1, 3, 1, 0.7], [3, 5, 0, 1.0]],
             "conditional": [],
+            "inside": [],
+            "inside_cost": 1.0,
             "predicted": 0.1,
             "speedup": 2.0,
             "psnr": [30.0, 31.0],
