@@ -44,7 +44,8 @@ def steps(count: int) -> list[Step]:
     [
         (1.0, range(50)),
         (1.5, sorted(set(range(50)) - set(range(14, 47, 2)))),  # 33 of them
-        (2.0, growing(50, 25, 3).compute),
+        (1.6, sorted(set(range(50)) - set(range(10, 47, 2)))),  # 31
+        (2.0, growing(50, 25, 2).compute),
         (3.0, growing(50, 16, 2).compute),
         (5.0, growing(50, 10, 2).compute),
     ],

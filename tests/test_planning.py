@@ -170,11 +170,11 @@ def test_of_few_skipped_steps_no_two_are_neighbours(steps: int, skipped: int, wa
     assert len(plan.compute) == computed and plan.compute[0] == 0
     gaps = [segment.until - segment.after - 1 for segment in plan.segments]
     assert sum(gaps) == steps - computed
-    if max(warmup, steps // 5) + 2 * (steps - computed) + max(cooldown, 3) <= steps:
+    if max(warmup, steps // 5) + 2 * (steps - computed) - 1 + max(cooldown, 3) <= steps:
         assert set(gaps) <= {1}
         assert set(range(max(warmup, steps // 5))) | set(range(steps - max(cooldown, 3), steps)) <= set(plan.compute)
     else:
-        assert plan == growing(steps, computed, min(warmup, max(2, computed // 8), steps), cooldown)
+        assert plan == growing(steps, computed, warmup, cooldown)
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 8), st.integers(0, 3))
@@ -185,6 +185,10 @@ def test_growing_gaps_leave_as_many_computed_as_asked(steps: int, computed: int,
     assert len(plan.compute) == min(steps, max(computed, min(steps, warmup + min(cooldown, steps - warmup))))
     skipped = {s for segment in plan.segments for s in range(segment.after + 1, segment.until)}
     assert skipped == set(range(steps)) - set(plan.compute)
+    gaps = [b - a for a, b in itertools.pairwise((*plan.compute, steps))]
+    widest = gaps.index(max(gaps))
+    assert gaps[:widest] == sorted(gaps[:widest])
+    assert gaps[widest:] == sorted(gaps[widest:], reverse=True)
 
 
 @settings(max_examples=50, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from .fill import DAMPING
 
 LAST = 3
 """Steps at the end of a run that the default plan computes where few are skipped."""
+
+NARROW = 0.25
+"""Of growing gaps, the one at an end of the run as a share of the widest; what did best on the demo model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,50 +89,57 @@ def computing(steps: int, compute: Iterable[int], order: int = 1) -> StepPlan:
 
 
 def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPlan:
-    """A plan for a model that was never measured: the first steps in full, then gaps as even as they can be.
+    """A plan for a model that was never measured: the first steps in full, then gaps that grow, and shrink again.
 
     The change from step to step is largest at both ends of a run, so the first steps are computed and the gaps at the
-    start and the end of what remains are the shorter ones. Linear forecasts, damped by 0.85 per further step.
+    start and the end of what remains are the shorter ones. No gap is shorter than one nearer to its end of the run:
+    a step computed between wider gaps does not bring what it would elsewhere. Linear forecasts, damped by 0.85 per
+    further step.
 
-    >>> growing(10, 6, 3).compute
-    (0, 1, 2, 4, 7, 9)
+    >>> growing(20, 9, 3).compute
+    (0, 1, 2, 3, 6, 10, 14, 17, 19)
     """
     warmup = min(warmup, steps)
     cooldown = min(cooldown, steps - warmup)  # of a short run it may be all
     computed = max(min(computed, steps), warmup + cooldown)
-    compute = set(range(warmup)) | set(range(steps - cooldown, steps))
-    free = list(range(warmup, steps - cooldown))
-    wanted = computed - len(compute)
-    for i in range(wanted):
-        # Evenly in a coordinate that runs slower at both ends than in the middle.
-        u = (i + 1) / (wanted + 1)
-        bent = 0.5 * (u + 0.5 * (1 - math.cos(math.pi * u)))
-        place = round(bent * (len(free) + 1)) - 1
-        compute.add(free[min(max(place, 0), len(free) - 1)])
-    for step in free:  # rounding may have met a step twice
-        if len(compute) >= computed:
-            break
-        compute.add(step)
-    return computing(steps, compute)
+    first, last = warmup - 1, steps - cooldown  # between them lies what can be skipped
+    inner = accumulate(_gaps(last - first, computed - warmup - cooldown + 1)[:-1], initial=first)
+    return computing(steps, {*range(warmup), *inner, *range(last, steps)})
 
 
-def default(steps: int, computed: int, warmup: int = 5, cooldown: int = 1) -> StepPlan:
+def _gaps(total: int, count: int) -> list[int]:
+    """Whole distances of computed steps, 1 or more, that add up: like half a sine from :data:`NARROW`, as near as can
+    be, rising and then falling; the smaller half first.
+
+    >>> _gaps(26, 8)
+    [2, 3, 4, 4, 4, 4, 3, 2]
+    """
+    shape = [NARROW + (1 - NARROW) * math.sin(math.pi * (i + 0.5) / count) for i in range(count)]
+    wanted = [round(total * value / sum(shape), 9) for value in shape]  # rounded, as equal ones must tie everywhere
+    gaps = [1] * count
+    for _ in range(total - count):
+        least = max(range(count), key=lambda i: (wanted[i] - gaps[i], i))  # of equals the later one
+        gaps[least] += 1
+    middle = (count + 1) // 2
+    return [*sorted(gaps[:middle]), *sorted(gaps[middle:], reverse=True)]
+
+
+def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
     """The plan that :class:`~unicp.BudgetConfig` plays without a profile.
 
     Of few skipped steps it skips every second one, as late in the run as can be, but for the last three, if that leaves
-    the first fifth of the run computed, and ``warmup`` steps at least. Else :func:`growing`, with fewer steps in full
-    at the beginning, 2 at least, where they would be more than an eighth of the computed ones: of few steps, too many
-    at the beginning are missing afterwards. Both measured on the demo model.
+    the first fifth of the run computed, and ``warmup`` steps at least. Else :func:`growing`. Both measured on the demo
+    model.
 
     >>> default(20, 15).compute
     (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 17, 18, 19)
     >>> default(50, 16).compute[:6]
-    (0, 1, 3, 6, 9, 12)
+    (0, 1, 3, 5, 8, 12)
     """
     first_of_last, skipped = steps - max(cooldown, LAST), steps - computed
-    if max(warmup, steps // 5) + 2 * skipped <= first_of_last:
+    if max(warmup, steps // 5) <= first_of_last + 1 - 2 * skipped:
         return computing(steps, set(range(steps)) - {first_of_last - 1 - 2 * i for i in range(skipped)})
-    return growing(steps, computed, min(warmup, max(2, computed // 8), steps), cooldown)
+    return growing(steps, computed, warmup, cooldown)
 
 
 def alternating(
@@ -143,7 +154,7 @@ def alternating(
 
     >>> plan = alternating(20, 9, 3)
     >>> plan.compute, plan.conditional, 20 * plan.cost
-    ((0, 1, 2, 3, 5, 8, 10, 13, 16, 18, 19), (3, 8, 13, 18), 9.0)
+    ((0, 1, 2, 3, 5, 7, 10, 13, 16, 18, 19), (3, 7, 13, 18), 9.0)
     """
     ends = min(warmup + cooldown, steps)
     pair = 1 + (0.5 if inside_cost is None else inside_cost)  # what two steps cost

@@ -41,8 +41,8 @@ class BudgetConfig(Config):
             worse than calibration saw; at steps that it did not see, twice as bad as any of four or more before. Each
             costs speed, and on the demo model a lower ``target_speedup`` is the better use of them: 0 by default.
         override_zscore: how many standard deviations worse than in calibration, above 0.
-        warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed. Of the first
-            ones fewer, 2 at least, where they would be more than an eighth of the computed steps.
+        warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed, 1 and 0 or
+            more.
 
     Raises:
         UnicpError: a value is out of range, both or neither target is given, or ``min_psnr`` without a profile.
@@ -61,7 +61,7 @@ class BudgetConfig(Config):
     leap: float = 0.6
     override_reserve: float = 0.0
     override_zscore: float = 3.0
-    warmup_steps: int = 5
+    warmup_steps: int = 2
     cooldown_steps: int = 1
 
     @classmethod
