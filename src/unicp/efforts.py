@@ -19,7 +19,7 @@ class Effort:
     Attributes:
         gain_prompts, gain_positions: on how many prompts (1 at least) and at how many steps errors are injected.
         variants: limits of the search, and
-        warmups: first steps of even plans (:func:`~unicp.step_plans.growing`), and
+        warmups: first steps of even plans (:func:`~unicp.step_plans.growing`; with 2, most are the default plan), and
         alternating: of those with the conditional branch alone at every second step, where a pipeline calls it alone,
             and of those with UniCP inside there, if it is given (:func:`~unicp.step_plans.alternating`): all that are
             tried for real beside each other.
@@ -40,7 +40,7 @@ EFFORTS = {
         gain_prompts=3,
         gain_positions=5,
         variants=(Limits(), Limits(warmup=5), Limits(tempering=0.5)),
-        warmups=(2, 3, 5),
+        warmups=(3, 5),
         alternating=(3,),
         speeds=MEASURED,
     ),
@@ -48,7 +48,7 @@ EFFORTS = {
         gain_prompts=8,
         gain_positions=8,
         variants=tuple(Limits(warmup=w, tempering=t) for w in (2, 3, 5) for t in (0.0, 0.3, 0.6)),
-        warmups=(2, 3, 4, 5, 7),
+        warmups=(3, 4, 5, 7),
         alternating=(2, 5),
         speeds=MEASURED,
     ),
