@@ -71,7 +71,7 @@ def block() -> str:
         "**At the same speed**, everybody's curve read at that speed-up, or its slowest point, where that is faster;",
         "more in [docs/results.md](docs/results.md). `budget` is the plan without a profile; `budget-50` and, below,",
         "`budget-30` are profiles that `unicp.tune` made from 8 captions of the training side, at 50 and at 30 steps;",
-        "`budget-50` was measured with an override's reserve of 2%, the default then, `budget-30` with none, as now.",
+        "`budget-30` is older than the default plan as it is now, which a tuning compares its plans with.",
         *(places if "kept" in at_50.provenance else []),
         "",
         compare.table(at_50),
@@ -165,8 +165,8 @@ def _budget(budget: dict[str, Any]) -> list[str]:
         f"Predicted against real error of {prediction['plans']} random plans, Spearman's rank correlation:",
         ", ".join(f"{value:.2f} with {name}" for name, value in prediction["spearman"].items()) + ".",
         f"Tuned on {budget['tuning_prompts']} captions of the training side. This table is older than the rest:",
-        "made by the script as it was, with rows at all speeds, before the default plan skipped every second step up",
-        "to 1.5×, and with an override's reserve of 2%.",
+        "made by the script as it was, with rows at all speeds, with another default plan, and with an override's",
+        "reserve of 2%.",
         "",
     ]
 

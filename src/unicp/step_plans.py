@@ -108,8 +108,9 @@ def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPl
 
 
 def _gaps(total: int, count: int) -> list[int]:
-    """Whole distances of computed steps, 1 or more, that add up: like half a sine from :data:`NARROW`, as near as can
-    be, rising and then falling; the smaller half first.
+    """Whole distances of computed steps, 1 or more, that add up: as near as can be to half a sine over :data:`NARROW`.
+
+    They rise and then fall, as largest remainders keep the order of what they round.
 
     >>> _gaps(26, 8)
     [2, 3, 4, 4, 4, 4, 3, 2]
@@ -120,8 +121,7 @@ def _gaps(total: int, count: int) -> list[int]:
     for _ in range(total - count):
         least = max(range(count), key=lambda i: (wanted[i] - gaps[i], i))  # of equals the later one
         gaps[least] += 1
-    middle = (count + 1) // 2
-    return [*sorted(gaps[:middle]), *sorted(gaps[middle:], reverse=True)]
+    return gaps
 
 
 def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
