@@ -119,8 +119,8 @@ def _gaps(total: int, count: int) -> list[int]:
     wanted = [round(total * value / sum(shape), 9) for value in shape]  # rounded, as equal ones must tie everywhere
     gaps = [1] * count
     for _ in range(total - count):
-        least = max(range(count), key=lambda i: (wanted[i] - gaps[i], i))  # of equals the later one
-        gaps[least] += 1
+        short = max(range(count), key=lambda i: (wanted[i] - gaps[i], i))  # of equals the later one
+        gaps[short] += 1
     return gaps
 
 
