@@ -164,9 +164,7 @@ def _budget(budget: dict[str, Any]) -> list[str]:
         f"the cheapest with which four of five reached it {among}.",
         f"Predicted against real error of {prediction['plans']} random plans, Spearman's rank correlation:",
         ", ".join(f"{value:.2f} with {name}" for name, value in prediction["spearman"].items()) + ".",
-        f"Tuned on {budget['tuning_prompts']} captions of the training side. This table is older than the rest:",
-        "made by the script as it was, with rows at all speeds, with another default plan, and with an override's",
-        "reserve of 2%.",
+        f"Tuned on {budget['tuning_prompts']} captions of the training side.",
         "",
     ]
 
