@@ -116,7 +116,8 @@ def _gaps(total: int, count: int) -> list[int]:
     [2, 3, 4, 4, 4, 4, 3, 2]
     """
     shape = [NARROW + (1 - NARROW) * math.sin(math.pi * (i + 0.5) / count) for i in range(count)]
-    wanted = [round(total * value / sum(shape), 9) for value in shape]  # rounded, as equal ones must tie everywhere
+    scale = total / sum(shape)
+    wanted = [round(scale * value, 9) for value in shape]  # rounded, as equal ones must tie everywhere
     gaps = [1] * count
     for _ in range(total - count):
         short = max(range(count), key=lambda i: (wanted[i] - gaps[i], i))  # of equals the later one
