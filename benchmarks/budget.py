@@ -30,11 +30,12 @@ from unicp.policies import Config
 from unicp.step_plans import StepPlan, computing
 
 PROFILE = common.RESULTS / "budget-50.safetensors"
+OURS = f"budget, min_psnr={common.MIN_PSNR:g}"
 SPEEDS = (3.0, 3.5, 4.0)
 
 
 def methods() -> dict[str, Config]:
-    found: dict[str, Config] = {"budget, min_psnr=35": BudgetConfig(profile=str(PROFILE), min_psnr=35)}
+    found: dict[str, Config] = {OURS: BudgetConfig(profile=str(PROFILE), min_psnr=common.MIN_PSNR)}
     for speed in SPEEDS:
         found[f"budget, default plan, {speed:g}x"] = BudgetConfig(target_speedup=speed)
     for interval in (3, 4):
@@ -100,15 +101,16 @@ def main() -> None:
     prompts = unicp.demo.prompts(args.prompts)
     rows = common.measured(pipe, prompts, configs, fewer=(17, 14))
     table = common.table("method", rows)
-    reached = {name: mean(row["psnr"] >= 35 for row in collected) for name, collected in rows.items()}
-    print(f"min_psnr=35 reached by {reached['budget, min_psnr=35']:.0%} of the prompts")
+    reached = {name: mean(row["psnr"] >= common.MIN_PSNR for row in collected) for name, collected in rows.items()}
+    print(f"min_psnr=35 reached by {reached[OURS]:.0%} of the prompts")
     predicted = prediction(pipe, profile, args.random_plans)
     for name, value in predicted["spearman"].items():
         print(f"predicted against real error of {predicted['plans']} random plans, {name}: Spearman {value:.2f}")
     common.save(
         "budget",
-        {"prompts": prompts, "steps": unicp.demo.STEPS, "tuning_prompts": args.tuning_prompts, "table": table,
-         "reached_35_db": reached, "prediction": predicted, "per_prompt": rows},
+        {"prompts": prompts, "steps": unicp.demo.STEPS, "tuning_prompts": args.tuning_prompts,
+         "chosen": profile.metadata["chosen"], "table": table, "reached_35_db": reached, "prediction": predicted,
+         "per_prompt": rows},
     )  # fmt: skip
 
 

@@ -33,6 +33,9 @@ CALL: dict[str, Any] = {
 }
 """What the demo model was trained for."""
 
+MIN_PSNR = 35.0
+"""What plans are tuned for, in dB."""
+
 
 def pipeline() -> WanPipeline:
     """The demo model in float32, without a progress bar."""
@@ -61,7 +64,7 @@ def tuned(pipe: Any, count: int, name: str = "budget-50", **call: Any) -> Path:
         RESULTS.mkdir(exist_ok=True)
         unfinished = path.with_suffix(".part.json")
         profile = unicp.tune(
-            pipe, training_prompts(count), target_speedup=2.0, checkpoint=unfinished, **{**CALL, **call}
+            pipe, training_prompts(count), min_psnr=MIN_PSNR, checkpoint=unfinished, **{**CALL, **call}
         )
         profile.save(path)
     return path

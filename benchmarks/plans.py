@@ -85,11 +85,11 @@ def tuned_plan(profile: Profile, computed: int) -> Priced:
 
 def inside_cost(pipe: Any, inside: UniCPConfig) -> float:
     """Time of a step at which it acts, as a share of a whole one's, as ``tune`` measures it."""
-    effort = replace(EFFORTS["low"], alternating=(2,))
-    tuner = tuning._Tuner(
-        pipe, {"transformer": pipe.transformer}, common.training_prompts(1), common.CALL, 0, effort, inside, None
-    )
-    tuner._trajectory(0, lambda *_: None)
+    captions = common.training_prompts(3)
+    effort = replace(EFFORTS["low"], alternating=(2,), gain_prompts=len(captions))
+    tuner = tuning._Tuner(pipe, {"transformer": pipe.transformer}, captions, common.CALL, 0, effort, inside, None)
+    for index in range(len(captions)):
+        tuner._trajectory(index, lambda *_: None)
     return tuner._inside_cost(STEPS, lambda *_: None)
 
 

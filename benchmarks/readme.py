@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import compare
 from unicp import Comparison
+from unicp.kinds import DEFAULT
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -29,6 +30,9 @@ def block() -> str:
     ada, overhead = _load(RESULTS / "adacache.json"), _load(RESULTS / "overhead.json")
     evaluation = _load(ROOT / "training" / "evaluation.json")
     at_50 = Comparison.load(RESULTS / "compare-50.json")
+    budget = _load(RESULTS / "budget.json")
+    chosen = list(budget["chosen"].values())
+    unbeaten = f"any of {len(chosen)}" if set(chosen) == {DEFAULT} else f"{chosen.count(DEFAULT)} of {len(chosen)}"
     places = ["What was measured where: below the table. Speed-ups are over unaccelerated runs beside them."]
     provenance = ada["provenance"]
     machine, versions = provenance["machine"], provenance["versions"]
@@ -69,8 +73,10 @@ def block() -> str:
         f"{right['two objects']}.",
         "",
         "**At the same speed**, everybody's curve read at that speed-up, or its slowest point, where that is faster;",
-        "more in [docs/results.md](docs/results.md). `budget` is the plan without a profile. `unicp.tune`, from 8",
-        "captions of the training side and at 50 steps, found none that is surely better, at any of four speeds; what",
+        "more in [docs/results.md](docs/results.md). `budget` is the plan without a profile. "
+        f"`unicp.tune`, from {budget['tuning_prompts']}",
+        f"captions of the training side and at {budget['steps']} steps, found none that is surely better at "
+        f"{unbeaten} speeds; what",
         "a profile adds here is that one can ask for a quality.",
         *(places if "kept" in at_50.provenance else []),
         "",

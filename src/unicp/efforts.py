@@ -56,12 +56,13 @@ EFFORTS = {
 
 
 def cost_in_runs(prompts: int, effort: str, inside: bool = False) -> float:
-    """About how many runs of the pipeline a tuning takes, with plans that have UniCP inside steps or without."""
+    """About how many runs of the pipeline a tuning takes at most, with plans with UniCP inside steps or without."""
     work = EFFORTS[effort]
     gains = min(work.gain_prompts, prompts) * work.gain_positions / 2
     half = (prompts + 1) // 2
     kinds = 1 + len(work.variants) + len(work.warmups) + len(work.alternating) * (1 + inside)  # one is the default plan
-    # Kinds are compared on one half of the prompts, the plans that are chosen are measured on the other.
+    # Kinds are compared on one half of the prompts, the plans that are chosen are measured on the other, or on all.
     choosing = half * kinds * sum(1 / s for s in CHOICES)
-    timing = min(work.gain_prompts, prompts) if inside else 0
-    return prompts + gains + timing + choosing + max(prompts // 2, 1) * sum(1 / s for s in work.speeds)
+    timing = min(work.gain_prompts, prompts) / 2 if inside else 0
+    known = sum(1 / s for s in CHOICES)
+    return prompts + gains + timing + choosing + prompts * sum(1 / s for s in work.speeds) - half * known

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from .efforts import Effort
+from .efforts import EFFORTS, Effort
+from .errors import UnicpError
 from .planning import Trajectories, plans
+from .policies.unicp import UniCPConfig
+from .session import resolve_config
 from .step_plans import StepPlan, alternating, default, growing
 
 DEFAULT = "default"
@@ -60,9 +65,15 @@ def ranked(scores: dict[str, list[float]]) -> list[str]:
     return sorted(scores, key=key)
 
 
-def between(measured: dict[float, list[float]], cost: float, count: int) -> tuple[float, ...]:
-    """PSNR of every prompt at a cost, between the measured ones; never beyond them."""
-    at = sorted(measured)
-    if not at or cost < at[0]:
-        return (0.0,) * count
-    return tuple(float(np.interp(cost, at, [measured[c][i] for c in at])) for i in range(count))
+def acting_inside(inside: Any, effort: str) -> UniCPConfig:
+    """What is to act inside computed steps.
+
+    Raises:
+        UnicpError: it is no UniCP, or stacked on another method, or the effort tries no such plans.
+    """
+    if not EFFORTS[effort].alternating:
+        raise UnicpError(f'effort="{effort}" tries no plans with UniCP inside; take "medium", or leave inside out')
+    config = resolve_config(inside)
+    if not isinstance(config, UniCPConfig) or config.stack is not None:
+        raise UnicpError(f"inside must be a UniCPConfig without a stack, or a profile of one, got {inside!r:.80}")
+    return config

@@ -7,7 +7,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,13 +22,14 @@ from .engine.executor import HOOK
 from .engine.replay import Player, Take
 from .errors import UnicpError, UnicpWarning
 from .fill import weights
-from .kinds import between, kinds, ranked
-from .planning import Trajectories, forecast_errors, gain_curve, gram
+from .kinds import DEFAULT, acting_inside, kinds, ranked
+from .planning import Trajectories, gain_curve, gram
 from .policies import Config, check_choice, check_number, unconditional
 from .policies.budget import BudgetConfig, PlanBook, Priced
 from .policies.unicp import UniCPConfig
+from .pricing import Played, book
 from .profiles import Profile, content_of, fingerprint
-from .session import _denoisers, accelerate, resolve_config
+from .session import _denoisers, accelerate
 from .step_plans import StepPlan, alternating, growing, nearest
 
 
@@ -53,7 +53,8 @@ def tune(
     several limits of the search. Among them, the default plan, other ones with even gaps and ones with the conditional
     branch alone, or UniCP inside, at every second computed step, real runs on the first half of the prompts choose at
     each cost: the default plan, unless another one is ahead by two standard errors. The chosen plans' real quality is
-    measured on the other half (on all, if there is only one).
+    measured on the other half, or, where the default plan is kept at all costs, on all: nothing was made to fit them.
+    With ``min_psnr``, the plan that will be played for it is among them.
 
     Args:
         pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.
@@ -100,18 +101,8 @@ def tune(
         return tuner.profile(config, show)
 
 
-def acting_inside(inside: Any, effort: str) -> UniCPConfig:
-    """What is to act inside computed steps.
-
-    Raises:
-        UnicpError: it is no UniCP, or stacked on another method, or the effort tries no such plans.
-    """
-    if not EFFORTS[effort].alternating:
-        raise UnicpError(f'effort="{effort}" tries no plans with UniCP inside; take "medium", or leave inside out')
-    config = resolve_config(inside)
-    if not isinstance(config, UniCPConfig) or config.stack is not None:
-        raise UnicpError(f"inside must be a UniCPConfig without a stack, or a profile of one, got {inside!r:.80}")
-    return config
+WATCHED = 1e-9
+"""A reserve of no step: forecasts are compared with what is computed, and nothing is done about it."""
 
 
 class _Tuner:
@@ -151,7 +142,7 @@ class _Tuner:
             for index in range(len(self.prompts)):
                 self._trajectory(index, show)
             trajectories = self._trajectories()
-            book = self._book(trajectories, self._found(trajectories, show), show)
+            book = self._book(trajectories, self._found(trajectories, show), config, show)
         finally:
             self.pipe._progress_bar_config = quiet
         try:
@@ -232,8 +223,10 @@ class _Tuner:
             weights=np.array(self.state["weights"]),
         )
 
-    def _real(self, plan: StepPlan, index: int, show: Callable[[int, int], None]) -> tuple[float, float | None]:
-        """Relative error of the final latents under a plan, and PSNR of the video in dB."""
+    def _real(
+        self, plan: StepPlan, index: int, show: Callable[[int, int], None]
+    ) -> tuple[float, float | None, dict[int, float]]:
+        """Relative error of the final latents under a plan, PSNR of the video in dB, errors of its forecasts."""
         fills = [[s.after, s.order, s.damping] for s in plan.segments]
         key = json.dumps([plan.compute, plan.conditional, plan.inside, fills, index])
         if key not in self.state["real"]:
@@ -244,14 +237,14 @@ class _Tuner:
             error = float((take.latents - reference).norm() / reference.norm())
             made, wanted = _frames(take.result), self.frames[index]
             quality = metrics.psnr(made, wanted) if made is not None and wanted is not None else None
-            self.state["real"][key] = [error, quality]
+            self.state["real"][key] = [error, quality, take.forecasts]
             self.checkpoint.save(self.state)
-        error, quality = self.state["real"][key]
-        return error, quality
+        error, quality, forecasts = self.state["real"][key]
+        return error, quality, {int(step): value for step, value in forecasts.items()}
 
-    def _played(self, plan: StepPlan, index: int, show: Callable[[int, int], None]) -> Take:
+    def _played(self, plan: StepPlan, index: int, show: Callable[[int, int], None], **fields: Any) -> Take:
         """A run of a prompt under a plan."""
-        config: Config = BudgetConfig(target_speedup=1.0, override_reserve=0.0)
+        config: Config = BudgetConfig(target_speedup=1.0, override_reserve=WATCHED, **fields)
         if plan.inside and self.inside is not None:
             config = self.inside.replace(stack=config)
         with accelerate(self.pipe, config) as session:
@@ -259,7 +252,10 @@ class _Tuner:
                 executor.book = PlanBook(
                     sigmas=tuple(self.state["sigmas"][:-1]), plans=(Priced(plan=plan, speedup=1.0),)
                 )
-            return Player(self.pipe, {}).run(self.arguments(index), on_step=show)
+            take = Player(self.pipe, {}).run(self.arguments(index), on_step=show)
+            steps = session.report().steps
+        take.forecasts = {str(step.index): step.metric for step in steps if step.metric is not None}
+        return take
 
     # -- decisions -------------------------------------------------------------------------------------------------
 
@@ -285,7 +281,7 @@ class _Tuner:
                 # By the videos, where there are some: not all that is off in latents is seen.
                 scores[name] = [
                     float(np.log(max(error, 1e-9))) if quality is None else -min(quality, 120.0)
-                    for error, quality in runs
+                    for error, quality, _ in runs
                 ]
             best[count / speed] = ranked(scores)
             self.chosen[f"{speed:g}x"] = best[count / speed][0]
@@ -298,33 +294,34 @@ class _Tuner:
         return result
 
     def _book(
-        self, trajectories: Trajectories, found: dict[int, StepPlan], show: Callable[[str, int, int], None]
+        self,
+        trajectories: Trajectories,
+        found: dict[int, StepPlan],
+        config: BudgetConfig,
+        show: Callable[[str, int, int], None],
     ) -> PlanBook:
         found[trajectories.steps] = growing(trajectories.steps, trajectories.steps, trajectories.steps, 0)
+
+        def run(plan: StepPlan, what: str) -> Played:
+            runs = [self._real(plan, i, lambda s, n: show(what, s, n)) for i in self._judged()]
+            psnr = tuple([quality for _, quality, _ in runs if quality is not None])
+            return Played(plan=plan, psnr=psnr, forecasts=tuple(found for _, _, found in runs))
+
+        return book(
+            found,
+            run,
+            self.effort.speeds,
+            config,
+            overhead=self._overhead(),
+            deciding=np.array(list(self.state["deciding"].values())),
+            sigmas=self.state["sigmas"],
+        )
+
+    def _judged(self) -> range:
+        """Prompts that no plan was made to fit."""
         count = len(self.prompts)
-        judged = list(range((count + 1) // 2 if count > 1 else 0, count))
-        measured: dict[float, list[float]] = {}
-        for number, speed in enumerate(self.effort.speeds):
-            plan = nearest(found, trajectories.steps / speed)
-            what = f"plan {number + 1} of {len(self.effort.speeds)}"
-            values = [self._real(plan, i, lambda s, n: show(what, s, n))[1] for i in judged]  # noqa: B023
-            if all(value is not None for value in values):
-                measured[plan.cost] = [min(float(value or 0.0), 120.0) for value in values]
-        overhead = self._overhead()
-        deciding = np.array(list(self.state["deciding"].values()))
-        priced = []
-        for number in sorted(found):
-            plan = found[number]
-            psnr = between(measured, plan.cost, len(judged)) if plan.cost < 1 else (120.0,) * len(judged)
-            priced.append(
-                Priced(
-                    plan=plan,
-                    speedup=1 / (plan.cost * (1 - overhead) + overhead),
-                    psnr=psnr if measured else (),
-                    expected=forecast_errors(deciding, trajectories.sigmas, plan.compute),
-                )
-            )
-        return PlanBook(sigmas=tuple(self.state["sigmas"][:-1]), plans=tuple(priced))
+        fitted = count > 1 and set(self.chosen.values()) != {DEFAULT}
+        return range((count + 1) // 2 if fitted else 0, count)
 
     def _overhead(self) -> float:
         """Share of a run's time that no skipped step saves."""
@@ -332,22 +329,18 @@ class _Tuner:
         return float(np.clip(idle / whole, 0.0, 0.9))
 
     def _inside_cost(self, count: int, show: Callable[[str, int, int], None]) -> float:
-        """Time of a step with UniCP inside, as a share of a whole one's: of plans with and without, in turn."""
+        """Time of a step with UniCP inside, as a share of a whole one's in the same run, as machines' speeds vary."""
         plan = alternating(count, count // 2, 3, inside_cost=0.5)
         if not plan.inside:
             return 1.0
         if "inside" not in self.state:
-            _, idle = np.median(list(self.state["seconds"].values()), axis=0)
             shares = []
             for index in range(len(self.state["seconds"])):
-                whole, inside = (
-                    self._played(one, index, lambda s, n: show("UniCP inside, timed", s, n)).seconds - idle
-                    for one in (replace(plan, inside=()), plan)
-                )
-                saved = (1 - inside / max(whole, 1e-9)) * (
-                    len(plan.compute) - 1
-                )  # in whole steps; the first is not timed
-                shares.append(float(1 - saved / len(plan.inside)))
+                ends = self._played(plan, index, lambda s, n: show("UniCP inside, timed", s, n), leap=0.0).ends
+                inside, skipped = set(plan.inside), set(range(count)) - set(plan.compute)
+                groups = (inside, set(plan.compute[1:]) - inside, skipped)
+                some, whole, idle = (float(np.median([ends[i] - ends[i - 1] for i in group])) for group in groups)
+                shares.append((some - idle) / max(whole - idle, 1e-9))
             self.state["inside"] = float(np.median(shares))
             self.checkpoint.save(self.state)
         return float(np.clip(self.state["inside"], 0.05, 1.0))

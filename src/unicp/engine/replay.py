@@ -35,7 +35,9 @@ class Take:
         weights: what the solver makes of each output (:meth:`Solver.response`), where the run was recorded.
         result: what the pipeline returned.
         seconds: of the denoising loop; but for its first step, where no denoiser is watched.
-        began, ended: the clock when the first step's output was there, and at the end.
+        forecasts: error of the forecasts at the computed steps of an accelerated run, by step; for JSON.
+        began: the clock when the first step's output was there.
+        ends: the clock behind each step that the solver takes; leaps are one.
     """
 
     given: list[Any] = field(default_factory=list)
@@ -46,8 +48,9 @@ class Take:
     weights: list[float] | None = None
     result: Any = None
     seconds: float = 0.0
+    forecasts: dict[str, float] = field(default_factory=dict)
     began: float = 0.0
-    ended: float = 0.0
+    ends: list[float] = field(default_factory=list)
 
 
 class Player:
@@ -115,7 +118,7 @@ class Player:
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
             watched = stack.enter_context(_watched(self.pipe.scheduler, take, record, change, on_step))
             take.result = self.pipe(**call)
-        take.seconds = take.ended - (began[0] if began else take.began)
+        take.seconds = take.ends[-1] - (began[0] if began else take.began)
         take.sigmas.append(0.0)
         if watched.solver is not None:
             take.weights = watched.solver.response()
@@ -145,7 +148,7 @@ class _watched:
             self.take.given.append(model_output.detach().float().cpu())
             result = own(model_output, *args, **kwargs)
             self.take.latents = leading(result).detach().float().cpu()
-            self.take.ended = _now()
+            self.take.ends.append(_now())
             if self.on_step is not None:
                 self.on_step(index + 1, len(self.scheduler.timesteps))
             return result

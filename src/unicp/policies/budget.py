@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import UnicpError
@@ -30,8 +31,8 @@ class BudgetConfig(Config):
         profile: path of a profile with plans.
         target_speedup: of the denoising loop, over the unaccelerated one; 1 or more. Exactly one of this and
             ``min_psnr``.
-        min_psnr: in dB against the unaccelerated video: the cheapest plan that reaches it in four of five cases, going
-            by the prompts of ``tune``. Needs a profile.
+        min_psnr: in dB against the unaccelerated video: the cheapest plan that reaches it in four of five cases, as
+            surely as the prompts of ``tune`` can tell (:attr:`Priced.safe_psnr`). Needs a profile.
         correct: at a computed step, make good what the forecasts before it were off by, as the new output shows it.
         leap: share of the run's beginning in which the solver takes one long step to the next computed one, instead of
             several through forecasts, 0 to 1; behind it only where that step is longer than a twentieth of the run, and
@@ -114,13 +115,16 @@ class Priced:
 
     @property
     def safe_psnr(self) -> float:
-        """What another prompt reaches in four of five cases, as far as those that were tried can tell.
+        """What four of five other prompts reach: with 80% confidence, from the eighth one that was tried on.
 
-        Of n of them, ``ceil(0.8 (n + 1))`` reached it: one more has an equal chance of every rank among them. Of fewer
-        than four, all did, which promises less: n of n + 1.
+        As few of the tried ones lie below it as would in one of five draws, if four of five prompts reached it (a
+        one-sided tolerance bound): none of 8 to 13, one of 14 to 20, two of 21. Of fewer than 8 none does, either, but
+        that is less sure: 59% for 4 of them.
         """
-        ordered = sorted(self.psnr)
-        return ordered[max(len(ordered) - math.ceil(0.8 * (len(ordered) + 1)), 0)] if ordered else -math.inf
+        ordered, count = sorted(self.psnr), len(self.psnr)
+        likely = [math.comb(count, k) * 0.2**k * 0.8 ** (count - k) for k in range(count)]  # that k fail, of a fifth
+        below = sum(total <= 0.2 for total in accumulate(likely))
+        return ordered[max(below - 1, 0)] if ordered else -math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
