@@ -78,7 +78,7 @@ def played(errors: dict[int, float], reserve: float) -> list[int]:
     """The steps that are computed of a plan whose forecasts are off by 0.02, but where it is said otherwise."""
     expected = dict.fromkeys(range(40), (0.02, 0.002))
     book = PlanBook(sigmas=tuple(s.sigma for s in steps(40)), plans=(Priced(plan=PLAN, speedup=3, expected=expected),))
-    policy = BudgetPolicy(BudgetConfig(target_speedup=2, override_reserve=reserve))
+    policy = BudgetPolicy(BudgetConfig(target_speedup=2, override_reserve=reserve, override_zscore=3.0))
     policy.attach({}, (), book)
     return computed_by(policy, 40, {**dict.fromkeys(range(40), 0.02), **errors})
 
@@ -95,6 +95,12 @@ def test_where_forecasts_fail_the_gap_is_halved_until_the_reserve_is_spent() -> 
     assert BAD < MIDDLE < PLAN.compute[8]
     assert played({BAD: 0.5}, 0.1) == sorted({*PLAN.compute, MIDDLE})
     assert len(played(ALWAYS, 0.1)) == len(PLAN.compute) + 4
+
+
+def test_by_default_a_quality_that_is_asked_for_has_a_reserve_and_a_speed_has_none() -> None:
+    quality, speed = BudgetConfig(profile="x", min_psnr=30), BudgetConfig(target_speedup=2)
+    assert (quality.reserve, speed.reserve, quality.replace(override_reserve=0).reserve) == (0.1, 0, 0)
+    assert BudgetPolicy(quality).needs().check and not BudgetPolicy(speed).needs().check
 
 
 @pytest.mark.parametrize(("error", "more"), [(0.19, 0), (0.21, 1)])

@@ -65,7 +65,7 @@ BAD: dict[type[Config], dict[str, list[Any]]] = {
         "target_speedup": [0.9, -1, NAN, "2", True],
         "min_psnr": [-1, NAN, "30", True],
         "correct": ["yes", 1, None],
-        "override_reserve": [-0.1, 1.1, NAN, "0.1", None, True],
+        "override_reserve": [-0.1, 1.1, NAN, "0.1", True],
         "leap": [-0.1, 1.1, "no", None],
         "override_zscore": [0, -1, NAN, "3", None],
         "warmup_steps": [0, -1, 1.5, "2", None, True],

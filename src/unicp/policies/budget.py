@@ -39,9 +39,9 @@ class BudgetConfig(Config):
             with 0 nowhere. Only multistep solvers (UniPC, DPM-Solver++) and one denoiser; elsewhere there are forecasts
             all the way.
         override_reserve: share of the steps that may be computed beyond the plan, 0 to 1, where forecasts turn out
-            worse than calibration saw; at steps that it did not see, twice as bad as any of four or more before. Each
-            costs speed, and on the demo model a lower ``target_speedup`` is the better use of them: 0 by default.
-        override_zscore: how many standard deviations worse than in calibration, above 0.
+            worse than ``tune`` saw; at steps that it did not see, twice as bad as any of four or more before.
+            By default a tenth with ``min_psnr``, and none with ``target_speedup``, as each costs speed.
+        override_zscore: how many standard deviations worse than in ``tune``, above 0.
         warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed, 1 and 0 or
             more.
 
@@ -60,10 +60,17 @@ class BudgetConfig(Config):
     min_psnr: float | None = None
     correct: bool = True
     leap: float = 0.6
-    override_reserve: float = 0.0
-    override_zscore: float = 3.0
+    override_reserve: float | None = None
+    override_zscore: float = 2.0
     warmup_steps: int = 2
     cooldown_steps: int = 1
+
+    @property
+    def reserve(self) -> float:
+        """Share of the steps that may be computed beyond the plan."""
+        if self.override_reserve is None:
+            return 0.0 if self.min_psnr is None else 0.1
+        return self.override_reserve
 
     @classmethod
     def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
@@ -91,7 +98,8 @@ class BudgetConfig(Config):
             check_number("min_psnr", self.min_psnr, low=0)
         check_flag("correct", self.correct)
         check_number("leap", self.leap, low=0, high=1)
-        check_number("override_reserve", self.override_reserve, low=0, high=1)
+        if self.override_reserve is not None:
+            check_number("override_reserve", self.override_reserve, low=0, high=1)
         check_number("override_zscore", self.override_zscore, low=1e-9)
         check_number("warmup_steps", self.warmup_steps, low=1, whole=True)
         check_number("cooldown_steps", self.cooldown_steps, low=0, whole=True)
@@ -253,9 +261,7 @@ class BudgetPolicy(Policy):
 
     def needs(self) -> Needs:
         config = self.config
-        return Needs(
-            keep="output", order=2, check=config.override_reserve > 0, correct=config.correct, leap=config.leap > 0
-        )
+        return Needs(keep="output", order=2, check=config.reserve > 0, correct=config.correct, leap=config.leap > 0)
 
     def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:
         self.book = errors
@@ -276,7 +282,7 @@ class BudgetPolicy(Policy):
             steps = count or 50
             wanted = max(1, math.floor(steps / (config.target_speedup or 1.0) + 1e-9))
             plan = default(steps, wanted, config.warmup_steps, config.cooldown_steps)
-        self._reserve = round(config.override_reserve * plan.steps)
+        self._reserve = round(config.reserve * plan.steps)
         self._follow(plan)
 
     def _follow(self, plan: StepPlan) -> None:
@@ -336,7 +342,7 @@ class BudgetPolicy(Policy):
         return segment.until
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
-        if self.config.override_reserve == 0:
+        if self.config.reserve == 0:
             return
         if change is None or not math.isfinite(change):
             # At the first computed step there is nothing to forecast from.
