@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import unicp
 from benchmarks import compare
 from unicp import Comparison
 from unicp.kinds import DEFAULT
@@ -187,8 +188,7 @@ def _parts() -> list[str]:
         "",
         "Each plan computes as many steps as the others of its speed (25 or 17 of 50; alone, the conditional branch",
         "counts half; with modules kept inside of every second computed step, a step there counts as much as it takes",
-        "time), but for what the override adds and UniCP's windows inside of every step save. The growing gaps are",
-        "those of before the default plan was changed.",
+        "time), but for what the override adds and UniCP's windows inside of every step save.",
         "",
         *_table(plans, "method"),
         f"The conditional branch alone, at every second computed step, loses {' and '.join(lost)}",
@@ -200,8 +200,6 @@ def _parts() -> list[str]:
         "",
         f"Plans asked for 2× and 3×, used elsewhere than where they were tuned; {len(transfer['prompts'])} held-out "
         "captions.",
-        "This section and the next one are older than the rest: leaps ended with the first 60% of a run then, the",
-        "override computed the next step, and had a reserve of 2% where nothing else is said.",
         "",
     ]
     for situation, table in transfer["tables"].items():
@@ -209,23 +207,21 @@ def _parts() -> list[str]:
     lines += [_provenance(transfer), "", "## The override's reserve", ""]
     counts = {len(captions) for captions in override["prompts"].values()}
     lines += [
-        "One plan for 3×, with more or less to spend where forecasts fail, and plans with more steps from the start;",
+        "One plan for 3×, with more or less to spend where forecasts fail (computed beside the plan's steps only in",
+        "runs that need it), and plans with more steps from the start;",
         f"{' or '.join(map(str, counts))} held-out captions of each kind.",
         "",
     ]
-    brought = []
+    brought, steps = [], unicp.demo.STEPS
     for situation, table in override["tables"].items():
         lines += _rows(table, f"plan, {situation}")
-        high = {row[f"plan, {situation}"]: row["psnr"] for row in table}
-        none, spent, planned = (
-            high[n] for n in ("reserve of 0 steps", "reserve of 5 steps", "5 steps more in the plan")
-        )
-        brought.append(f"{spent - none:+.1f} dB and {planned - none:+.1f} dB ({situation})")
-    lines += [
-        f"What a reserve of five steps brought, and five steps more in the plan: {'; '.join(brought)}.",
-        "A lower speed is the better use of such steps; the reserve is there for what calibration never saw.",
-        "",
-    ]
+        named = {row[f"plan, {situation}"]: row for row in table}
+        none = named["reserve of 0 steps"]
+        for name in ("reserve of 5 steps", "5 steps more in the plan"):
+            more = steps * (named[name]["computed_fraction"] - none["computed_fraction"])
+            mean, worst = (named[name][key] - none[key] for key in ("psnr", "psnr_worst"))
+            brought.append(f"- {situation}, {name}: {more:.1f} steps more, {mean:+.1f} dB, the worst {worst:+.1f} dB")
+    lines += ["What that took, and what it brought:", "", *brought, ""]
     return [*lines, _provenance(override), ""]
 
 
