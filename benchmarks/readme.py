@@ -160,6 +160,8 @@ def _budget(budget: dict[str, Any]) -> list[str]:
     prediction, reached, ours = budget["prediction"], budget["reached_35_db"], "budget, min_psnr=35"
     shares = {row["method"]: row["computed_fraction"] for row in budget["table"]}
     untuned = [name for name, share in reached.items() if share >= 0.8 and "tuned" not in name and name != ours]
+    asked = [budget["steps"] * row["fraction"] for row in budget["per_prompt"][ours]]
+    harder = [steps - min(asked) for steps in asked if steps > min(asked) + 0.5]
     cheapest = min(untuned, key=lambda name: shares[name], default=None)
     among = f'is "{cheapest}", at {shares[cheapest]:.0%}' if cheapest else "does not exist"
     return [
@@ -169,6 +171,8 @@ def _budget(budget: dict[str, Any]) -> list[str]:
         f"`min_psnr=35` was reached by {reached[ours]:.0%} of the captions, at {shares[ours]:.0%} of the arithmetic. "
         "Of the plans that nobody tuned",
         f"the cheapest with which four of five reached it {among}.",
+        f"Where forecasts failed, {len(harder)} of {len(asked)} captions took {min(harder):.0f} to {max(harder):.0f} "
+        "steps more than its plan has.",
         f"Predicted against real error of {prediction['plans']} random plans, Spearman's rank correlation:",
         ", ".join(f"{value:.2f} with {name}" for name, value in prediction["spearman"].items()) + ".",
         f"Tuned on {budget['tuning_prompts']} captions of the training side.",
