@@ -120,8 +120,15 @@ def test_a_target_takes_the_dearest_plan_that_is_fast_enough() -> None:
     book = PlanBook(sigmas=(1.0,), plans=(priced(6, 3.0, 30), priced(9, 2.1, 38), priced(10, 1.9, 41)))
     assert book.choose(BudgetConfig(target_speedup=2)).speedup == 2.1
     assert book.choose(BudgetConfig(target_speedup=1.9)).speedup == 1.9
-    assert book.choose(BudgetConfig(target_speedup=2.12)).speedup == 2.1  # as near as estimates are
-    assert book.choose(BudgetConfig(target_speedup=2.13)).speedup == 3.0
+    assert (
+        book.choose(BudgetConfig(target_speedup=1.95)).speedup == 1.9
+    )  # ten of twenty steps: as near as estimates are
+    assert book.choose(BudgetConfig(target_speedup=1.96)).speedup == 2.1
+    assert book.choose(BudgetConfig(target_speedup=2.16)).speedup == 2.1
+    assert book.choose(BudgetConfig(target_speedup=2.17)).speedup == 3.0
+    whole = PlanBook(sigmas=(1.0,), plans=(priced(6, 3.3, 30), priced(7, 20 / 7, 38)))
+    assert whole.choose(BudgetConfig(target_speedup=2.88)).speedup == 20 / 7
+    assert whole.choose(BudgetConfig(target_speedup=2.9)).speedup == 3.3  # its steps alone do not make it
     assert book.choose(BudgetConfig(min_psnr=37)).speedup == 2.1
     assert book.choose(BudgetConfig(min_psnr=41)).speedup == 1.9
     with pytest.raises(UnicpError, match=r"target_speedup=4: the profile's fastest plan has 3.00"):
