@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 COMPAT ?= .venv-compat
 OLD := $(COMPAT)/bin/python
+WORKERS ?= 2
 PROMPT ?= a red ball bouncing fast over a gray striped background
 
 .DEFAULT_GOAL := help
@@ -29,7 +30,7 @@ test: $(READY) ## linter, formatter, type checker, tests and doctests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: $(READY) ## the tests that take long
 	$(BIN)/python -m pytest -m slow

@@ -145,15 +145,16 @@ class PlanBook:
     def choose(self, config: BudgetConfig) -> Priced:
         """The plan for a target: the dearest that is fast enough, or the cheapest that is good enough.
 
-        Speed-ups are estimates: one that is three hundredths short of the target is fast enough, if the share of
-        computed steps alone would make it, within a hundredth. A step less can cost many dB.
+        Speed-ups are estimates: one that is a hundredth short of the target is fast enough, or three where the share of
+        computed steps alone would make it. A step less can cost many dB.
 
         Raises:
             UnicpError: no plan reaches the target.
         """
         if config.target_speedup is not None:
             wanted = config.target_speedup
-            fast = [p for p in self.plans if p.speedup >= 0.97 * wanted and 1 / p.plan.cost >= 0.99 * wanted]
+            near = [0.97 if 1 / p.plan.cost >= 0.99 * wanted else 0.99 for p in self.plans]
+            fast = [p for p, share in zip(self.plans, near, strict=True) if p.speedup >= share * wanted]
             if not fast:
                 most = max(p.speedup for p in self.plans)
                 raise UnicpError(f"target_speedup={config.target_speedup:g}: the profile's fastest plan has {most:.2f}")
