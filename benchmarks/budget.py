@@ -102,7 +102,7 @@ def main() -> None:
     rows = common.measured(pipe, prompts, configs, fewer=(17, 14))
     table = common.table("method", rows)
     reached = {name: mean(row["psnr"] >= common.MIN_PSNR for row in collected) for name, collected in rows.items()}
-    print(f"min_psnr=35 reached by {reached[OURS]:.0%} of the prompts")
+    print(f"{OURS}: reached by {reached[OURS]:.0%} of the prompts")
     predicted = prediction(pipe, profile, args.random_plans)
     for name, value in predicted["spearman"].items():
         print(f"predicted against real error of {predicted['plans']} random plans, {name}: Spearman {value:.2f}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import unicp
 from benchmarks import compare
+from benchmarks.budget import OURS
 from unicp import Comparison
 from unicp.kinds import DEFAULT
 
@@ -157,10 +158,10 @@ def _seen(ablation: dict[str, Any]) -> list[str]:
 
 
 def _budget(budget: dict[str, Any]) -> list[str]:
-    prediction, reached, ours = budget["prediction"], budget["reached_35_db"], "budget, min_psnr=35"
+    prediction, reached = budget["prediction"], budget["reached_35_db"]
     shares = {row["method"]: row["computed_fraction"] for row in budget["table"]}
-    untuned = [name for name, share in reached.items() if share >= 0.8 and "tuned" not in name and name != ours]
-    asked = [budget["steps"] * row["fraction"] for row in budget["per_prompt"][ours]]
+    untuned = [name for name, share in reached.items() if share >= 0.8 and name != OURS]
+    asked = [budget["steps"] * row["fraction"] for row in budget["per_prompt"][OURS]]
     harder = [steps - min(asked) for steps in asked if steps > min(asked) + 0.5]
     cheapest = min(untuned, key=lambda name: shares[name], default=None)
     among = f'is "{cheapest}", at {shares[cheapest]:.0%}' if cheapest else "does not exist"
@@ -168,7 +169,7 @@ def _budget(budget: dict[str, Any]) -> list[str]:
         "## The budget",
         "",
         *_table(budget, "method"),
-        f"`min_psnr=35` was reached by {reached[ours]:.0%} of the captions, at {shares[ours]:.0%} of the arithmetic. "
+        f"`min_psnr=35` was reached by {reached[OURS]:.0%} of the captions, at {shares[OURS]:.0%} of the arithmetic. "
         "Of the plans that nobody tuned",
         f"the cheapest with which four of five reached it {among}.",
         f"Where forecasts failed, {len(harder)} of {len(asked)} captions took {min(harder):.0f} to {max(harder):.0f} "

@@ -120,9 +120,8 @@ def test_a_target_takes_the_dearest_plan_that_is_fast_enough() -> None:
     book = PlanBook(sigmas=(1.0,), plans=(priced(6, 3.0, 30), priced(9, 2.1, 38), priced(10, 1.9, 41)))
     assert book.choose(BudgetConfig(target_speedup=2)).speedup == 2.1
     assert book.choose(BudgetConfig(target_speedup=1.9)).speedup == 1.9
-    assert (
-        book.choose(BudgetConfig(target_speedup=1.95)).speedup == 1.9
-    )  # ten of twenty steps: as near as estimates are
+    # Ten of twenty steps: as near as estimates are.
+    assert book.choose(BudgetConfig(target_speedup=1.95)).speedup == 1.9
     assert book.choose(BudgetConfig(target_speedup=1.96)).speedup == 2.1
     assert book.choose(BudgetConfig(target_speedup=2.16)).speedup == 2.1
     assert book.choose(BudgetConfig(target_speedup=2.17)).speedup == 3.0

@@ -62,7 +62,7 @@ def cost_in_runs(prompts: int, effort: str, inside: bool = False) -> float:
     half = (prompts + 1) // 2
     kinds = 1 + len(work.variants) + len(work.warmups) + len(work.alternating) * (1 + inside)  # one is the default plan
     # Kinds are compared on one half of the prompts, the plans that are chosen are measured on the other, or on all.
-    choosing = half * kinds * sum(1 / s for s in CHOICES)
-    timing = min(work.gain_prompts, prompts) / 2 if inside else 0
     known = sum(1 / s for s in CHOICES)
+    choosing = half * kinds * known
+    timing = min(work.gain_prompts, prompts) / 2 if inside else 0
     return prompts + gains + timing + choosing + prompts * sum(1 / s for s in work.speeds) - half * known

@@ -70,7 +70,7 @@ def book(
         return PlanBook(sigmas=tuple(sigmas[:-1]), plans=tuple(found))
 
     for number, speed in enumerate(speeds):
-        plan = nearest(dict(plans), count / speed)
+        plan = nearest(plans, count / speed)
         played[plan.cost] = run(plan, f"plan {number + 1} of {len(speeds)}")
     made = known()
     while config.min_psnr is not None and any(one.safe_psnr >= config.min_psnr for one in made.plans):
@@ -103,9 +103,9 @@ def _expected(plan: StepPlan, played: Sequence[Played], deciding: Array, sigmas:
     those forecast from, and towards, what earlier forecasts have put off the way already.
     """
     whole = forecast_errors(deciding, sigmas, plan.compute)
-    near = min(played, key=lambda one: abs(one.plan.cost - plan.cost), default=None)
-    seen = _seen(near) if near is not None else {}
-    if near is None or not seen:
+    near = min(played, key=lambda one: abs(one.plan.cost - plan.cost))
+    seen = _seen(near)
+    if not seen:
         return whole
     before = forecast_errors(deciding, sigmas, near.plan.compute)
     at = sorted(seen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -67,7 +67,7 @@ class StepPlan:
         return (len(self.compute) - saved) / self.steps
 
 
-def nearest(found: dict[int, StepPlan], computed: float) -> StepPlan:
+def nearest(found: Mapping[int, StepPlan], computed: float) -> StepPlan:
     """Of plans by their cost in steps the one that is nearest to a cost, and not dearer where there is one."""
     fewer = [number for number in found if number <= computed + 0.5]
     return found[max(fewer)] if fewer else found[min(found)]

@@ -27,7 +27,7 @@ from .planning import Trajectories, gain_curve, gram
 from .policies import Config, check_choice, check_number, unconditional
 from .policies.budget import BudgetConfig, PlanBook, Priced
 from .policies.unicp import UniCPConfig
-from .pricing import Played, book
+from .pricing import BEST, Played, book
 from .profiles import Profile, content_of, fingerprint
 from .session import _denoisers, accelerate
 from .step_plans import StepPlan, alternating, growing, nearest
@@ -240,7 +240,7 @@ class _Tuner:
             self.state["real"][key] = [error, quality, take.forecasts]
             self.checkpoint.save(self.state)
         error, quality, forecasts = self.state["real"][key]
-        return error, quality, {int(step): value for step, value in forecasts.items()}
+        return error, quality, {int(step): value for step, value in forecasts.items()}  # a checkpoint's keys are text
 
     def _played(self, plan: StepPlan, index: int, show: Callable[[int, int], None], **fields: Any) -> Take:
         """A run of a prompt under a plan."""
@@ -254,7 +254,7 @@ class _Tuner:
                 )
             take = Player(self.pipe, {}).run(self.arguments(index), on_step=show)
             steps = session.report().steps
-        take.forecasts = {str(step.index): step.metric for step in steps if step.metric is not None}
+        take.forecasts = {step.index: step.metric for step in steps if step.metric is not None}
         return take
 
     # -- decisions -------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ class _Tuner:
                 runs = [self._real(plan, i, lambda s, n: show(what, s, n)) for i in half]  # noqa: B023
                 # By the videos, where there are some: not all that is off in latents is seen.
                 scores[name] = [
-                    float(np.log(max(error, 1e-9))) if quality is None else -min(quality, 120.0)
+                    float(np.log(max(error, 1e-9))) if quality is None else -min(quality, BEST)
                     for error, quality, _ in runs
                 ]
             best[count / speed] = ranked(scores)
@@ -305,7 +305,7 @@ class _Tuner:
         def run(plan: StepPlan, what: str) -> Played:
             runs = [self._real(plan, i, lambda s, n: show(what, s, n)) for i in self._judged()]
             psnr = tuple([quality for _, quality, _ in runs if quality is not None])
-            return Played(plan=plan, psnr=psnr, forecasts=tuple(found for _, _, found in runs))
+            return Played(plan=plan, psnr=psnr, forecasts=tuple(errors for _, _, errors in runs))
 
         return book(
             found,

@@ -35,7 +35,7 @@ class Take:
         weights: what the solver makes of each output (:meth:`Solver.response`), where the run was recorded.
         result: what the pipeline returned.
         seconds: of the denoising loop; but for its first step, where no denoiser is watched.
-        forecasts: error of the forecasts at the computed steps of an accelerated run, by step; for JSON.
+        forecasts: error of the forecasts at the computed steps of an accelerated run, by step.
         began: the clock when the first step's output was there.
         ends: the clock behind each step that the solver takes; leaps are one.
     """
@@ -48,7 +48,7 @@ class Take:
     weights: list[float] | None = None
     result: Any = None
     seconds: float = 0.0
-    forecasts: dict[str, float] = field(default_factory=dict)
+    forecasts: dict[int, float] = field(default_factory=dict)
     began: float = 0.0
     ends: list[float] = field(default_factory=list)
 
