@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import unicp
@@ -210,22 +211,32 @@ def _parts() -> list[str]:
     for situation, table in transfer["tables"].items():
         lines += _rows(table, f"plan, {situation}")
     lines += [_provenance(transfer), "", "## The override's reserve", ""]
-    counts = {len(captions) for captions in override["prompts"].values()}
+    counts = [f"{situation} ({len(captions)})" for situation, captions in override["prompts"].items()]
     lines += [
         "One plan for 3×, with more or less to spend where forecasts fail (computed beside the plan's steps only in",
-        "runs that need it), and plans with more steps from the start;",
-        f"{' or '.join(map(str, counts))} held-out captions of each kind.",
+        "runs that need it), and plans with more steps from the start. Held-out captions:",
+        f"{'; '.join(counts)}.",
         "",
     ]
-    brought, steps = [], unicp.demo.STEPS
+    brought, steps, most = [], unicp.demo.STEPS, "reserve of 5 steps"
     for situation, table in override["tables"].items():
         lines += _rows(table, f"plan, {situation}")
         named = {row[f"plan, {situation}"]: row for row in table}
         none = named["reserve of 0 steps"]
-        for name in ("reserve of 5 steps", "5 steps more in the plan"):
+        for name in (most, "1 more in the plan", "5 more in the plan"):
             more = steps * (named[name]["computed_fraction"] - none["computed_fraction"])
-            mean, worst = (named[name][key] - none[key] for key in ("psnr", "psnr_worst"))
-            brought.append(f"- {situation}, {name}: {more:.1f} steps more, {mean:+.1f} dB, the worst {worst:+.1f} dB")
+            dearer, worst = (named[name][key] - none[key] for key in ("psnr", "psnr_worst"))
+            brought.append(f"- {situation}, {name}: {more:.1f} steps more, {dearer:+.1f} dB, the worst {worst:+.1f} dB")
+        rows = override["per_prompt"][situation]
+        pairs = [
+            (a, b) for a, b in zip(rows["reserve of 0 steps"], rows[most], strict=True) if b["fraction"] > a["fraction"]
+        ]
+        if pairs:
+            before, after = (mean(row["psnr"] for row in side) for side in zip(*pairs, strict=True))
+            brought.append(
+                f"- {situation}, the {len(pairs)} captions that spent some of the reserve of 5: {before:.1f} to "
+                f"{after:.1f} dB in the mean; {sum(b['psnr'] > a['psnr'] for a, b in pairs)} of them gained"
+            )
     lines += ["What that took, and what it brought:", "", *brought, ""]
     return [*lines, _provenance(override), ""]
 
