@@ -63,6 +63,7 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some two h
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.ablation
 	$(BIN)/python -m benchmarks.budget
+	$(BIN)/python -m benchmarks.prediction
 	$(BIN)/python -m benchmarks.plans
 	$(BIN)/python -m benchmarks.slicing
 	$(BIN)/python -m benchmarks.timeline

@@ -9,7 +9,7 @@ then the plans that real runs chose, with the override, and with UniCP inside of
 **Transfer**: plans tuned at 50 steps used at 30 and 40; at one size used at another; tuned on 8 captions, on fewer and
 on more (at 30 steps).
 **Override**: one plan with reserves of different size, and plans that compute as many steps more from the beginning; on
-captions with two fast objects under a moving camera, and on ones with one slow or still object.
+captions with two fast objects under a moving camera, on ones with one slow or still object, and on 32 as they come.
 Tunes what it needs on captions of the training side (profiles in benchmarks/results/, kept and used again).
 """
 
@@ -27,7 +27,7 @@ from rich.progress import track
 
 import unicp
 from benchmarks import common
-from unicp import BudgetConfig, Profile, UniCPConfig, planning, tuning
+from unicp import BudgetConfig, Profile, UniCPConfig, planning, tuner
 from unicp.efforts import EFFORTS
 from unicp.engine.replay import Player
 from unicp.fill import DAMPING
@@ -39,6 +39,7 @@ from unicp.step_plans import StepPlan, alternating, computing, growing, nearest
 STEPS = unicp.demo.STEPS
 TUNED_ON = 8
 COMPUTED = {2.0: 25, 3.0: 17}
+AS_THEY_COME = 32
 OTHER_SIZE = {"width": 128}
 ATTENTION = UniCPConfig(delta=1e6, edcw="online", pcas=False)
 INSIDE = {"attention kept": ATTENTION, "cross-attention kept": ATTENTION.replace(delta=0.0, delta_cross=1e6)}
@@ -87,10 +88,10 @@ def inside_cost(pipe: Any, inside: UniCPConfig) -> float:
     """Time of a step at which it acts, as a share of a whole one's, as ``tune`` measures it."""
     captions = common.training_prompts(3)
     effort = replace(EFFORTS["low"], alternating=(2,), gain_prompts=len(captions))
-    tuner = tuning._Tuner(pipe, {"transformer": pipe.transformer}, captions, common.CALL, 0, effort, inside, None)
+    timed = tuner.Tuner(pipe, {"transformer": pipe.transformer}, captions, common.CALL, 0, effort, inside, None)
     for index in range(len(captions)):
-        tuner._trajectory(index, lambda *_: None)
-    return tuner._inside_cost(STEPS, lambda *_: None)
+        timed._trajectory(index, lambda *_: None)
+    return timed._inside_cost(STEPS, lambda *_: None)
 
 
 def parts(pipe: Any) -> dict[str, Config]:
@@ -164,11 +165,15 @@ def transfers(pipe: Any, counts: list[int]) -> dict[str, tuple[dict[str, Any], d
 
 
 def groups(count: int) -> dict[str, list[str]]:
-    """Held-out captions of which a forecast should be hard, and easy."""
+    """Held-out captions of which a forecast should be hard, and easy; and without a choice."""
     captions = unicp.demo.prompts(2000)
     busy = [text for text in captions if text.count(" fast") == 2 and "the camera pans" in text]
     calm = [text for text in captions if not any(part in text for part in (" and ", " fast", "the camera pans"))]
-    return {"two fast objects, moving camera": busy[:count], "one object, slow or still": calm[:count]}
+    return {
+        "two fast objects, moving camera": busy[:count],
+        "one object, slow or still": calm[:count],
+        "as they come": captions[:AS_THEY_COME],
+    }
 
 
 def reserves(pipe: Any) -> dict[str, Config]:
@@ -179,7 +184,7 @@ def reserves(pipe: Any) -> dict[str, Config]:
             profile, tuned_plan(profile, computed), override_reserve=extra / STEPS
         )
     for extra in (1, 2, 5):
-        found[f"{extra} steps more in the plan"] = playing(profile, tuned_plan(profile, computed + extra))
+        found[f"{extra} more in the plan"] = playing(profile, tuned_plan(profile, computed + extra))
     return found
 
 
@@ -199,11 +204,9 @@ def main() -> None:
         common.save("plans", {"prompts": prompts, "steps": STEPS, "table": table, "per_prompt": rows})
     if args.part in ("override", "all"):
         configs, chosen = reserves(pipe), groups(args.prompts)
-        tables = {
-            name: common.table(f"plan, {name}", common.measured(pipe, captions, configs, fewer=()))
-            for name, captions in chosen.items()
-        }
-        common.save("override", {"prompts": chosen, "tables": tables})
+        rows = {name: common.measured(pipe, captions, configs, fewer=()) for name, captions in chosen.items()}
+        tables = {name: common.table(f"plan, {name}", found) for name, found in rows.items()}
+        common.save("override", {"prompts": chosen, "tables": tables, "per_prompt": rows})
     for leftover in common.RESULTS.glob("plan-*.safetensors"):
         leftover.unlink()
     if args.part in ("transfer", "all"):

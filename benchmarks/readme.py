@@ -36,14 +36,15 @@ def block() -> str:
     budget = _load(RESULTS / "budget.json")
     chosen = list(budget["chosen"].values())
     unbeaten = f"any of {len(chosen)}" if set(chosen) == {DEFAULT} else f"{chosen.count(DEFAULT)} of {len(chosen)}"
-    places = ["What was measured where: below the table. Speed-ups are over unaccelerated runs beside them."]
+    places = ["What was measured where: below the table. Speed-ups are over unaccelerated runs of the same hour."]
     provenance = ada["provenance"]
     machine, versions = provenance["machine"], provenance["versions"]
     lines = [
         f"The demo model, {ada['steps']} steps, guidance {ada['guidance']:g}, {len(ada['prompts'])} captions it "
         "never saw; against the unaccelerated",
-        "video of the same prompt and seed. Speed-up: wall-clock of the denoising loop, interleaved runs, median "
-        f"of {len(ada['seconds']['none'])} pairs.",
+        "video of the same prompt and seed. Speed-up: wall-clock of the denoising loop on the first caption, of which "
+        f"MoReg computes {ada['per_prompt']['adacache + MoReg'][0]['computed_steps']}",
+        f"steps; interleaved runs, median of {len(ada['seconds']['none'])} pairs.",
         "",
         "| method | steps computed | speed-up | PSNR, mean / worst | SSIM | motion ratio | kept |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -71,7 +72,7 @@ def block() -> str:
         f"`{provenance['command']}`, {provenance['date']}, {machine['processor']}, {machine['cores']} cores; "
         f"torch {versions['torch']}, diffusers {versions['diffusers']}.",
         "",
-        f"The demo model itself, judged from the pixels of {counted} held-out videos (`python -m training.evaluate`), "
+        f"The demo model itself, judged from the pixels of {counted} held-out videos (`{evaluation['command']}`), "
         f"is right with one object in: {right['one object']}; with two, where both have to be right, in: "
         f"{right['two objects']}.",
         "",
@@ -80,7 +81,8 @@ def block() -> str:
         f"`unicp.tune`, from {budget['tuning_prompts']}",
         f"captions of the training side and at {budget['steps']} steps, found none that is surely better at "
         f"{unbeaten} speeds; what",
-        "a profile adds here is that one can ask for a quality.",
+        "a profile adds here is that one can ask for a quality. UniCP alone lies below fewer steps on this",
+        "model: [docs/results.md](docs/results.md), part by part.",
         *(places if "kept" in at_50.provenance else []),
         "",
         compare.table(at_50),
@@ -147,7 +149,7 @@ def _seen(ablation: dict[str, Any]) -> list[str]:
         "different steps see each other's old outputs. With one window for all of them (`shared_windows`, ours)",
         f"EDCW is ahead of fixed windows at the same arithmetic: by {psnr[wide] - psnr[fixed]:.1f} dB at "
         f"{share[wide]}, and at {share[shared]} by {psnr[shared] - psnr[by_kind]:.1f} dB over intervals",
-        f"by kind at {share[by_kind]}, as PAB has them. Slicing alone (without the shift) is the worst row: at 252 "
+        f"by kind at {share[by_kind]}, as PAB has them. Slicing without the shift is the worst row: at 252 "
         "tokens attention",
         "is a small part of the time, so it saves nothing, and its error comes on top. The shift (DWS) does not beat",
         "EDCW alone on this model: with windows of their own it slices hardly anywhere and the rows are equal; with",
@@ -174,7 +176,7 @@ def _budget(budget: dict[str, Any]) -> list[str]:
         "Of the plans that nobody tuned",
         f"the cheapest with which four of five reached it {among}.",
         f"Where forecasts failed, {len(harder)} of {len(asked)} captions took {min(harder):.0f} to {max(harder):.0f} "
-        "steps more than its plan has.",
+        "steps more than the plan has.",
         f"Predicted against real error of {prediction['plans']} random plans, Spearman's rank correlation:",
         ", ".join(f"{value:.2f} with {name}" for name, value in prediction["spearman"].items()) + ".",
         f"Tuned on {budget['tuning_prompts']} captions of the training side.",
@@ -192,7 +194,8 @@ def _parts() -> list[str]:
     lines = [
         "## The budget, part by part",
         "",
-        "Each plan computes as many steps as the others of its speed (25 or 17 of 50; alone, the conditional branch",
+        "Each plan computes as many steps as the others of its speed (25 or 17 of 50, and 16 where the search found 17",
+        "to be no better; alone, the conditional branch",
         "counts half; with modules kept inside of every second computed step, a step there counts as much as it takes",
         "time), but for what the override adds and UniCP's windows inside of every step save.",
         "",

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from unicp import cli, tuning
+from unicp import cli, tuner
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers beside each other: one thread each, and in what they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -104,4 +104,4 @@ def pipe(wan_folder: Path) -> WanPipeline:
 @pytest.fixture
 def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speed-ups of tuned plans by their steps, not as timed: tiny models are mostly overhead."""
-    monkeypatch.setattr(tuning._Tuner, "_overhead", lambda self: 0.1)
+    monkeypatch.setattr(tuner.Tuner, "_overhead", lambda self: 0.1)

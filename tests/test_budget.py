@@ -14,7 +14,7 @@ from scipy.stats import binom
 import unicp
 from tests.contract import plain, quietly
 from tests.tiny import FAMILIES
-from unicp import BudgetConfig, Profile, efforts, kinds, tuning
+from unicp import BudgetConfig, Profile, efforts, kinds, tuner
 from unicp.engine.replay import Player
 from unicp.errors import UnicpError
 from unicp.policies import Step
@@ -100,7 +100,6 @@ def test_where_forecasts_fail_the_gap_is_halved_until_the_reserve_is_spent() -> 
 def test_by_default_a_quality_that_is_asked_for_has_a_reserve_and_a_speed_has_none() -> None:
     quality, speed = BudgetConfig(profile="x", min_psnr=30), BudgetConfig(target_speedup=2)
     assert (quality.reserve, speed.reserve, quality.replace(override_reserve=0).reserve) == (0.1, 0, 0)
-    assert BudgetPolicy(quality).needs().check and not BudgetPolicy(speed).needs().check
 
 
 @pytest.mark.parametrize(("error", "more"), [(0.19, 0), (0.21, 1)])
@@ -146,7 +145,7 @@ def test_a_quality_counts_as_reached_if_four_of_five_prompts_surely_reach_it(cou
 
 
 def test_a_book_survives_json() -> None:
-    segments = (Segment(after=1, until=4, order=1, damping=0.85), Segment(after=4, until=7, order=2, damping=1.0))
+    segments = (Segment(after=1, until=4, order=1, damping=0.85), Segment(after=4, until=7, order=0, damping=1.0))
     plan = StepPlan(steps=8, compute=(0, 1, 4, 7), segments=segments)
     sigmas = tuple(s.sigma for s in steps(8))
     book = PlanBook(sigmas=sigmas, plans=(Priced(plan=plan, speedup=2, psnr=(30.0,), expected={1: (0.1, 0.0)}),))
@@ -259,7 +258,7 @@ def test_an_interrupted_tuning_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [4, 12])
 def test_at_each_cost_the_kind_of_plan_that_does_best_is_taken(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = tuning._Tuner._real
+    own = tuner.Tuner._real
     runs: list[tuple[StepPlan, float]] = []
 
     def watched(self: Any, plan: StepPlan, index: int, show: Any) -> Any:
@@ -267,7 +266,7 @@ def test_at_each_cost_the_kind_of_plan_that_does_best_is_taken(count: int, monke
         runs.append((plan, found[0]))
         return found
 
-    monkeypatch.setattr(tuning._Tuner, "_real", watched)
+    monkeypatch.setattr(tuner.Tuner, "_real", watched)
     book = tuned(effort="medium", steps=count).metadata
     made = {tuple(entry["compute"]) for entry in book["budget"]["plans"]}
     for speed in efforts.CHOICES:

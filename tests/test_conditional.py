@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import unicp
 from tests.contract import quietly
 from tests.tiny import FAMILIES
-from unicp import BudgetConfig, Profile, UniCPConfig, tuning
+from unicp import BudgetConfig, Profile, UniCPConfig, tuner
 from unicp.fill import DAMPING, extrapolate, weights
 from unicp.policies import Config, Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
@@ -180,14 +180,14 @@ def test_tune_tries_them_where_the_branches_are_called_apart(
     family: str, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[StepPlan] = []
-    own = tuning._Tuner._real
+    own = tuner.Tuner._real
 
     def watched(self: Any, plan: StepPlan, index: int, show: Any) -> Any:
         tried.append(plan)
         error, *more = own(self, plan, index, show)
         return (0.0 if plan.conditional else error), *more  # they win, where they are offered
 
-    monkeypatch.setattr(tuning._Tuner, "_real", watched)
+    monkeypatch.setattr(tuner.Tuner, "_real", watched)
     chosen = FAMILIES[family]
     more = {"effort": "medium", "progress": False, "target_speedup": 2.0}
     profile = chosen.run(chosen.build(), lambda run, **call: unicp.tune(run, None, **call), steps=20, **more)

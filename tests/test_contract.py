@@ -9,6 +9,7 @@ import torch
 
 from tests.contract import CASES, PAIRS, SLOW_PAIRS, actions, case, computed, plain, runs
 from tests.tiny import FAMILIES
+from unicp import BudgetConfig
 from unicp.policies import config_from_dict, config_types
 from unicp.specs import known_specs
 
@@ -126,7 +127,7 @@ def test_the_report_tells_what_was_done(family: str, name: str) -> None:
 def test_branches_decide_together_unless_asked_otherwise(family: str, name: str) -> None:
     done = runs(family, name)
     guidance = getattr(getattr(done.case.config, "stack", None) or done.case.config, "guidance", None)
-    if getattr(done.case.config, "override_reserve", 0):
+    if isinstance(done.case.config, BudgetConfig):
         guidance = "shared"  # the check of forecasts is a measurement too
     measuring = {"separate": len(done.family.branches), "shared": 1, None: 0}[guidance]
     first_steps = {next(r.index for r in done.reports[0].steps if r.denoiser == d) for d in done.family.denoisers}

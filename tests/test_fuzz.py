@@ -23,8 +23,9 @@ from tests.contract import CASES, profile_of
 from tests.tiny import FAMILIES
 from unicp import Profile
 from unicp.policies import config_from_dict
-from unicp.policies.budget import PlanBook
+from unicp.policies.budget import BudgetConfig, PlanBook
 from unicp.profiles import KEY, config_of
+from unicp.step_plans import resampled
 
 WAN = FAMILIES["wan"]
 PICKLE = "\x80\x04cos\nsystem\n(S'touch executed'\ntR."
@@ -131,7 +132,10 @@ def read(path: Path, pipe: Any) -> bool:
         profile = Profile.load(path)
         config = config_of(path)
         if isinstance(profile.metadata.get("budget"), dict):
-            PlanBook.from_dict(profile.metadata["budget"])
+            book = PlanBook.from_dict(profile.metadata["budget"])
+            for count in (3, 9):
+                plan = book.choose(BudgetConfig(target_speedup=1)).plan
+                resampled(plan, range(plan.steps, 0, -1), range(count, 0, -1))
         part = profile.of("transformer")
         part.check_model(pipe.transformer)
         part.errors("mean", {})

@@ -39,6 +39,7 @@ FLOORS = [
     "calibration",
     "kinds",
     "inspection",
+    "tuner",
     "tuning",
     "demo",
     "bench",

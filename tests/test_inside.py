@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import unicp
 from tests.test_conditional import CONFIG, playing
 from tests.tiny import FAMILIES
-from unicp import AdaCacheConfig, BudgetConfig, Profile, UniCPConfig, UnicpError, cli, efforts, inspection, tuning
+from unicp import AdaCacheConfig, BudgetConfig, Profile, UniCPConfig, UnicpError, cli, efforts, inspection, tuner
 from unicp.cli import measuring
 from unicp.engine.replay import Take
 from unicp.policies import Step, config_from_dict
@@ -161,14 +161,14 @@ def tuned(inside: Any, pipe: Any = None, **more: Any) -> Profile:
 @pytest.fixture
 def winning(monkeypatch: pytest.MonkeyPatch, by_steps: None) -> None:
     """In ``tune`` plans with UniCP inside are the best ones, and such a step costs six tenths."""
-    own = tuning._Tuner._real
+    own = tuner.Tuner._real
 
     def real(self: Any, plan: StepPlan, index: int, show: Any) -> Any:
         error, *more = own(self, plan, index, show)
         return (0.0 if plan.inside else error), *more
 
-    monkeypatch.setattr(tuning._Tuner, "_real", real)
-    monkeypatch.setattr(tuning._Tuner, "_inside_cost", lambda *_: 0.6)
+    monkeypatch.setattr(tuner.Tuner, "_real", real)
+    monkeypatch.setattr(tuner.Tuner, "_inside_cost", lambda *_: 0.6)
 
 
 @pytest.mark.usefixtures("winning")
@@ -225,7 +225,7 @@ def test_a_target_whose_plan_has_none_leaves_the_modules_alone(tmp_path: Path) -
 
 def test_what_such_a_step_costs_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A skipped step takes 0.1 s, a whole one 2 s, one with UniCP inside 1.43; of one prompt, all is half as fast."""
-    run = tuning._Tuner(WAN.build(), {}, [None], {}, 0, efforts.EFFORTS["medium"], INSIDE, None)
+    run = tuner.Tuner(WAN.build(), {}, [None], {}, 0, efforts.EFFORTS["medium"], INSIDE, None)
     run.state["seconds"] = {str(i): [41.0, 2.0] for i in range(3)}
     seen: list[StepPlan] = []
 
@@ -246,9 +246,7 @@ def test_what_such_a_step_costs_is_timed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_real_runs_have_it_inside() -> None:
     pipe = WAN.build()
     call = WAN.run(pipe, lambda run, **call: call)
-    run = tuning._Tuner(
-        pipe, {"transformer": pipe.transformer}, [None], call, 0, efforts.EFFORTS["medium"], INSIDE, None
-    )
+    run = tuner.Tuner(pipe, {"transformer": pipe.transformer}, [None], call, 0, efforts.EFFORTS["medium"], INSIDE, None)
     run.state["sigmas"] = run.player.run(run.arguments(0)).sigmas
     every, began = growing(10, 10, 10, 0), time.perf_counter()
     whole, inside = (run._played(plan, 0, lambda *_: None) for plan in (every, replace(every, inside=PLAN.inside)))
@@ -258,17 +256,17 @@ def test_real_runs_have_it_inside() -> None:
 
 
 def test_where_it_saves_no_time_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning._Tuner, "_inside_cost", lambda *_: 1.0)
+    monkeypatch.setattr(tuner.Tuner, "_inside_cost", lambda *_: 1.0)
     tried: list[StepPlan] = []
-    own = tuning._Tuner._played
-    monkeypatch.setattr(tuning._Tuner, "_played", lambda self, *a: (tried.append(a[0]), own(self, *a))[1])
+    own = tuner.Tuner._played
+    monkeypatch.setattr(tuner.Tuner, "_played", lambda self, *a: (tried.append(a[0]), own(self, *a))[1])
     tuned(INSIDE)
     assert tried and not any(plan.inside for plan in tried)
     assert efforts.cost_in_runs(8, "medium", inside=True) > efforts.cost_in_runs(8, "medium") + 1
 
 
 def test_what_cannot_act_inside_is_refused_before_any_run(calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning._Tuner, "profile", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(tuner.Tuner, "profile", lambda *_: pytest.fail("it ran"))
     for wrong in (AdaCacheConfig(), "budget", UniCPConfig(stack=BudgetConfig())):
         with pytest.raises(UnicpError, match="inside must be a UniCPConfig without a stack"):
             tuned(wrong)
@@ -281,7 +279,7 @@ def test_what_cannot_act_inside_is_refused_before_any_run(calibrated: Path, monk
 
 def test_an_unfinished_tuning_with_it_does_not_go_on_without(tmp_path: Path) -> None:
     whole, inside = (
-        tuning._Tuner(WAN.build(), {}, [None], {}, 0, efforts.EFFORTS["low"], config, tmp_path / "part")
+        tuner.Tuner(WAN.build(), {}, [None], {}, 0, efforts.EFFORTS["low"], config, tmp_path / "part")
         for config in (None, INSIDE)
     )
     whole.checkpoint.save({})

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.tiny import FAMILIES
-from unicp import BudgetConfig, tuning
+from unicp import BudgetConfig, efforts, tuner
 from unicp.planning import forecast_errors, gram
 from unicp.policies.budget import PlanBook
 from unicp.pricing import Played, book
@@ -87,6 +87,6 @@ def test_without_videos_and_measured_forecasts_it_knows_what_unaccelerated_runs_
 @pytest.mark.parametrize("kept", [True, False], ids=["default kept", "another one chosen"])
 def test_plans_are_judged_by_prompts_that_they_were_not_made_to_fit(kept: bool) -> None:
     pipe = FAMILIES["wan"].build()
-    run = tuning._Tuner(pipe, {}, ["a", "b", "c", "d", "e"], {}, 0, tuning.EFFORTS["low"], None, None)
+    run = tuner.Tuner(pipe, {}, ["a", "b", "c", "d", "e"], {}, 0, efforts.EFFORTS["low"], None, None)
     run.chosen = {"1.5x": "default", "2x": "default" if kept else "even, warmup 3"}
     assert list(run._judged()) == ([0, 1, 2, 3, 4] if kept else [3, 4])

@@ -22,7 +22,7 @@ from .errors import UnicpError
 from .policies import Step, check_number
 from .policies.unicp import UniCPConfig, UniCPPolicy
 from .policies.unit_errors import UnitErrors
-from .profiles import Profile, fingerprint
+from .profiles import Profile, fingerprint, identity
 from .session import _denoisers
 from .slicing import rank_grid
 from .specs import ATTENTION_KINDS, ModelSpec, find_spec, known_specs
@@ -171,7 +171,7 @@ class _Job:
         values = [
             {name: fingerprint(denoiser) for name, denoiser in self.denoisers.items()},
             [self.config.to_dict(), self.prompts, self.seed, self.tokens, runs, type(self.pipe.scheduler).__name__],
-            {name: repr(value) for name, value in sorted(self.call.items())},
+            {name: identity(value) for name, value in sorted(self.call.items())},
         ]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -310,8 +310,8 @@ def _default_steps(pipe: Any) -> int:
 
 
 @contextmanager
-def progress_bar(progress: bool | Callable[[str, int, int], None], verb: str) -> Any:
-    """Something that shows progress: what is done, the step, the number of steps."""
+def progress_bar(progress: bool | Callable[[str, int, int], None], verb: str, first: str | None = None) -> Any:
+    """Something that shows progress: what is done, the step, the number of steps; and says something first."""
     if callable(progress):
         yield progress
         return
@@ -323,5 +323,7 @@ def progress_bar(progress: bool | Callable[[str, int, int], None], verb: str) ->
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        if first is not None:
+            bar.console.print(first)
         task = bar.add_task(verb)
         yield lambda what, step, count: bar.update(task, description=f"{verb}, {what}", completed=step, total=count)

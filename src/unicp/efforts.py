@@ -58,11 +58,11 @@ EFFORTS = {
 def cost_in_runs(prompts: int, effort: str, inside: bool = False) -> float:
     """About how many runs of the pipeline a tuning takes at most, with plans with UniCP inside steps or without."""
     work = EFFORTS[effort]
-    gains = min(work.gain_prompts, prompts) * work.gain_positions / 2
     half = (prompts + 1) // 2
+    gains = min(work.gain_prompts, half) * work.gain_positions / 2
     kinds = 1 + len(work.variants) + len(work.warmups) + len(work.alternating) * (1 + inside)  # one is the default plan
     # Kinds are compared on one half of the prompts, the plans that are chosen are measured on the other, or on all.
     known = sum(1 / s for s in CHOICES)
     choosing = half * kinds * known
-    timing = min(work.gain_prompts, prompts) / 2 if inside else 0
+    timing = min(work.gain_prompts, half) / 2 if inside else 0
     return prompts + gains + timing + choosing + prompts * sum(1 / s for s in work.speeds) - half * known

@@ -49,9 +49,9 @@ class Profile:
         prefix = f"{denoiser}/"
         tensors = {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
         about = known[denoiser]
-        steps = about.get("steps") or self.metadata.get("steps") or len(about.get("sigmas") or ())
-        part = DenoiserProfile(name=denoiser, steps=steps, tensors=tensors, metadata=about)
         try:
+            steps = about.get("steps") or self.metadata.get("steps") or len(about.get("sigmas") or ())
+            part = DenoiserProfile(name=denoiser, steps=steps, tensors=tensors, metadata=about)
             wrong = part.damage()
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UnicpError(f"the profile's calibration of {denoiser!r} is damaged: {error!r:.120}") from error
@@ -174,6 +174,17 @@ def content_of(config: Config) -> dict[str, Any]:
         return {**found, "profile": digest(Path(profile))}
 
     return by_content(config.to_dict())
+
+
+def identity(value: Any) -> Any:
+    """What tells one argument of a pipeline from another, in every process: pictures and tensors by their bytes."""
+    if isinstance(value, list | tuple):
+        return [identity(each) for each in value]
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().float().numpy()
+    if hasattr(value, "tobytes"):
+        return [type(value).__name__, hashlib.sha256(value.tobytes()).hexdigest()[:16]]
+    return getattr(value, "__qualname__", None) or repr(value)
 
 
 def _plain(text: Any) -> str:

@@ -37,11 +37,14 @@ class Session:
         self._reports: list[SessionReport] = []
         self._warned = False
         self._executors: list[Executor] = []
+        acting = acting.shared(len(denoisers))
         try:
             for name, denoiser in denoisers.items():
                 executor = Executor(denoiser, name, acting, specs[name], pipe, self._begin, self._close, group)
                 self._executors.append(executor)
                 executor.leaper.alone = len(denoisers) == 1
+            for executor in self._executors:
+                executor.clock.beside = [each.clock for each in self._executors if each is not executor]
         except BaseException:
             self.restore()
             raise
@@ -54,6 +57,8 @@ class Session:
             self._close()
         if self._generation is None:
             self._generation = Generation(self.config.method)
+            for each in self._executors:
+                each.said = []  # of the last video, which is in its report
         for other in others:
             other.rest()
         self._generation.denoisers.add(executor.name)
@@ -72,8 +77,12 @@ class Session:
             warnings.warn(f"unicp {self.config.method} never acted in this run: {why}", UnicpWarning, stacklevel=2)
 
     def _notes(self) -> list[str]:
-        """What the method could not do, in the words of all denoisers."""
-        return list(dict.fromkeys(note for each in self._executors for note in each.notes))
+        """What the method could not do, in the words of the denoisers; where they differ, whose words."""
+        said = {each.name: each.notes for each in self._executors if each.notes}
+        if len(said) < 2:
+            return [note for notes in said.values() for note in notes]
+        common = [note for note in next(iter(said.values())) if all(note in notes for notes in said.values())]
+        return common + [f"{name}: {note}" for name, notes in said.items() for note in notes if note not in common]
 
     def _end_if_complete(self) -> None:
         """Close the video whose last step was seen. One that is in progress is left alone: it may go on."""

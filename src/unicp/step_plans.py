@@ -25,7 +25,7 @@ class Segment:
     Attributes:
         after: computed step before them.
         until: computed step behind them.
-        order: degree of the extrapolation, 0 to 2.
+        order: degree of the extrapolation, 0 or 1.
         damping: weight of the extrapolation per further skipped step.
     """
 
@@ -178,15 +178,17 @@ def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) 
     old, new = np.asarray(sigmas), np.asarray(others)
     if len(old) == len(new) and np.allclose(old, new, rtol=1e-3, atol=1e-4):
         return plan
+    count = len(plan.compute)
+    if replace(default(len(old), count), predicted=plan.predicted) == plan:
+        return default(len(new), round(count * len(new) / len(old)))
     places = np.interp(-new, -old, np.arange(len(old)))  # where each new step lies among the old ones
-    known = len(plan.compute)
     last = [len(new) - 1] if plan.compute[-1] == len(old) - 1 and len(new) > 1 else []
-    numbers = np.linspace(0, known - 1, max(min(3, len(new)), round(known * len(new) / len(old))))
+    numbers = np.linspace(0, count - 1, max(min(3, len(new)), round(count * len(new) / len(old))))
     free = np.ones(len(new), dtype=bool)
     free[[0, *last]] = False
     like: dict[int, int] = {0: plan.compute[0], **dict.fromkeys(last, plan.compute[-1])}  # the old step each stands for
     for number in numbers[1 : len(numbers) - len(last)]:
-        wanted = np.interp(number, np.arange(known), plan.compute)
+        wanted = np.interp(number, np.arange(count), plan.compute)
         step = int(np.argmin(np.where(free, np.abs(places - wanted), np.inf)))
         free[step] = False
         like[step] = plan.compute[round(number)]

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
-from . import metrics
 from .calibration import progress_bar
-from .checkpoint import Checkpoint
-from .efforts import CHOICES, EFFORTS, Effort
+from .efforts import EFFORTS, cost_in_runs
 from .engine import hooks
 from .engine.executor import HOOK
-from .engine.replay import Player, Take
 from .errors import UnicpError, UnicpWarning
-from .fill import weights
-from .kinds import DEFAULT, acting_inside, kinds, ranked
-from .planning import Trajectories, gain_curve, gram
-from .policies import Config, check_choice, check_number, unconditional
-from .policies.budget import BudgetConfig, PlanBook, Priced
-from .policies.unicp import UniCPConfig
-from .pricing import BEST, Played, book
-from .profiles import Profile, content_of, fingerprint
+from .kinds import acting_inside
+from .policies import check_choice, check_number
+from .policies.budget import BudgetConfig
+from .profiles import Profile
 from .session import _denoisers, accelerate
-from .step_plans import StepPlan, alternating, growing, nearest
+from .tuner import Tuner
+
+SURE = 8
+"""Prompts from which on what four of five reach is known with 80% confidence (:attr:`Priced.safe_psnr`)."""
 
 
 def tune(
@@ -49,11 +39,12 @@ def tune(
     """Find the plans of least error at every cost, for :class:`BudgetConfig`.
 
     Every prompt is run once as it is; what its solver was given is reduced to inner products. Errors injected at some
-    steps tell how much they grow by the end. From both, plans for every cost follow without further runs, within
-    several limits of the search. Among them, the default plan, other ones with even gaps and ones with the conditional
-    branch alone, or UniCP inside, at every second computed step, real runs on the first half of the prompts choose at
-    each cost: the default plan, unless another one is ahead by two standard errors. The chosen plans' real quality is
-    measured on the other half, or, where the default plan is kept at all costs, on all: nothing was made to fit them.
+    steps tell how much they grow by the end. From both, on the first half of the prompts, plans for every cost follow
+    without further runs, within several limits of the search. Among them, the default plan, other ones with even gaps
+    and ones with the conditional branch alone, or UniCP inside, at every second computed step, real runs on that half
+    choose at each cost: the default plan, unless another one is ahead by two standard errors. The chosen plans' real
+    quality is measured on the other half, or, where the default plan is kept at all costs, on all: nothing was made to
+    fit them. With a progress bar, it says first about how many videos' time it will take.
     With ``min_psnr``, the plan that will be played for it is among them.
 
     Args:
@@ -74,11 +65,12 @@ def tune(
         The profile; ``save`` writes it.
 
     Raises:
-        UnicpError: the pipeline is accelerated, its scheduler draws noise, a target is out of range, or ``inside`` is
-            not for this pipeline or effort.
+        UnicpError: the pipeline is accelerated, its scheduler draws noise, a target is out of range, ``inside`` is
+            not for this pipeline or effort, or ``call`` carries a generator.
 
     Warns:
-        UnicpWarning: no plan reaches the target; the profile is good for lower ones.
+        UnicpWarning: no plan reaches the target; the profile is good for lower ones. Or ``min_psnr`` with fewer than
+            eight prompts, which cannot promise it with much confidence.
     """
     check_choice("effort", effort, tuple(EFFORTS))
     config = BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)
@@ -89,302 +81,25 @@ def tune(
         raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
     if prompts is None and call.get("prompt_embeds") is None:
         raise UnicpError("give prompts, or prompts=None and prompt_embeds=...")
+    if call.get("generator") is not None:
+        raise UnicpError("tune draws the noise of every prompt itself, from seed; leave generator out")
     check_number("seed", seed, low=0, whole=True)
     if any(hooks.find(denoiser, HOOK) is not None for denoiser in denoisers.values()):
         raise UnicpError("the pipeline is accelerated; tune measures it as it is: unicp.restore(pipe) first")
     acting = acting_inside(inside, effort) if inside is not None else None
     if acting is not None:
         accelerate(pipe, acting).restore()  # refused before any run, where it is of another model
+    if min_psnr is not None and len(prompts or [None]) < SURE:
+        warnings.warn(
+            f"of {len(prompts or [None])} prompts, min_psnr promises little for others; {SURE} or more say with 80% "
+            "confidence what four of five reach",
+            UnicpWarning,
+            stacklevel=2,
+        )
     texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
-    tuner = _Tuner(pipe, denoisers, texts, call, seed, EFFORTS[effort], acting, checkpoint)
-    with progress_bar(progress, "tuning") as show:
+    tuner = Tuner(pipe, denoisers, texts, call, seed, EFFORTS[effort], acting, checkpoint)
+    work = f"{len(texts)} prompts, effort {effort}: about as long as " + (
+        f"{cost_in_runs(len(texts), effort, acting is not None):.0f} unaccelerated videos"
+    )
+    with progress_bar(progress, "tuning", work) as show:
         return tuner.profile(config, show)
-
-
-WATCHED = 1e-9
-"""A reserve of no step: forecasts are compared with what is computed, and nothing is done about it."""
-
-
-class _Tuner:
-    """One tuning and what it knows so far."""
-
-    def __init__(
-        self, pipe: Any, denoisers: dict[str, Any], prompts: list[str | None], call: dict[str, Any], seed: int,
-        effort: Effort, inside: UniCPConfig | None, checkpoint: str | os.PathLike[str] | None,
-    ) -> None:  # fmt: skip
-        self.pipe, self.denoisers, self.prompts, self.seed, self.effort = pipe, denoisers, prompts, seed, effort
-        self.call, self.inside = call, inside
-        self.player = Player(pipe, denoisers)
-        self.chosen: dict[str, str] = {}
-        self.takes: dict[int, Take] = {}
-        self.frames: dict[int, Any] = {}
-        self.state: dict[str, Any] = {"grams": {}, "deciding": {}, "gains": {}, "seconds": {}, "real": {}}
-        models = [fingerprint(d) for d in denoisers.values()]
-        about = [models, prompts, seed, repr(effort), sorted(map(repr, call.items()))]
-        if inside is not None:
-            about.append(content_of(inside))
-        self.checkpoint = Checkpoint(checkpoint, hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16])
-
-    # -- runs ------------------------------------------------------------------------------------------------------
-
-    def arguments(self, index: int) -> dict[str, Any]:
-        arguments = {"output_type": "np", **self.call}
-        arguments["generator"] = torch.Generator().manual_seed(self.seed + index)
-        if self.prompts[index] is not None:
-            arguments["prompt"] = self.prompts[index]
-        return arguments
-
-    def profile(self, config: BudgetConfig, show: Callable[[str, int, int], None]) -> Profile:
-        quiet = getattr(self.pipe, "_progress_bar_config", None)
-        self.pipe.set_progress_bar_config(**{**(quiet or {}), "disable": True})
-        try:
-            self.state = self.checkpoint.load() or self.state
-            for index in range(len(self.prompts)):
-                self._trajectory(index, show)
-            trajectories = self._trajectories()
-            book = self._book(trajectories, self._found(trajectories, show), config, show)
-        finally:
-            self.pipe._progress_bar_config = quiet
-        try:
-            book.choose(config)
-        except UnicpError as error:
-            warnings.warn(f"the profile is made, but {error}", UnicpWarning, stacklevel=3)
-        self.checkpoint.remove()
-        return self._written(config, book)
-
-    def _trajectory(self, index: int, show: Callable[[str, int, int], None]) -> None:
-        """The unaccelerated run of a prompt, and, for the first ones, runs with injected errors."""
-        name = str(index)
-        what = f"prompt {index + 1} of {len(self.prompts)}"
-        gains = index < self.effort.gain_prompts
-        if name in self.state["grams"] and (not gains or name in self.state["gains"]):
-            return
-        take = self.player.run(
-            self.arguments(index), record=gains, on_step=lambda s, n: show(f"{what}, as it is", s, n)
-        )
-        if len(take.given) != len(take.sigmas) - 1 or any(a <= b for a, b in pairwise(take.sigmas[:-1])):
-            raise UnicpError(
-                f"{type(self.pipe.scheduler).__name__} does not take one step for each noise level; tune needs a "
-                "scheduler that does"
-            )
-        self._keep_frames(index, take)
-        outputs = np.stack([t.double().numpy().ravel() for t in take.given])
-        apart = len(take.branches) == 2 and any(map(unconditional, take.branches))
-        self.state["sigmas"], self.state["apart"] = take.sigmas, apart
-        self.state["grams"][name] = gram(outputs).tolist()
-        self.state["deciding"][name] = gram(np.stack([t.double().numpy().ravel() for t in take.deciding])).tolist()
-        if gains:
-            self.state["weights"] = take.weights or np.diff(take.sigmas).tolist()
-            self.state["gains"][name] = self._gains(index, take, show)
-            idle = self.player.run(self.arguments(index), play_until=10**9)
-            self.state["seconds"][name] = [take.seconds, idle.seconds]
-            if float((idle.latents - take.latents).norm()) > 1e-4 * float(take.latents.norm()):
-                raise UnicpError(
-                    "two runs with the same model outputs differ: the scheduler, a "
-                    f"{type(self.pipe.scheduler).__name__}, draws noise; tune needs a deterministic one"
-                )
-        self.checkpoint.save(self.state)
-
-    def _gains(self, index: int, take: Take, show: Callable[[str, int, int], None]) -> list[list[float]]:
-        """How much larger an error at a step is at the end than the solver alone makes it: (step, gain) at some."""
-        sigmas, weight, count = take.sigmas, self.state["weights"], len(take.given)
-        positions = np.unique(np.linspace(1, count - 1, self.effort.gain_positions).round().astype(int))
-        found = []
-        for number, position in enumerate(positions):
-            nodes = [n for n in (position - 2, position - 4) if n >= 0] or [position - 1]
-            factors = weights([sigmas[n] for n in nodes], sigmas[position])
-            made = sum(f * take.given[n] for f, n in zip(factors, nodes, strict=True))
-            wrong = made - take.given[position]
-
-            def change(step: int, value: Any, at: int = int(position), wrong: Any = wrong) -> Any:
-                return value + wrong.to(value.device, value.dtype) if step == at else value
-
-            what = f"prompt {index + 1}, error {number + 1} of {len(positions)}"
-            run = self.player.run(
-                self.arguments(index),
-                play_until=int(position) + 1,
-                change=change,
-                on_step=lambda s, n, what=what: show(what, s, n),  # type: ignore[misc]
-            )
-            size = abs(weight[position]) * float(wrong.norm())
-            found.append([float(position), float((run.latents - take.latents).norm()) / max(size, 1e-12)])
-        return found
-
-    def _keep_frames(self, index: int, take: Take) -> None:
-        self.takes[index] = Take(latents=take.latents)
-        self.frames[index] = _frames(take.result)
-
-    def _trajectories(self) -> Trajectories:
-        grams = np.array([self.state["grams"][str(i)] for i in range(len(self.prompts))])
-        return Trajectories(
-            sigmas=np.array(self.state["sigmas"]),
-            grams=grams,
-            gains=gain_curve(list(self.state["gains"].values()), grams.shape[1]),
-            weights=np.array(self.state["weights"]),
-        )
-
-    def _real(
-        self, plan: StepPlan, index: int, show: Callable[[int, int], None]
-    ) -> tuple[float, float | None, dict[int, float]]:
-        """Relative error of the final latents under a plan, PSNR of the video in dB, errors of its forecasts."""
-        fills = [[s.after, s.order, s.damping] for s in plan.segments]
-        key = json.dumps([plan.compute, plan.conditional, plan.inside, fills, index])
-        if key not in self.state["real"]:
-            if index not in self.takes:
-                self._keep_frames(index, self.player.run(self.arguments(index)))
-            take = self._played(plan, index, show)
-            reference = self.takes[index].latents
-            error = float((take.latents - reference).norm() / reference.norm())
-            made, wanted = _frames(take.result), self.frames[index]
-            quality = metrics.psnr(made, wanted) if made is not None and wanted is not None else None
-            self.state["real"][key] = [error, quality, take.forecasts]
-            self.checkpoint.save(self.state)
-        error, quality, forecasts = self.state["real"][key]
-        return error, quality, {int(step): value for step, value in forecasts.items()}  # a checkpoint's keys are text
-
-    def _played(self, plan: StepPlan, index: int, show: Callable[[int, int], None], **fields: Any) -> Take:
-        """A run of a prompt under a plan."""
-        config: Config = BudgetConfig(target_speedup=1.0, override_reserve=WATCHED, **fields)
-        if plan.inside and self.inside is not None:
-            config = self.inside.replace(stack=config)
-        with accelerate(self.pipe, config) as session:
-            for executor in session._executors:
-                executor.book = PlanBook(
-                    sigmas=tuple(self.state["sigmas"][:-1]), plans=(Priced(plan=plan, speedup=1.0),)
-                )
-            take = Player(self.pipe, {}).run(self.arguments(index), on_step=show)
-            steps = session.report().steps
-        take.forecasts = {step.index: step.metric for step in steps if step.metric is not None}
-        return take
-
-    # -- decisions -------------------------------------------------------------------------------------------------
-
-    def _found(self, trajectories: Trajectories, show: Callable[[str, int, int], None]) -> dict[int, StepPlan]:
-        """Plans by their cost in steps: at each cost of the kind that did best on half of the prompts."""
-        count = trajectories.steps
-        known = kinds(
-            trajectories,
-            self.effort,
-            apart=self.state["apart"],
-            inside_cost=self._inside_cost(count, show) if self.inside is not None else 1.0,
-        )
-        half = range((len(self.prompts) + 1) // 2)
-        best: dict[float, list[str]] = {}
-        for speed in CHOICES:
-            offered = {name: nearest(found, count / speed) for name, found in known.items()}
-            dearest = max(1 / speed + 0.5 / count, min(plan.cost for plan in offered.values()))
-            offered = {name: plan for name, plan in offered.items() if plan.cost <= dearest}
-            scores: dict[str, list[float]] = {}
-            for number, (name, plan) in enumerate(offered.items()):
-                what = f"{speed:g}x, plan {number + 1} of {len(offered)}"
-                runs = [self._real(plan, i, lambda s, n: show(what, s, n)) for i in half]  # noqa: B023
-                # By the videos, where there are some: not all that is off in latents is seen.
-                scores[name] = [
-                    float(np.log(max(error, 1e-9))) if quality is None else -min(quality, BEST)
-                    for error, quality, _ in runs
-                ]
-            best[count / speed] = ranked(scores)
-            self.chosen[f"{speed:g}x"] = best[count / speed][0]
-        result: dict[int, StepPlan] = {}
-        for number in range(count):
-            order = best[min(best, key=lambda computed: abs(computed - number))]
-            kind = next((known[name] for name in order if number in known[name]), None)
-            if kind is not None:
-                result[number] = kind[number]
-        return result
-
-    def _book(
-        self,
-        trajectories: Trajectories,
-        found: dict[int, StepPlan],
-        config: BudgetConfig,
-        show: Callable[[str, int, int], None],
-    ) -> PlanBook:
-        found[trajectories.steps] = growing(trajectories.steps, trajectories.steps, trajectories.steps, 0)
-
-        def run(plan: StepPlan, what: str) -> Played:
-            runs = [self._real(plan, i, lambda s, n: show(what, s, n)) for i in self._judged()]
-            psnr = tuple([quality for _, quality, _ in runs if quality is not None])
-            return Played(plan=plan, psnr=psnr, forecasts=tuple(errors for _, _, errors in runs))
-
-        return book(
-            found,
-            run,
-            self.effort.speeds,
-            config,
-            overhead=self._overhead(),
-            deciding=np.array(list(self.state["deciding"].values())),
-            sigmas=self.state["sigmas"],
-        )
-
-    def _judged(self) -> range:
-        """Prompts that no plan was made to fit."""
-        count = len(self.prompts)
-        fitted = count > 1 and set(self.chosen.values()) != {DEFAULT}
-        return range((count + 1) // 2 if fitted else 0, count)
-
-    def _overhead(self) -> float:
-        """Share of a run's time that no skipped step saves."""
-        whole, idle = np.median(list(self.state["seconds"].values()), axis=0)
-        return float(np.clip(idle / whole, 0.0, 0.9))
-
-    def _inside_cost(self, count: int, show: Callable[[str, int, int], None]) -> float:
-        """Time of a step with UniCP inside, as a share of a whole one's in the same run, as machines' speeds vary."""
-        plan = alternating(count, count // 2, 3, inside_cost=0.5)
-        if not plan.inside:
-            return 1.0
-        if "inside" not in self.state:
-            shares = []
-            for index in range(len(self.state["seconds"])):
-                ends = self._played(plan, index, lambda s, n: show("UniCP inside, timed", s, n), leap=0.0).ends
-                inside, skipped = set(plan.inside), set(range(count)) - set(plan.compute)
-                groups = (inside, set(plan.compute[1:]) - inside, skipped)
-                some, whole, idle = (float(np.median([ends[i] - ends[i - 1] for i in group])) for group in groups)
-                shares.append((some - idle) / max(whole - idle, 1e-9))
-            self.state["inside"] = float(np.median(shares))
-            self.checkpoint.save(self.state)
-        return float(np.clip(self.state["inside"], 0.05, 1.0))
-
-    # -- files -----------------------------------------------------------------------------------------------------
-
-    def _written(self, config: BudgetConfig, book: PlanBook) -> Profile:
-        import diffusers
-
-        from . import __version__
-
-        about: dict[str, Mapping[str, Any]] = {
-            name: {"class": type(d).__name__, "fingerprint": fingerprint(d), "sigmas": list(book.sigmas)}
-            for name, d in self.denoisers.items()
-        }
-        more: dict[str, Any] = {}
-        tensors: Mapping[str, Any] = {}
-        if self.inside is not None:
-            more["inside"] = self.inside.replace(profile=None).to_dict()
-            if self.inside.profile is not None:
-                calibrated = Profile.load(self.inside.profile)
-                tensors = calibrated.tensors
-                about |= {name: {**calibrated.of(name).metadata, "steps": calibrated.of(name).steps} for name in about}
-        metadata = {
-            "versions": {"unicp": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
-            "pipeline": type(self.pipe).__name__,
-            "scheduler": type(self.pipe.scheduler).__name__,
-            "steps": len(book.sigmas),
-            "prompts": len(self.prompts),
-            "prompts_hash": hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16],
-            "seed": self.seed,
-            "call": {name: v for name, v in self.call.items() if isinstance(v, (int, float, str, bool))},
-            "denoisers": about,
-            "chosen": self.chosen,
-            "gains": {name: points for name, points in self.state["gains"].items()},
-            "budget": book.to_dict(),
-            **more,
-        }
-        return Profile(config=config, tensors=tensors, metadata=metadata)
-
-
-def _frames(result: Any) -> Any:
-    """The video a pipeline returned, (F, H, W, 3) in [0, 1], or ``None`` where it returned latents."""
-    frames = getattr(result, "frames", None)
-    if not isinstance(frames, np.ndarray) or frames.ndim != 5:
-        return None
-    return torch.from_numpy(frames[0])

@@ -36,7 +36,7 @@ def tune(
 ) -> None:
     """Finds out which denoising steps matter most, and writes a profile with a plan for every speed.
 
-    What is done is kept in FILE.part.json after every run: after Ctrl-C the same command goes on from there.
+    What is done is kept in FILE.part.json: after Ctrl-C the same command goes on from there.
 
     [bold]Examples[/bold]
 
@@ -60,10 +60,6 @@ def tune(
     texts = measuring.read_prompts(prompts, prompts_file, model, 8)
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     pipe, call = measuring.load(model, given, device, dtype)
-    from .screen import messages
-
-    runs = efforts.cost_in_runs(len(texts), effort, acting is not None)
-    messages().print(f"{len(texts)} prompts, effort {effort}: about as long as {runs:.0f} unaccelerated videos")
     found = tuning.tune(
         pipe,
         texts,

@@ -7,7 +7,7 @@ the timesteps of the calls themselves.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,9 @@ class Clock:
 
     Where frames have timesteps of their own and fall one after another (diffusion forcing), a step is a round of the
     pipeline, and the noise level is the frames' mean.
+
+    Attributes:
+        beside: those of the pipeline's other denoisers.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Clock:
         self._hidden = hidden
         self._weigh = weigh  # steps are to know what the solver makes of them
         self._rising = rising  # the timestep rises as the noise falls
+        self.beside: Sequence[Clock] = ()
         self.reset()
 
     @classmethod
@@ -132,7 +136,7 @@ class Clock:
             if sigma is None:
                 sigma = self._sigma_of(scheduler, index, mean if self._wave else noise)
             if self._weigh and fresh:
-                self._weights = None if self._wave else planned_response(scheduler)
+                self._weights = None if self._wave else planned_response(scheduler) or self._told(timesteps)
             position = 0 if fresh or self.step is None else self.step.position + 1
             self.step = Step(
                 index=index,
@@ -143,6 +147,11 @@ class Clock:
                 weights=self._weights,
             )
         return Tick(self.step, branch, fresh, moved)
+
+    def _told(self, timesteps: Any) -> tuple[float, ...] | None:
+        """The solver's weights, if another denoiser's clock was asked when the run began: they are told before that."""
+        known = (other._weights for other in self.beside if timesteps is not None and other._timesteps is timesteps)
+        return next(known, None)
 
     def _went_back(self, now: float | None, before: float | None) -> bool:
         if now is None or before is None:

@@ -80,7 +80,7 @@ class Executor:
         self._pending: list[tuple[Policy, Step, StepRecord, Any, dict[str, tuple[int, Any]]]] = []
         self._call: Call | None = None
         self._idle = ""
-        self._said: list[str] = []
+        self.said: list[str] = []
         self._parameters = hooks.parameters(denoiser)
         self.hook = hooks.DenoiserHook(self.call, self.end, self)
         self._placed: list[hooks.Placed] = []  # on blocks
@@ -355,7 +355,7 @@ class Executor:
 
     def _clear(self) -> None:
         for policy in self.policies.values():
-            self._idle, self._said = policy.why_idle(), policy.notes()
+            self._idle, self.said = policy.why_idle(), policy.notes()
         self.policies.clear()
         self._plans.clear()
         self._caches.clear()
@@ -392,7 +392,7 @@ class Executor:
     @property
     def notes(self) -> list[str]:
         """What policies and units have to say of the last generation, or of the one in progress."""
-        said = [note for policy in self.policies.values() for note in policy.notes()] or self._said
+        said = [note for policy in self.policies.values() for note in policy.notes()] or self.said
         return said + (self.inside.notes if self.inside is not None else [])
 
     def why_idle(self) -> str:

@@ -7,9 +7,9 @@ really takes, and its own code does the rest; at the steps in between neither th
 
 from __future__ import annotations
 
-import inspect
-import types
 from typing import TYPE_CHECKING, Any
+
+from .solver import InPlace
 
 if TYPE_CHECKING:
     from ..policies import Plan, Step
@@ -68,8 +68,8 @@ class Leaper:
         self._scheduler, self._timesteps = scheduler, scheduler.timesteps
         self._before = vars(scheduler).get("step")  # somebody else's, on the instance too
         self._own = scheduler.step
-        self._signature = inspect.signature(_plain(scheduler))
-        scheduler.step = self._placed = _Step(self, scheduler)
+        scheduler.step = self._placed = InPlace(scheduler, self.step)
+        self._signature = self._placed.__signature__
 
     def end(self) -> None:
         """The run is over, or goes on without us."""
@@ -141,21 +141,3 @@ class Leaper:
         finally:
             scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps = known
             scheduler._step_index = self._taken[-1]
-
-
-class _Step:
-    """What stands on the scheduler. A copy of the scheduler gets the plain ``step`` of its class."""
-
-    def __init__(self, leaper: Leaper, scheduler: Any) -> None:
-        self._leaper, self._scheduler = leaper, scheduler
-        self.__signature__ = leaper._signature  # diffusers looks at it to decide what to pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._leaper.step(*args, **kwargs)
-
-    def __reduce__(self) -> Any:
-        return _plain, (self._scheduler,)
-
-
-def _plain(scheduler: Any) -> Any:
-    return types.MethodType(type(scheduler).step, scheduler)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,11 +12,12 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree  # diffusers registers its outputs there
 
+from ..errors import UnicpError
 from ..specs import find_spec
 from . import hooks
 from .clock import Clock
 from .kept import leading
-from .solver import Solver
+from .solver import InPlace, Solver
 
 REPLAY_HOOK = "unicp_replay"
 
@@ -82,6 +82,9 @@ class Player:
             play_until: at steps before this one denoisers do not run: what was recorded stands in.
             change: given the step and what the solver is about to get, returns what it gets instead.
             on_step: called with the number of steps done and their number.
+
+        Raises:
+            UnicpError: the pipeline never calls its scheduler's ``step``.
         """
         take = Take()
         if record:
@@ -118,6 +121,10 @@ class Player:
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
             watched = stack.enter_context(_watched(self.pipe.scheduler, take, record, change, on_step))
             take.result = self.pipe(**call)
+        if not take.ends:
+            raise UnicpError(
+                f"{type(self.pipe).__name__} steps copies of its scheduler: what its solver is given cannot be watched"
+            )
         take.seconds = take.ends[-1] - (began[0] if began else take.began)
         take.sigmas.append(0.0)
         if watched.solver is not None:
@@ -153,9 +160,7 @@ class _watched:
                 self.on_step(index + 1, len(self.scheduler.timesteps))
             return result
 
-        # diffusers looks at the signature to decide what to pass.
-        step.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
-        self.scheduler.step = step
+        self.scheduler.step = InPlace(self.scheduler, step)
         return self
 
     def __exit__(self, *_: object) -> None:

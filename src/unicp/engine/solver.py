@@ -7,12 +7,37 @@ import functools
 import inspect
 import io
 import pickle
+import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 OWN = ("sample", "model_output", "generator")
 """Arguments of ``step`` that are not the run's own when it is played on a few numbers."""
+
+
+class InPlace:
+    """What stands on a scheduler in place of its ``step``. A copy of the scheduler gets the plain one of its class.
+
+    Args:
+        scheduler: whose ``step`` it is.
+        act: is called instead.
+    """
+
+    def __init__(self, scheduler: Any, act: Callable[..., Any]) -> None:
+        self._scheduler, self._act = scheduler, act
+        self.__signature__ = inspect.signature(_plain(scheduler))  # diffusers looks at it to decide what to pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._act(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        return _plain, (self._scheduler,)
+
+
+def _plain(scheduler: Any) -> Any:
+    return types.MethodType(type(scheduler).step, scheduler)
 
 
 class Solver:

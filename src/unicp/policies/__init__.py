@@ -231,6 +231,10 @@ class Config:
         """What a comparison tries of this very config, by label: itself, or its like at other costs."""
         return {}
 
+    def shared(self: ConfigT, denoisers: int) -> ConfigT:
+        """What each of several denoisers of a pipeline gets: what may be spent once in a video is divided."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the method's name under ``"method"``."""
         return {"method": self.method, **dataclasses.asdict(self)}

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import UnicpError
@@ -29,10 +29,11 @@ class BudgetConfig(Config):
 
     Attributes:
         profile: path of a profile with plans.
-        target_speedup: of the denoising loop, over the unaccelerated one; 1 or more. Exactly one of this and
+        target_speedup: of the denoising loop, over the unaccelerated one; 1 or more, by default 2. Not together with
             ``min_psnr``.
         min_psnr: in dB against the unaccelerated video: the cheapest plan that reaches it in four of five cases, as
-            surely as the prompts of ``tune`` can tell (:attr:`Priced.safe_psnr`). Needs a profile.
+            surely as the prompts of ``tune`` can tell (:attr:`Priced.safe_psnr`). ``accelerate`` refuses it without a
+            profile.
         correct: at a computed step, make good what the forecasts before it were off by, as the new output shows it.
         leap: share of the run's beginning in which the solver takes one long step to the next computed one, instead of
             several through forecasts, 0 to 1; behind it only where that step is longer than a twentieth of the run, and
@@ -46,7 +47,7 @@ class BudgetConfig(Config):
             more.
 
     Raises:
-        UnicpError: a value is out of range, both or neither target is given, or ``min_psnr`` without a profile.
+        UnicpError: a value is out of range, or both targets are given.
 
     >>> BudgetConfig(target_speedup=2).leap
     0.6
@@ -76,6 +77,9 @@ class BudgetConfig(Config):
     def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
         """The default plan at several speeds: what the budget can do without a profile."""
         return {cls.method: {f"{speed:g}x": cls(target_speedup=speed) for speed in SPEEDS}}
+
+    def shared(self, denoisers: int) -> BudgetConfig:
+        return self if denoisers == 1 else self.replace(override_reserve=self.reserve / denoisers)
 
     def spread(self) -> dict[str, Config]:
         """The plans of one profile at several speeds."""
@@ -180,7 +184,9 @@ class PlanBook:
             raise UnicpError(f"the plans of the profile are damaged: {type(error).__name__} {error!s:.80}") from error
         for priced in book.plans:
             plan = priced.plan
-            inside = all(0 <= s.after < s.until <= plan.steps and 0 <= s.order <= 2 for s in plan.segments)
+            gaps = [(a, b) for a, b in pairwise((*plan.compute, plan.steps)) if b > a + 1]
+            inside = bool(plan.compute) and sorted((s.after, s.until) for s in plan.segments) == gaps
+            inside &= all(0 <= s.order <= 1 for s in plan.segments)
             cheap = (*plan.conditional, *plan.inside)
             inside &= set(cheap) <= set(plan.compute[1:]) and len(set(cheap)) == len(cheap)
             inside &= 0 < plan.inside_cost <= 1
@@ -258,13 +264,15 @@ class BudgetPolicy(Policy):
         self._reserve = 0
         self._blind = False
         self._broken = 0
+        self._unheard = 0  # alarms that nothing was left for
+        self._remarks: list[str] = []
         self._computed: list[int] = []
         self._whole = 0  # the last computed step of all branches
         self._leapt = 0  # the solver has gone beyond the steps before this one
 
     def needs(self) -> Needs:
         config = self.config
-        return Needs(keep="output", order=2, check=config.reserve > 0, correct=config.correct, leap=config.leap > 0)
+        return Needs(keep="output", order=1, check=True, correct=config.correct, leap=config.leap > 0)
 
     def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:
         self.book = errors
@@ -276,15 +284,29 @@ class BudgetPolicy(Policy):
         count = step.count
         if self.book is not None:
             priced = self.book.choose(config)
-            plan = priced.plan
-            if step.sigmas is not None:
-                plan = resampled(plan, self.book.sigmas[: plan.steps], step.sigmas)
+            plan, old, new = priced.plan, self.book.sigmas[: priced.plan.steps], step.sigmas
+            if new is None and count is not None:  # by the share of the run, where nobody tells the noise levels
+                old, new = (tuple(1 - i / n for i in range(n)) for n in (plan.steps, count))
+            if new is not None:
+                plan = resampled(plan, old, new)
             same = plan is priced.plan
             self._expected = (priced.expected or {}) if same else {}
+            if not same:
+                self._remarks.append(
+                    f"the profile is of {priced.plan.steps} steps at other noise levels than these {plan.steps}; its "
+                    "plan was carried over"
+                )
         else:
+            self._remarks.append(
+                "no profile: the default plan of the budget; unicp tune finds the best ones for this model"
+            )
             steps = count or 50
             wanted = max(1, math.floor(steps / (config.target_speedup or 1.0) + 1e-9))
             plan = default(steps, wanted, config.warmup_steps, config.cooldown_steps)
+        if config.correct and step.weights is None:
+            self._remarks.append(
+                "forecasts were not corrected: what the scheduler makes of an output cannot be told (it may draw noise)"
+            )
         self._reserve = round(config.reserve * plan.steps)
         self._follow(plan)
 
@@ -299,8 +321,9 @@ class BudgetPolicy(Policy):
         if self._plan is None:
             self._begin(step)
         segment = self._fills.get(step.index)
-        # The second of two denoisers has outputs of its own: it cannot forecast from the first one's.
-        if segment is None or step.position < 1 or step.index in self._compute:
+        # The second of two denoisers, or a video begun in the middle, has to get what can be extrapolated first.
+        begun = 2 if step.index > step.position else 1
+        if segment is None or step.position < begun or step.index in self._compute:
             return self._now(step, alone=step.index in self._conditional and not self._blind)
         if step.index < self._leapt:
             return Plan(action="reuse")
@@ -329,10 +352,15 @@ class BudgetPolicy(Policy):
         """Halve the gap behind a computed step, if there is something left of the reserve."""
         from ..step_plans import halved
 
-        if self._plan is not None and self._extra < self._reserve:
-            changed = halved(self._plan, after)
-            self._extra += changed is not self._plan
+        assert self._plan is not None
+        changed = halved(self._plan, after)
+        if changed is self._plan:
+            return
+        if self._extra < self._reserve:
+            self._extra += 1
             self._follow(changed)
+        else:
+            self._unheard += 1
 
     def leap(self, step: Step) -> int:
         segment, plan = self._fills.get(step.index + 1), self._plan
@@ -345,8 +373,6 @@ class BudgetPolicy(Policy):
         return segment.until
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
-        if self.config.reserve == 0:
-            return
         if change is None or not math.isfinite(change):
             # At the first computed step there is nothing to forecast from.
             self._blind = len(self._computed) > 1
@@ -363,11 +389,11 @@ class BudgetPolicy(Policy):
         self._largest, self._measured = max(self._largest, change), self._measured + 1
 
     def notes(self) -> list[str]:
-        said = []
-        if self.book is None:
-            said.append("no profile: the default plan of the budget; unicp tune finds the best ones for this model")
+        said = list(self._remarks)
         if self._extra:
             said.append(f"{self._extra} of {self._reserve} steps of the reserve were spent where forecasts failed")
+        if self._unheard:
+            said.append(f"forecasts failed at {self._unheard} steps with no reserve left; override_reserve gives more")
         return said + ([no_numbers(self._broken)] if self._broken else [])
 
     def why_idle(self) -> str:

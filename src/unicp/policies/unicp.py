@@ -135,6 +135,9 @@ class UniCPConfig(Config):
         if stack is not None and (not isinstance(stack, Config) or isinstance(stack, UniCPConfig)):
             raise UnicpError(f"stack must be an AdaCacheConfig, a BudgetConfig or a ScheduleConfig, got {stack!r:.80}")
 
+    def shared(self, denoisers: int) -> UniCPConfig:
+        return self if self.stack is None else self.replace(stack=self.stack.shared(denoisers))
+
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "stack": None if self.stack is None else self.stack.to_dict()}
 

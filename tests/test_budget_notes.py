@@ -1,0 +1,205 @@
+"""A budget in runs that its profile was not made for, or that go badly: what it does then, and what it says of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+import unicp
+from tests.contract import quietly
+from tests.test_budget import steps
+from tests.test_fuzz import BOOK
+from tests.tiny import FAMILIES
+from unicp import AdaCacheConfig, BudgetConfig, UniCPConfig
+from unicp.errors import UnicpError
+from unicp.policies import Step
+from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
+from unicp.step_plans import StepPlan, default, growing, resampled
+
+WAN = FAMILIES["wan"]
+
+
+def book(
+    plan: StepPlan, expected: dict[int, tuple[float, float]] | None = None, sigmas: tuple[float, ...] = ()
+) -> PlanBook:
+    sigmas = sigmas or tuple(1 - i / plan.steps for i in range(plan.steps))
+    return PlanBook(sigmas=sigmas, plans=(Priced(plan=plan, speedup=99.0, expected=expected),))
+
+
+def computed_by(policy: BudgetPolicy, run: list[Step]) -> list[int]:
+    return [step.index for step in run if policy.plan(step).action == "compute"]
+
+
+def of_run(count: int, known: bool = True) -> list[Step]:
+    sigmas = tuple(step.sigma for step in steps(count)) if known else None
+    return [Step(index=s.index, count=count, position=s.index, sigma=s.sigma, sigmas=sigmas) for s in steps(count)]
+
+
+# --- carried over -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [30, 40, 77])
+@pytest.mark.parametrize("computed", [16, 25, 33])
+def test_the_default_plan_of_a_profile_is_the_default_plan_at_other_numbers_of_steps(computed: int, count: int) -> None:
+    """Moved step by step, its gaps would not only grow and then only shrink any more."""
+    policy = BudgetPolicy(BudgetConfig(target_speedup=1))
+    policy.attach({}, (), book(default(50, computed)))
+    assert computed_by(policy, of_run(count)) == list(default(count, round(computed * count / 50)).compute)
+    assert f"the profile is of 50 steps at other noise levels than these {count}" in policy.notes()[0]
+
+
+def test_a_run_that_the_profile_is_of_has_its_plan_and_nothing_is_said() -> None:
+    policy = BudgetPolicy(BudgetConfig(target_speedup=1, correct=False))
+    policy.attach({}, (), book(growing(50, 20, 7)))
+    assert computed_by(policy, of_run(50)) == list(growing(50, 20, 7).compute)
+    assert policy.notes() == []
+
+
+def test_where_nobody_tells_the_noise_levels_a_plan_is_carried_over_by_the_share_of_the_run() -> None:
+    plan = growing(50, 20, 7)
+    policy = BudgetPolicy(BudgetConfig(target_speedup=1))
+    policy.attach({}, (), book(plan))
+    even = [[1 - i / n for i in range(n)] for n in (50, 30)]
+    assert computed_by(policy, of_run(30, known=False)) == list(resampled(plan, *even).compute)
+    assert "carried over" in policy.notes()[0]
+
+
+@pytest.mark.parametrize("first", [1, 21])
+def test_what_begins_in_the_middle_of_a_run_computes_two_steps_first(first: int) -> None:
+    """The second of two denoisers, or a video made from another one: one output alone tells no direction."""
+    for begin in range(first, first + 6):
+        policy = BudgetPolicy(BudgetConfig(target_speedup=4))
+        late = [Step(index=i, count=50, position=i - begin, sigma=1 - i / 50) for i in range(begin, 50)]
+        assert computed_by(policy, late)[:2] == [begin, begin + 1]
+    policy = BudgetPolicy(BudgetConfig(target_speedup=4, warmup_steps=1))
+    assert computed_by(policy, steps(50))[1] > 1
+
+
+# --- two denoisers ----------------------------------------------------------------------------------------------------
+
+
+def test_two_denoisers_have_one_reserve_between_them() -> None:
+    budget = BudgetConfig(target_speedup=3, override_reserve=0.2)
+    for config in (budget, UniCPConfig(stack=budget)):
+        session = unicp.accelerate(FAMILIES["wan2.2"].build(), config)
+        shares = [getattr(each.config, "stack", each.config).reserve for each in session._executors]
+        assert shares == [0.1, 0.1]
+    alone = unicp.accelerate(WAN.build(), budget)
+    assert alone._executors[0].config.reserve == 0.2
+    assert AdaCacheConfig().shared(2) == AdaCacheConfig()
+
+
+def test_notes_say_whose_they_are_where_denoisers_differ() -> None:
+    family = FAMILIES["wan2.2"]
+    pipe = family.build()
+    session = unicp.accelerate(pipe, BudgetConfig(target_speedup=3))
+    quietly(lambda: family.generate(pipe))
+    assert sum("no profile" in note for note in session.report().notes) == len(session.report().notes) == 1
+    assert session.report().computed_fraction < 1
+    session._executors[0].said.append("hot")
+    session._executors[1].said.append("cold")
+    assert session._notes()[-2:] == ["transformer: hot", "transformer_2: cold"]
+    assert not any(note.startswith("transformer") for note in session._notes()[:-2])
+
+
+def test_what_the_second_denoiser_forecasts_is_corrected_too() -> None:
+    """What the solver makes of an output is told before its first step, and the second one comes later."""
+    family = FAMILIES["wan2.2"]
+    pipe = family.build()
+    made = {}
+    for correct in (True, False):
+        session = unicp.accelerate(pipe, BudgetConfig(target_speedup=2, correct=correct))
+        known: list[Any] = []
+        second = session._executors[1]
+        handle = second.denoiser.register_forward_hook(lambda *_, e=second, k=known: k.append(e.clock.step.weights))
+        made[correct] = quietly(lambda: family.generate(pipe))
+        handle.remove()
+        assert {weights is not None for weights in known} == {correct}
+    assert not torch.equal(made[True], made[False])
+
+
+# --- notes ------------------------------------------------------------------------------------------------------------
+
+
+def spent(reserve: float) -> tuple[Any, Any]:
+    """A pipeline and a session whose forecasts fail at every step."""
+    pipe = WAN.build()
+    session = unicp.accelerate(pipe, BudgetConfig(target_speedup=1, override_reserve=reserve))
+    pipe.scheduler.set_timesteps(10)
+    sigmas = tuple(float(sigma) for sigma in pipe.scheduler.sigmas[:-1])
+    for executor in session._executors:
+        executor.book = book(growing(10, 5, 2), dict.fromkeys(range(10), (0.0, 0.0)), sigmas)
+    return pipe, session
+
+
+def test_what_was_spent_and_what_was_missing_is_in_the_report_of_its_own_video_alone() -> None:
+    pipe, session = spent(0.1)
+    quietly(lambda: WAN.generate(pipe))
+    said = session.report().notes
+    assert any("1 of 1 steps of the reserve were spent where forecasts failed" in note for note in said)
+    assert any("forecasts failed at" in note and "override_reserve gives more" in note for note in said)
+    during: list[list[str]] = []
+
+    def after(_: Any, index: int, *__: Any) -> dict[str, Any]:
+        if index == 0:
+            during.append(list(session.report().notes))
+        return {}
+
+    WAN.run(pipe, lambda each, **call: each(**call), callback_on_step_end=after)
+    assert not any("forecasts failed" in note for note in during[0])
+
+
+def test_without_a_reserve_forecasts_are_watched_and_nothing_more_is_computed() -> None:
+    pipe, session = spent(0.0)
+    quietly(lambda: WAN.generate(pipe))
+    report = session.report()
+    assert any("forecasts failed at" in note for note in report.notes)
+    assert any(r.metric is not None for r in report.steps)
+    assert sorted({r.index for r in report.steps if r.action == "compute"}) == list(growing(10, 5, 2).compute)
+
+
+def test_what_is_no_number_is_computed_again_also_without_a_reserve() -> None:
+    policy = BudgetPolicy(BudgetConfig(target_speedup=3, override_reserve=0))
+    done = []
+    for step in steps(30):
+        done.append(policy.plan(step).action)
+        if done[-1] == "compute":
+            policy.observe(step, math.nan if step.index == 1 else 0.1, None)
+    wanted = default(30, 10).compute
+    assert done[2] == "compute" and 2 not in wanted
+    assert [i for i, action in enumerate(done) if action == "compute"] == sorted({*wanted, 2})
+
+
+@pytest.mark.parametrize(("noisy", "told"), [(False, False), (True, True)])
+def test_that_forecasts_were_not_corrected_is_said(noisy: bool, told: bool) -> None:
+    pipe = WAN.build()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=noisy)
+    torch.manual_seed(0)
+    session = unicp.accelerate(pipe, BudgetConfig(target_speedup=2))
+    quietly(lambda: WAN.generate(pipe))
+    assert any("forecasts were not corrected" in note for note in session.report().notes) == told
+
+
+# --- damaged plans ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compute": []},
+        {"segments": []},
+        {"segments": [[1, 3, 1, 0.7]]},
+        {"segments": [[1, 3, 1, 0.7], [3, 5, 2, 1.0]]},
+        {"segments": [[1, 4, 1, 0.7], [3, 5, 0, 1.0]]},
+    ],
+)
+def test_plans_whose_gaps_nothing_fills_are_refused(changes: dict[str, Any]) -> None:
+    values = copy.deepcopy(BOOK)
+    values["plans"][0] |= changes  # type: ignore[index]
+    with pytest.raises(UnicpError, match="the plans of the profile are damaged"):
+        PlanBook.from_dict(values)

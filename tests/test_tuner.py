@@ -1,0 +1,132 @@
+"""What a tuning runs, refuses and keeps, beside the plans that come out of it (tests/test_budget.py)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import CogVideoXDPMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler
+
+import unicp
+from tests.test_budget import tuned
+from tests.tiny import FAMILIES
+from unicp import tuner
+from unicp.errors import UnicpError
+from unicp.planning import Trajectories
+from unicp.profiles import identity
+
+WAN = FAMILIES["wan"]
+
+
+@pytest.mark.usefixtures("by_steps")
+def test_a_pipeline_that_steps_a_copy_of_its_scheduler_too_is_tuned() -> None:
+    """LTX-2 has sound beside the video, and a copy of the scheduler for it."""
+    pipe = FAMILIES["ltx2"].build()
+    assert len(tuned("ltx2", pipe).metadata["budget"]["sigmas"]) == 10
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_a_pipeline_that_steps_nothing_but_copies_is_refused() -> None:
+    with pytest.raises(UnicpError, match="steps copies of its scheduler"):
+        tuned("skyreels-forcing")
+
+
+@pytest.mark.parametrize(
+    ("family", "scheduler", "more"),
+    [
+        ("latte", DDIMScheduler(), {"eta": 1.0}),
+        ("latte", EulerAncestralDiscreteScheduler(), {}),
+        ("cogvideox", CogVideoXDPMScheduler(), {}),
+    ],
+    ids=["eta", "ancestral", "cogvideox-dpm"],
+)
+def test_a_sampler_that_draws_noise_is_refused_where_it_draws_from_the_generator_of_the_call(
+    family: str, scheduler: Any, more: dict[str, Any]
+) -> None:
+    pipe = FAMILIES[family].build()
+    pipe.scheduler = type(scheduler).from_config(scheduler.config)
+    with pytest.raises(UnicpError, match=f"{type(scheduler).__name__}, draws noise"):
+        tuned(family, pipe, **more)
+
+
+def test_plans_are_made_to_fit_the_first_half_of_the_prompts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[int] = []
+    own = tuner.Tuner._trajectories
+
+    def seen(self: Any) -> Trajectories:
+        found = own(self)
+        fitted.extend([len(found.grams), len(found.gains)])
+        return found
+
+    monkeypatch.setattr(tuner.Tuner, "_trajectories", seen)
+    pipe, embeds = WAN.build(), {}
+
+    def run(each: Any, **call: Any) -> Any:
+        embeds.update({name: call.pop(name) for name in list(call) if "embeds" in name})
+        own_arguments = tuner.Tuner.arguments
+        monkeypatch.setattr(
+            tuner.Tuner,
+            "arguments",
+            lambda self, index: {**own_arguments(self, index), "prompt": None, **embeds},
+        )
+        return unicp.tune(each, list("abcde"), effort="medium", progress=False, target_speedup=1.5, **call)
+
+    profile = WAN.run(pipe, run)
+    assert fitted[0] == 3 and set(profile.metadata["gains"]) == {"0", "1", "2"}
+
+
+def test_plans_say_what_error_is_predicted_for_them() -> None:
+    plans = tuned().metadata["budget"]["plans"]
+    predicted = [plan["predicted"] for plan in plans]
+    assert predicted[-1] == 0 and min(predicted[:-1]) > 0 and predicted[0] > predicted[-2]
+
+
+def test_an_unfinished_tuning_with_another_scheduler_does_not_go_on(tmp_path: Path) -> None:
+    part = tmp_path / "part.json"
+
+    def interrupt(what: str, step: int, count: int) -> None:
+        if "plan 2" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(checkpoint=part, progress=interrupt)
+    pipe = WAN.build()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=5.0)
+    with pytest.raises(UnicpError, match="unfinished tuning of another model, prompts or arguments"):
+        tuned(pipe=pipe, checkpoint=part)
+
+
+def test_arguments_are_told_apart_by_what_is_in_them_in_every_process() -> None:
+    from PIL import Image
+
+    image = Image.new("RGB", (4, 4), (1, 2, 3))
+    there = "from PIL import Image; from unicp.profiles import identity; "
+    there += "print(identity([Image.new('RGB', (4, 4), (1, 2, 3))]))"
+    made = subprocess.run([sys.executable, "-c", there], capture_output=True, text=True, check=True).stdout
+    assert made.strip() == str(identity([image]))
+    others = [Image.new("RGB", (4, 4)), np.zeros(3), np.ones(3), torch.ones(3, dtype=torch.bfloat16), 1, "1", None]
+    found = [str(identity(value)) for value in [image, *others]]
+    assert len(set(found)) == len(found)
+    assert identity(len) == identity(len) == "len"
+
+
+def test_what_tune_cannot_promise_or_take_is_said_before_any_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner.Tuner, "profile", lambda *_: None)
+    pipe = WAN.build()
+    with pytest.warns(unicp.UnicpWarning, match="of 7 prompts, min_psnr promises little for others; 8 or more"):
+        unicp.tune(pipe, list("abcdefg"), min_psnr=30, progress=False)
+    unicp.tune(pipe, list("abcdefgh"), min_psnr=30, progress=False)
+    unicp.tune(pipe, ["a"], target_speedup=2, progress=False)
+    with pytest.raises(UnicpError, match="draws the noise of every prompt itself, from seed; leave generator out"):
+        unicp.tune(pipe, ["a"], generator=torch.Generator(), progress=False)
+
+
+def test_how_long_a_tuning_takes_is_said_first(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(tuner.Tuner, "profile", lambda *_: None)
+    unicp.tune(WAN.build(), list("abcdefgh"), progress=True)
+    assert "8 prompts, effort medium: about as long as" in capsys.readouterr().err
