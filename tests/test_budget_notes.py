@@ -192,6 +192,7 @@ def test_that_forecasts_were_not_corrected_is_said(noisy: bool, told: bool) -> N
     "changes",
     [
         {"compute": []},
+        {"compute": [], "segments": []},
         {"segments": []},
         {"segments": [[1, 3, 1, 0.7]]},
         {"segments": [[1, 3, 1, 0.7], [3, 5, 2, 1.0]]},
