@@ -78,7 +78,7 @@ class Session:
 
     def _notes(self) -> list[str]:
         """What the method could not do, in the words of the denoisers; where they differ, whose words."""
-        said = {each.name: each.notes for each in self._executors if each.notes}
+        said = {each.name: list(dict.fromkeys(each.notes)) for each in self._executors if each.notes}
         if len(said) < 2:
             return [note for notes in said.values() for note in notes]
         common = [note for note in next(iter(said.values())) if all(note in notes for notes in said.values())]
