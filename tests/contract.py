@@ -82,7 +82,6 @@ CASES: dict[str, dict[str, Case]] = {
     "budget": {
         "default": _budget(),
         "override": _budget(override_reserve=0.3, override_zscore=0.01),
-        "no-override": _budget(override_reserve=0.0),
     },
     "unicp": {
         "online": _unicp(profiled=False, delta=0.5, delta_mlp=0.5, max_window=3),
