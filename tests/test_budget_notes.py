@@ -185,6 +185,12 @@ def test_that_forecasts_were_not_corrected_is_said(noisy: bool, told: bool) -> N
     assert any("forecasts were not corrected" in note for note in session.report().notes) == told
 
 
+def test_why_nothing_was_skipped_names_what_was_asked_for() -> None:
+    speed, quality = BudgetConfig(target_speedup=1), BudgetConfig(profile="x", min_psnr=30)
+    assert "ask for a target_speedup above 1" in BudgetPolicy(speed).why_idle()
+    assert "ask for a lower min_psnr" in BudgetPolicy(quality).why_idle()
+
+
 # --- damaged plans ----------------------------------------------------------------------------------------------------
 
 

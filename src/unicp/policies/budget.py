@@ -255,8 +255,7 @@ class BudgetPolicy(Policy):
         self.book: PlanBook | None = None
         self._plan: StepPlan | None = None
         self._compute: frozenset[int] = frozenset()
-        self._conditional: frozenset[int] = frozenset()
-        self._inside: frozenset[int] = frozenset()
+        self._conditional = self._inside = self._compute
         self._expected: Mapping[int, tuple[float, float]] = {}
         self._fills: dict[int, Segment] = {}
         self._largest, self._measured = 0.0, 0  # forecast errors of this run
@@ -397,4 +396,5 @@ class BudgetPolicy(Policy):
         return said + ([no_numbers(self._broken)] if self._broken else [])
 
     def why_idle(self) -> str:
-        return "its plan computes every step of this run; ask for a target_speedup above 1, or give more steps"
+        less = "a target_speedup above 1" if self.config.min_psnr is None else "a lower min_psnr"
+        return f"its plan computes every step of this run; ask for {less}, or give more steps"
