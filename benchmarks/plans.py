@@ -86,10 +86,10 @@ def tuned_plan(profile: Profile, computed: int) -> Priced:
 
 def inside_cost(pipe: Any, inside: UniCPConfig) -> float:
     """Time of a step at which it acts, as a share of a whole one's, as ``tune`` measures it."""
-    captions = common.training_prompts(3)
-    effort = replace(EFFORTS["low"], alternating=(2,), gain_prompts=len(captions))
+    captions = common.training_prompts(5)  # the first half of them is timed
+    effort = replace(EFFORTS["low"], alternating=(2,), gain_prompts=3)
     timed = tuner.Tuner(pipe, {"transformer": pipe.transformer}, captions, common.CALL, 0, effort, inside, None)
-    for index in range(len(captions)):
+    for index in timed.first:
         timed._trajectory(index, lambda *_: None)
     return timed._inside_cost(STEPS, lambda *_: None)
 

@@ -16,16 +16,14 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import track
 from scipy.stats import spearmanr
 
 import unicp
 from benchmarks import common
-from unicp import BudgetConfig, Profile
-from unicp.engine.replay import Player, Take
-from unicp.planning import Trajectories, errors, gain_curve, gram
-from unicp.policies.budget import PlanBook, Priced
+from unicp import Profile, tuner
+from unicp.efforts import EFFORTS
+from unicp.planning import errors, gain_curve
 from unicp.step_plans import StepPlan, computing
 
 TUNED_ON = 8
@@ -47,36 +45,22 @@ def random_plans(count: int, steps: int, seed: int = 0) -> list[StepPlan]:
     return made
 
 
-def real_errors(pipe: Any, call: dict[str, Any], take: Take, plans: list[StepPlan], way: dict[str, Any]) -> list[float]:
-    """Of the final latents, relative to those of the unaccelerated run."""
-    found = []
-    for plan in plans:
-        with unicp.accelerate(pipe, BudgetConfig(target_speedup=1.0, **way)) as session:
-            book = PlanBook(sigmas=tuple(take.sigmas[:-1]), plans=(Priced(plan=plan, speedup=1.0),))
-            for executor in session._executors:
-                executor.book = book
-            made = Player(pipe, {}).run({**call, "generator": torch.Generator().manual_seed(0)})
-        found.append(float((made.latents - take.latents).norm() / take.latents.norm()))
-    return found
-
-
 def correlations(pipe: Any, profile: Profile, prompt: str, plans: list[StepPlan]) -> dict[str, dict[str, float]]:
     """Spearman's rank correlation by the way that plans are played and by what is known for predicting."""
-    player = Player(pipe, {"transformer": pipe.transformer})
-    call = {"prompt": prompt, **common.CALL, "output_type": "latent"}
-    take = player.run({**call, "generator": torch.Generator().manual_seed(0)}, record=True)
-    outputs = np.stack([t.double().numpy().ravel() for t in take.given])
-    runs = {"sigmas": np.array(take.sigmas), "grams": gram(outputs)[None]}
-    weights = np.array(take.weights)
+    call = {**common.CALL, "output_type": "latent"}
+    one = tuner.Tuner(pipe, {"transformer": pipe.transformer}, [prompt], call, 0, EFFORTS["low"], None, None)
+    one._trajectory(0, lambda *_: None)
+    runs, unaccelerated = one._trajectories(), one.takes[0].latents
     curve = gain_curve(list(profile.metadata["gains"].values()), unicp.demo.STEPS)
     known = {
-        "Euler's weights": Trajectories(**runs),
-        "the solver's weights": Trajectories(**runs, weights=weights),
-        "the solver's weights and gains": Trajectories(**runs, weights=weights, gains=curve),
+        "Euler's weights": replace(runs, gains=np.ones(0), weights=np.ones(0)),
+        "the solver's weights": replace(runs, gains=np.ones(0)),
+        "the solver's weights and gains": replace(runs, gains=curve),
     }
     found = {}
     for name, way in WAYS.items():
-        real = real_errors(pipe, call, take, plans, way)
+        made = [one._played(plan, 0, lambda *_: None, **way).latents for plan in plans]
+        real = [float((latents - unaccelerated).norm()) for latents in made]
         corrected = [replace(plan, correct=way.get("correct", True)) for plan in plans]
         found[name] = {
             by: float(spearmanr([float(errors(t, plan)[0]) for plan in corrected], real).statistic)

@@ -187,7 +187,7 @@ def _budget(budget: dict[str, Any]) -> list[str]:
 def _prediction() -> list[str]:
     prediction = _load(RESULTS / "prediction.json")
     known = list(next(iter(prediction["table"].values())))
-    lines = [
+    return [
         "**Predicted against real error** of the final latents: Spearman's rank correlation over "
         f"{prediction['plans']} random plans, mean of {len(prediction['prompts'])} captions",
         "that tuning did not see, by how the plans are played and by what their prediction knows. It knows nothing of",
@@ -200,7 +200,6 @@ def _prediction() -> list[str]:
         _provenance(prediction),
         "",
     ]
-    return lines
 
 
 def _parts() -> list[str]:
@@ -247,8 +246,8 @@ def _parts() -> list[str]:
         none = named["reserve of 0 steps"]
         for name in (most, "1 more in the plan", "5 more in the plan"):
             more = steps * (named[name]["computed_fraction"] - none["computed_fraction"])
-            dearer, worst = (named[name][key] - none[key] for key in ("psnr", "psnr_worst"))
-            brought.append(f"- {situation}, {name}: {more:.1f} steps more, {dearer:+.1f} dB, the worst {worst:+.1f} dB")
+            gained, worst = (named[name][key] - none[key] for key in ("psnr", "psnr_worst"))
+            brought.append(f"- {situation}, {name}: {more:.1f} steps more, {gained:+.1f} dB, the worst {worst:+.1f} dB")
         rows = override["per_prompt"][situation]
         pairs = [
             (a, b) for a, b in zip(rows["reserve of 0 steps"], rows[most], strict=True) if b["fraction"] > a["fraction"]

@@ -168,7 +168,9 @@ class Watch:
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.on and (event in self.FORBIDDEN or (event == "open" and _writes(arguments))) and not _of_solver():
+        if not self.on or (event == "pickle.find_class" and _of_solver()):
+            return
+        if event in self.FORBIDDEN or (event == "open" and _writes(arguments)):
             self.seen.append((event, arguments))
 
 

@@ -89,17 +89,16 @@ def tune(
     acting = acting_inside(inside, effort) if inside is not None else None
     if acting is not None:
         accelerate(pipe, acting).restore()  # refused before any run, where it is of another model
-    if min_psnr is not None and len(prompts or [None]) < SURE:
+    texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
+    if min_psnr is not None and len(texts) < SURE:
         warnings.warn(
-            f"of {len(prompts or [None])} prompts, min_psnr promises little for others; {SURE} or more say with 80% "
+            f"of {len(texts)} prompts, min_psnr promises little for others; {SURE} or more say with 80% "
             "confidence what four of five reach",
             UnicpWarning,
             stacklevel=2,
         )
-    texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
     tuner = Tuner(pipe, denoisers, texts, call, seed, EFFORTS[effort], acting, checkpoint)
-    work = f"{len(texts)} prompts, effort {effort}: about as long as " + (
-        f"{cost_in_runs(len(texts), effort, acting is not None):.0f} unaccelerated videos"
-    )
+    runs = cost_in_runs(len(texts), effort, acting is not None)
+    work = f"{len(texts)} prompts, effort {effort}: about as long as {runs:.0f} unaccelerated videos"
     with progress_bar(progress, "tuning", work) as show:
         return tuner.profile(config, show)

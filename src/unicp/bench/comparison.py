@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,11 @@ class Comparison:
 
     def rows(self) -> list[Row]:
         """The figures of every point, in the order in which the methods were asked for."""
-        return [self._row(point) for point in self.points]
+        return list(self._rows)
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        return tuple(self._row(point) for point in self.points)  # once: the intervals are resampled
 
     def _row(self, point: Point) -> Row:
         def faster(kind: str) -> Estimate:
