@@ -44,9 +44,10 @@ def steps(count: int) -> list[Step]:
     ("speed", "compute"),
     [
         (1.0, range(50)),
-        (1.5, sorted(set(range(50)) - set(range(14, 47, 2)))),  # 33 of them
-        (1.6, sorted(set(range(50)) - set(range(10, 47, 2)))),  # 31
-        (2.0, growing(50, 25, 2).compute),
+        (1.42, sorted(set(range(50)) - set(range(18, 47, 2)))),  # 35 of them
+        (1.5, growing(50, 33, 18, 3).compute),
+        (2.0, growing(50, 25, 10, 3).compute),
+        (2.5, growing(50, 20, 5, 3).compute),
         (3.0, growing(50, 16, 2).compute),
         (5.0, growing(50, 10, 2).compute),
     ],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from unicp import fill, planning
 from unicp.planning import Limits, Trajectories
-from unicp.step_plans import Segment, StepPlan, computing, default, growing, halved, resampled
+from unicp.step_plans import SPREAD, Segment, StepPlan, computing, default, growing, halved, resampled
 
 
 def sigmas_of(steps: int, rng: np.random.Generator) -> Any:
@@ -164,17 +164,21 @@ def test_the_mean_of_the_prompts_can_be_what_counts_or_the_worst(steps: int, see
 
 
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 8), st.integers(0, 6))
-def test_of_few_skipped_steps_no_two_are_neighbours(steps: int, skipped: int, warmup: int, cooldown: int) -> None:
+def test_of_few_skipped_steps_the_default_plan_skips_no_neighbours(
+    steps: int, skipped: int, warmup: int, cooldown: int
+) -> None:
     computed = max(steps - skipped, min(steps, warmup + cooldown))
     plan = default(steps, computed, warmup, cooldown)
     assert len(plan.compute) == computed and plan.compute[0] == 0
     gaps = [segment.until - segment.after - 1 for segment in plan.segments]
     assert sum(gaps) == steps - computed
-    if max(warmup, steps // 5) + 2 * (steps - computed) - 1 + max(cooldown, 3) <= steps:
+    first = max(warmup, computed - round(SPREAD * steps**0.5))
+    if max(warmup, first - 2) + 2 * (steps - computed) - 1 + max(cooldown, 3) <= steps:
         assert set(gaps) <= {1}
-        assert set(range(max(warmup, steps // 5))) | set(range(steps - max(cooldown, 3), steps)) <= set(plan.compute)
+        assert set(range(max(warmup, first - 2))) <= set(plan.compute)
+        assert set(range(steps - max(cooldown, 3), steps)) <= set(plan.compute)
     else:
-        assert plan == growing(steps, computed, warmup, cooldown)
+        assert plan == growing(steps, computed, first, max(cooldown, min(3, first - warmup)))
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 8), st.integers(0, 3))
@@ -187,6 +191,8 @@ def test_growing_gaps_leave_as_many_computed_as_asked(steps: int, computed: int,
     assert skipped == set(range(steps)) - set(plan.compute)
     gaps = [b - a for a, b in itertools.pairwise((*plan.compute, steps))]
     widest = gaps.index(max(gaps))
+    between = gaps[warmup - 1 : len(gaps) - cooldown]
+    assert min(between, default=2) >= 2 or sum(between) < 2 * len(between)
     assert gaps[:widest] == sorted(gaps[:widest])
     assert gaps[widest:] == sorted(gaps[widest:], reverse=True)
 

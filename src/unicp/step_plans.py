@@ -12,10 +12,13 @@ import numpy as np
 from .fill import DAMPING
 
 LAST = 3
-"""Steps at the end of a run that the default plan computes where few are skipped."""
+"""Steps at the end of a run that the default plan computes, but for high speeds."""
 
 NARROW = 0.25
 """Of growing gaps, the one at an end of the run as a share of the widest; what did best on the demo model."""
+
+SPREAD = 2.08
+"""How many steps the default plan computes behind the first ones, by the root of the steps; found there, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPl
     further step.
 
     >>> growing(20, 9, 3).compute
-    (0, 1, 2, 3, 6, 10, 14, 17, 19)
+    (0, 1, 2, 4, 7, 10, 14, 17, 19)
     """
     warmup = min(warmup, steps)
     cooldown = min(cooldown, steps - warmup)  # of a short run it may be all
@@ -110,7 +113,8 @@ def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPl
 def _gaps(total: int, count: int) -> list[int]:
     """Whole distances of computed steps, 1 or more, that add up: as near as can be to half a sine over :data:`NARROW`.
 
-    They rise and then fall, as largest remainders keep the order of what they round.
+    They rise and then fall, as largest remainders keep the order of what they round. None is 1 where all can be 2: a
+    step computed right after another one would stand with the first ones.
 
     >>> _gaps(26, 8)
     [2, 3, 4, 4, 4, 4, 3, 2]
@@ -118,8 +122,8 @@ def _gaps(total: int, count: int) -> list[int]:
     shape = [NARROW + (1 - NARROW) * math.sin(math.pi * (i + 0.5) / count) for i in range(count)]
     scale = total / sum(shape)
     wanted = [round(scale * value, 9) for value in shape]  # rounded, as equal ones must tie everywhere
-    gaps = [1] * count
-    for _ in range(total - count):
+    gaps = [1 if total < 2 * count else 2] * count
+    for _ in range(total - sum(gaps)):
         short = max(range(count), key=lambda i: (wanted[i] - gaps[i], i))  # of equals the later one
         gaps[short] += 1
     return gaps
@@ -128,19 +132,23 @@ def _gaps(total: int, count: int) -> list[int]:
 def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
     """The plan that :class:`~unicp.BudgetConfig` plays without a profile.
 
-    Of few skipped steps it skips every second one, as late in the run as can be, but for the last three, if that leaves
-    the first fifth of the run computed, and ``warmup`` steps at least. Else :func:`growing`. Both measured on the demo
-    model.
+    The first steps are computed, ``warmup`` at least, and all that there are to compute but :data:`SPREAD` times the
+    root of the steps. Behind them gaps grow (:func:`growing`). Of few skipped steps it is every second one, as late in
+    the run as can be, but for the last :data:`LAST`, and up to two steps earlier than that, before any two of them are
+    neighbours. All of it was found on the demo model.
 
     >>> default(20, 15).compute
     (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 17, 18, 19)
     >>> default(50, 16).compute[:6]
     (0, 1, 3, 5, 8, 12)
+    >>> default(50, 22).compute[:12]
+    (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)
     """
+    first = max(warmup, computed - round(SPREAD * math.sqrt(steps)))
     first_of_last, skipped = steps - max(cooldown, LAST), steps - computed
-    if max(warmup, steps // 5) <= first_of_last + 1 - 2 * skipped:
+    if max(warmup, first - 2) <= first_of_last + 1 - 2 * skipped:
         return computing(steps, set(range(steps)) - {first_of_last - 1 - 2 * i for i in range(skipped)})
-    return growing(steps, computed, warmup, cooldown)
+    return growing(steps, computed, first, max(cooldown, min(LAST, first - warmup)))
 
 
 def alternating(
@@ -155,7 +163,7 @@ def alternating(
 
     >>> plan = alternating(20, 9, 3)
     >>> plan.compute, plan.conditional, 20 * plan.cost
-    ((0, 1, 2, 3, 5, 7, 10, 13, 16, 18, 19), (3, 7, 13, 18), 9.0)
+    ((0, 1, 2, 4, 6, 8, 10, 13, 15, 17, 19), (4, 8, 13, 17), 9.0)
     """
     ends = min(warmup + cooldown, steps)
     pair = 1 + (0.5 if inside_cost is None else inside_cost)  # what two steps cost
