@@ -34,7 +34,7 @@ from unicp.fill import DAMPING
 from unicp.planning import Limits, Trajectories, gain_curve, gram
 from unicp.policies import Config
 from unicp.policies.budget import PlanBook, Priced
-from unicp.step_plans import StepPlan, alternating, computing, growing, nearest
+from unicp.step_plans import StepPlan, alternating, computing, default, growing, nearest
 
 STEPS = unicp.demo.STEPS
 TUNED_ON = 8
@@ -110,6 +110,7 @@ def parts(pipe: Any) -> dict[str, Config]:
         "search, gains, choice of orders": searched(Limits(warmup=2, tempering=0.5)),
         "growing gaps": lambda computed: growing(STEPS, computed, 2),
         "growing gaps, conditional branch alone": lambda computed: alternating(STEPS, computed, 2),
+        "growing gaps, first steps whole (default plan)": lambda computed: default(STEPS, computed),
     }
     costs = {name: inside_cost(pipe, inside) for name, inside in INSIDE.items()}
     print("cost of a step,", ", ".join(f"{name}: {cost:.0%}" for name, cost in costs.items()))

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import unicp
 from tests.tiny import FAMILIES, Family, denoisers
+from tests.tiny_variants import VARIANTS
 from unicp.errors import UnicpWarning
 from unicp.policies import Config
 from unicp.report import SessionReport, StepRecord
@@ -102,6 +104,11 @@ CASES: dict[str, dict[str, Case]] = {
 
 PRIMARY = [name for name, family in FAMILIES.items() if family.primary]
 """Families that every case and every test is run for."""
+
+_AGAIN = {family.name for family in VARIANTS}
+ONCE = [pytest.param(name, marks=pytest.mark.slow if name in _AGAIN else ()) for name in FAMILIES]
+"""All families; other pipelines of a transformer that is tried in its first one are left to ``make test-slow``."""
+OTHERS = [param for param in ONCE if param.values[0] not in PRIMARY]
 
 # For the other families: one case of each kind of filling, and one each for units that are kept and that are sliced.
 SOME = ("adacache-residual", "schedule-linear", "unicp-online", "unicp-switch")

@@ -12,7 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import unicp
-from tests.contract import config_on, plain, profile_of, quietly
+from tests.contract import ONCE, config_on, plain, profile_of, quietly
 from tests.reference.unicp_literal import sliced_attention
 from tests.tiny import FAMILIES, denoisers
 from unicp import Profile, UniCPConfig, cli, inspection
@@ -100,7 +100,7 @@ def test_slicing_errors_are_those_of_the_literal_attention() -> None:
     assert part.slicing("blocks.1.attn1")[12][0] < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONCE)
 def test_calibration_leaves_the_pipeline_as_it_was(family: str) -> None:
     chosen = FAMILIES[family]
     pipe = chosen.build()

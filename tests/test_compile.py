@@ -21,7 +21,7 @@ from unicp.errors import UnicpError
 
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "adacache-forecast", "schedule-stack", "schedule-linear", "budget-default")
-QUICK = ("adacache-residual", "unicp-online")
+QUICK = ("adacache-residual",)
 INSIDE = ("unicp-online", "unicp-in-adacache", "unicp-maps")
 
 

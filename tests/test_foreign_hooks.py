@@ -15,13 +15,12 @@ from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
 
 import unicp
-from tests.contract import PRIMARY, actions, case, config_on, fresh, plain, quietly, traces
+from tests.contract import OTHERS, actions, case, config_on, fresh, plain, quietly, traces
 from tests.family import OLDER
 from tests.tiny import FAMILIES
 
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "schedule-linear")
-OTHERS = [name for name in FAMILIES if name not in PRIMARY]
 
 
 @dataclass

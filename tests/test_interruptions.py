@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import unicp
-from tests.contract import FEW_PAIRS, PRIMARY, actions, case, fresh, plain, quietly
+from tests.contract import FEW_PAIRS, OTHERS, PRIMARY, actions, case, fresh, plain, quietly
 from tests.tiny import FAMILIES, Family, denoisers
 
 few = pytest.mark.parametrize(("family", "name"), FEW_PAIRS, ids=[f"{f}-{n}" for f, n in FEW_PAIRS])
@@ -106,9 +106,6 @@ def test_the_next_run_is_right(family: str, name: str, broken: str) -> None:
     # The run that broke off has a report of its own: no more, no less.
     assert len(reports) == 2
     assert 0 < len(reports[0].steps) < len(reports[1].steps)
-
-
-OTHERS = [family for family in FAMILIES if family not in PRIMARY]
 
 
 @pytest.mark.parametrize("family", OTHERS)

@@ -19,7 +19,8 @@ class Effort:
     Attributes:
         gain_prompts, gain_positions: on how many prompts (1 at least) and at how many steps errors are injected.
         variants: limits of the search, and
-        warmups: first steps of even plans (:func:`~unicp.step_plans.growing`; with 2, most are the default plan), and
+        warmups: first steps of even plans (:func:`~unicp.step_plans.growing`; with 2, those at high speeds are the
+            default plan), and
         alternating: of those with the conditional branch alone at every second step, where a pipeline calls it alone,
             and of those with UniCP inside there, if it is given (:func:`~unicp.step_plans.alternating`): all that are
             tried for real beside each other.
