@@ -226,7 +226,8 @@ def _parts() -> list[str]:
         "## Where plans still hold",
         "",
         f"Plans asked for 2× and 3×, used elsewhere than where they were tuned; {len(transfer['prompts'])} held-out "
-        "captions.",
+        "captions. Measured with the default plan as it was before its first steps were computed whole, which makes other",
+        "plans of those at 2×.",
         "",
     ]
     for situation, table in transfer["tables"].items():
