@@ -226,8 +226,8 @@ def _parts() -> list[str]:
         "## Where plans still hold",
         "",
         f"Plans asked for 2× and 3×, used elsewhere than where they were tuned; {len(transfer['prompts'])} held-out "
-        "captions. Measured with the default plan as it was before its first steps were computed whole, which makes other",
-        "plans of those at 2×.",
+        "captions. Measured with the default plan as it was before its first steps were computed whole, which changes",
+        "those at 2×.",
         "",
     ]
     for situation, table in transfer["tables"].items():
@@ -237,7 +237,8 @@ def _parts() -> list[str]:
     lines += [
         "One plan for 3×, with more or less to spend where forecasts fail (computed beside the plan's steps only in",
         "runs that need it), and plans with more steps from the start. Held-out captions:",
-        f"{'; '.join(counts)}.",
+        f"{'; '.join(counts)}. Plans with 1, 2 and 5 steps more are those from before the default plan's first steps",
+        "were computed whole.",
         "",
     ]
     brought, steps, most = [], unicp.demo.STEPS, "reserve of 5 steps"
