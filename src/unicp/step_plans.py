@@ -132,10 +132,10 @@ def _gaps(total: int, count: int) -> list[int]:
 def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
     """The plan that :class:`~unicp.BudgetConfig` plays without a profile.
 
-    The first steps are computed, ``warmup`` at least, and all that there are to compute but :data:`SPREAD` times the
-    root of the steps. Behind them gaps grow (:func:`growing`). Of few skipped steps it is every second one, as late in
-    the run as can be, but for the last :data:`LAST`, and up to two steps earlier than that, before any two of them are
-    neighbours. All of it was found on the demo model.
+    Of the computed steps all but :data:`SPREAD` times the root of the steps stand at the beginning, ``warmup`` at the
+    least. Behind them gaps grow (:func:`growing`). Of few skipped steps no two are neighbours: it is every second one,
+    as late in the run as can be, but for the last :data:`LAST`, where that skips two of those first steps at most. It
+    was found on the demo model.
 
     >>> default(20, 15).compute
     (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 17, 18, 19)
