@@ -59,13 +59,15 @@ evaluate-demo: $(READY) ## judge the demo model's videos from their pixels, on c
 	$(BIN)/python -m training.evaluate
 
 bench: $(READY) ## measure on the demo model: wall-clock and quality (some two hours)
-	$(BIN)/python -m benchmarks.adacache
-	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.ablation
-	$(BIN)/python -m benchmarks.budget
+	$(BIN)/python -m benchmarks.adacache --prompts 16 --repeats 5 --moreg-scale 0.2028
+	$(BIN)/python -m benchmarks.overhead --repeats 5
+	$(BIN)/python -m benchmarks.ablation --prompts 16
+	$(BIN)/python -m benchmarks.budget --prompts 32
 	$(BIN)/python -m benchmarks.prediction
-	$(BIN)/python -m benchmarks.plans
-	$(BIN)/python -m benchmarks.slicing
+	$(BIN)/python -m benchmarks.plans --prompts 4 --part parts
+	$(BIN)/python -m benchmarks.plans --prompts 4 --part override
+	$(BIN)/python -m benchmarks.plans --prompts 4 --part transfer --tuned-on 4 16
+	$(BIN)/python -m benchmarks.slicing --repeats 3
 	$(BIN)/python -m benchmarks.timeline
 	$(BIN)/python -m benchmarks.compiled
 	$(BIN)/python -m benchmarks.batch --steps 10

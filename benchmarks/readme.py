@@ -67,7 +67,7 @@ def block() -> str:
     lines += [
         "",
         f"The engine's overhead when it computes everything: {every:+.1%} of the loop's time "
-        "(`python -m benchmarks.overhead`).",
+        f"(`{overhead['provenance']['command']}`).",
         "",
         f"`{provenance['command']}`, {provenance['date']}, {machine['processor']}, {machine['cores']} cores; "
         f"torch {versions['torch']}, diffusers {versions['diffusers']}.",
@@ -237,8 +237,7 @@ def _parts() -> list[str]:
     lines += [
         "One plan for 3×, with more or less to spend where forecasts fail (computed beside the plan's steps only in",
         "runs that need it), and plans with more steps from the start. Held-out captions:",
-        f"{'; '.join(counts)}. Plans with 1, 2 and 5 steps more are those from before the default plan's first steps",
-        "were computed whole.",
+        f"{'; '.join(counts)}.",
         "",
     ]
     brought, steps, most = [], unicp.demo.STEPS, "reserve of 5 steps"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,13 @@ def test_calibrate_then_generate_then_inspect(
     assert said.startswith("a red ball\nunicp: 8 of 8")
     assert "blocks.0.attn1" in said
 
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # importing it fails
+    assert cli.main(["inspect", "tiny.safetensors"]) == 0
+    captured = capsys.readouterr()
+    assert "plan at delta 0.4" in captured.out and "no figures: figures need matplotlib" in captured.err
+    assert cli.main(["inspect", "tiny.safetensors", "-o", "figures"]) == 2
+    assert "pip install 'unicp[plots]'" in capsys.readouterr().err and not Path("figures").exists()
+
 
 @pytest.mark.usefixtures("by_steps")
 def test_tune_then_generate_then_inspect(
@@ -265,7 +273,8 @@ def test_tune_then_generate_then_inspect(
     assert json.loads(Path("out.json").read_text())["config"]["profile"] == "plans.safetensors"
     settings = ["--set", "profile=plans.safetensors", "--set", "target_speedup=1.2"]
     assert cli.main(["generate", "a red ball", *small, "--method", "budget", *settings, "-o", "out.mp4"]) == 0
-    assert cli.main(["inspect", "plans.safetensors"]) == 0
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # a plan is text
+    assert cli.main(["inspect", "plans.safetensors", "-o", "figures"]) == 0
     said_lines = capsys.readouterr().out.splitlines()
     assert any("#" in line and "dB" in line for line in said_lines)
     assert max(len(line) for line in said_lines) <= 80

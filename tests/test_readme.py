@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from benchmarks import readme
 from unicp.efforts import cost_in_runs
 
@@ -20,3 +22,12 @@ def test_what_tuning_takes_is_what_it_will_say() -> None:
     text = " ".join((readme.ROOT / "README.md").read_text().split())
     low, medium = (round(cost_in_runs(8, effort), -1) for effort in ("low", "medium"))
     assert f"of about {low:.0f} videos with `--effort low`, and of {medium:.0f} with `medium`" in text
+
+
+def test_make_bench_repeats_what_was_measured() -> None:
+    made = {line.strip().removeprefix("$(BIN)/") for line in (readme.ROOT / "Makefile").read_text().splitlines()}
+    apart = ("benchmarks.compare", "benchmarks.codebook")  # make bench-compare measures all; codebooks are data
+    for file in readme.RESULTS.glob("*.json"):
+        command = json.loads(file.read_text()).get("provenance", {}).get("command")
+        if command is not None and not any(module in command for module in apart):
+            assert command in made, file.name

@@ -15,12 +15,26 @@ from diffusers import CogVideoXDPMScheduler, DDIMScheduler, EulerAncestralDiscre
 import unicp
 from tests.test_budget import tuned
 from tests.tiny import FAMILIES
-from unicp import tuner
+from unicp import Profile, tuner
 from unicp.errors import UnicpError
 from unicp.planning import Trajectories
 from unicp.profiles import identity
 
 WAN = FAMILIES["wan"]
+
+
+def tuned_on(prompts: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Profile:
+    """On so many prompts, of which all have the same embeddings, as the tiny pipeline has no text encoder."""
+    own, embeds = tuner.Tuner.arguments, {}
+
+    def run(pipe: Any, **call: Any) -> Profile:
+        embeds.update({name: call.pop(name) for name in list(call) if "embeds" in name})
+        return unicp.tune(pipe, list(prompts), progress=False, **{**call, **more})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuner.Tuner, "arguments", lambda self, i: {**own(self, i), "prompt": None, **embeds})
+        profile: Profile = WAN.run(WAN.build(), run)
+    return profile
 
 
 @pytest.mark.usefixtures("by_steps")
@@ -64,20 +78,23 @@ def test_plans_are_made_to_fit_the_first_half_of_the_prompts_alone(monkeypatch: 
         return found
 
     monkeypatch.setattr(tuner.Tuner, "_trajectories", seen)
-    pipe, embeds = WAN.build(), {}
-
-    def run(each: Any, **call: Any) -> Any:
-        embeds.update({name: call.pop(name) for name in list(call) if "embeds" in name})
-        own_arguments = tuner.Tuner.arguments
-        monkeypatch.setattr(
-            tuner.Tuner,
-            "arguments",
-            lambda self, index: {**own_arguments(self, index), "prompt": None, **embeds},
-        )
-        return unicp.tune(each, list("abcd"), effort="medium", progress=False, target_speedup=1.5, **call)
-
-    profile = WAN.run(pipe, run)
+    profile = tuned_on("abcd", monkeypatch, effort="medium", target_speedup=1.5)
     assert fitted == [2, 2] and set(profile.metadata["gains"]) == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "target", "said"),
+    [("abc", "min_psnr", True), ("abcd", "min_psnr", False), ("abc", "target_speedup", False)],
+)
+def test_that_few_prompts_judge_where_plans_fit_half_of_them_is_said(
+    prompts: str, target: str, said: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(tuner, "ranked", lambda scores: sorted(scores, key=lambda kind: kind == "default"))
+    monkeypatch.setattr(tuner, "SURE", 2)
+    tuned_on(prompts, monkeypatch, effort="low", **{target: 1})
+    few = "plans were made to fit 2 of the 3 prompts, so that 1 judge them; 4 prompts say with 80% confidence"
+    assert any(few in str(each.message) for each in recwarn) == said
+    assert said or not any("judge them" in str(each.message) for each in recwarn)
 
 
 def test_plans_say_what_error_is_predicted_for_them() -> None:

@@ -164,12 +164,12 @@ def draw(profile: Profile, folder: Path, stem: str, suffix: str = ".png") -> lis
     Raises:
         UnicpError: matplotlib is not installed.
     """
+    if isinstance(profile.metadata.get("budget"), dict):
+        return []  # a plan is text
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise missing_extra("matplotlib", "plots", "figures") from error
-    if isinstance(profile.metadata.get("budget"), dict):
-        return []  # a plan is text
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     denoisers = list(profile.metadata.get("denoisers", {}))

@@ -30,6 +30,9 @@ from .profiles import Profile, content_of, fingerprint, identity
 from .session import accelerate
 from .step_plans import StepPlan, alternating, growing, nearest
 
+SURE = 8
+"""Prompts from which on what four of five reach is known with 80% confidence (:attr:`Priced.safe_psnr`)."""
+
 
 class Tuner:
     """One tuning and what it knows so far."""
@@ -76,6 +79,14 @@ class Tuner:
             book.choose(config)
         except UnicpError as error:
             warnings.warn(f"the profile is made, but {error}", UnicpWarning, stacklevel=3)
+        judged = len(self._judged())
+        if config.min_psnr is not None and judged < min(SURE, len(self.prompts)):
+            warnings.warn(
+                f"plans were made to fit {len(self.first)} of the {len(self.prompts)} prompts, so that {judged} judge "
+                f"them; {2 * SURE} prompts say with 80% confidence what four of five reach",
+                UnicpWarning,
+                stacklevel=3,
+            )
         self.checkpoint.remove()
         return self._written(config, book)
 

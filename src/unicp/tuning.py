@@ -17,10 +17,7 @@ from .policies import check_choice, check_number
 from .policies.budget import BudgetConfig
 from .profiles import Profile
 from .session import _denoisers, accelerate
-from .tuner import Tuner
-
-SURE = 8
-"""Prompts from which on what four of five reach is known with 80% confidence (:attr:`Priced.safe_psnr`)."""
+from .tuner import SURE, Tuner
 
 
 def tune(
@@ -69,8 +66,9 @@ def tune(
             not for this pipeline or effort, or ``call`` carries a generator.
 
     Warns:
-        UnicpWarning: no plan reaches the target; the profile is good for lower ones. Or ``min_psnr`` with fewer than
-            eight prompts, which cannot promise it with much confidence.
+        UnicpWarning: no plan reaches the target; the profile is good for lower ones. Or ``min_psnr`` is judged by
+            fewer than eight prompts, which cannot promise it with much confidence: fewer were given, or fewer than
+            sixteen and half of them had plans made to fit them.
     """
     check_choice("effort", effort, tuple(EFFORTS))
     config = BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)

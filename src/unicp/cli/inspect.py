@@ -9,14 +9,14 @@ from typing import Any
 import typer
 
 from ..errors import UnicpError
-from .screen import results
+from .screen import messages, results
 
-FIGURES_HELP = "Folder for the figures; by default beside the profile. Only text without matplotlib."
+FIGURES_HELP = "Folder for the figures; by default beside the profile. They need matplotlib (extra plots)."
 
 
 def inspect(
     file: Path = typer.Argument(..., metavar="PROFILE|VIDEO", help="A .safetensors profile, or a video or its .json."),
-    output: Path = typer.Option(None, "-o", "--output", metavar="FOLDER", help=FIGURES_HELP),
+    output: Path | None = typer.Option(None, "-o", "--output", metavar="FOLDER", help=FIGURES_HELP),
     kind: str = typer.Option("png", "--format", metavar="NAME", help="png or svg."),
     figures: bool = typer.Option(True, "--figures/--no-figures", help="Write figures too."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
@@ -43,7 +43,14 @@ def inspect(
     profile = Profile.load(file)
     screen.print(inspection.text(profile), markup=False, soft_wrap=True)
     if figures:
-        for path in inspection.draw(profile, output or file.parent, file.stem, f".{kind}"):
+        try:
+            written = inspection.draw(profile, output or file.parent, file.stem, f".{kind}")
+        except UnicpError as error:
+            if output is not None:
+                raise
+            written = []  # nobody asked for them
+            messages().print(f"no figures: {error}", markup=False, soft_wrap=True)
+        for path in written:
             screen.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
