@@ -20,8 +20,8 @@ def test_the_results_page_is_made_of_the_committed_ones() -> None:
 
 def test_what_tuning_takes_is_what_it_will_say() -> None:
     text = " ".join((readme.ROOT / "README.md").read_text().split())
-    low, medium = (round(cost_in_runs(8, effort), -1) for effort in ("low", "medium"))
-    assert f"of about {low:.0f} videos with `--effort low`, and of {medium:.0f} with `medium`" in text
+    low, medium, high = (f"{round(cost_in_runs(8, effort), -1):.0f}" for effort in ("low", "medium", "high"))
+    assert f"of about {low} videos with `--effort low`, of {medium} with `medium`, and of {high} with `high`" in text
 
 
 def test_make_bench_repeats_what_was_measured() -> None:
