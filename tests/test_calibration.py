@@ -273,6 +273,12 @@ def test_tune_then_generate_then_inspect(
     assert json.loads(Path("out.json").read_text())["config"]["profile"] == "plans.safetensors"
     settings = ["--set", "profile=plans.safetensors", "--set", "target_speedup=1.2"]
     assert cli.main(["generate", "a red ball", *small, "--method", "budget", *settings, "-o", "out.mp4"]) == 0
+    settings = ["--set", "min_psnr=30"]  # in place of the profile's target
+    assert (
+        cli.main(["generate", "a red ball", *small, "--method", "plans.safetensors", *settings, "-o", "out.mp4"]) == 0
+    )
+    asked = json.loads(Path("out.json").read_text())["config"]
+    assert asked["min_psnr"] == 30 and asked["target_speedup"] is None
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # a plan is text
     assert cli.main(["inspect", "plans.safetensors", "-o", "figures"]) == 0
     said_lines = capsys.readouterr().out.splitlines()

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import unicp
 from unicp import Profile
-from unicp.profiles import FORMAT, KEY, content_of
+from unicp.profiles import FORMAT, KEY, content_of, weights_digest
 
 CONFIG = unicp.AdaCacheConfig(codebook=((0.1, 3), (1.0, 1)), moreg=True, moreg_strides=(1, 2))
 
@@ -250,3 +250,21 @@ def test_a_config_counts_by_the_content_of_its_profile(tmp_path: Path) -> None:
         assert str(tmp_path) not in str(one)
     with pytest.raises(unicp.UnicpError, match=r"there is no profile gone\.safetensors; make one with"):
         content_of(unicp.UniCPConfig(profile="gone.safetensors"))
+
+
+def test_weights_have_a_digest() -> None:
+    torch.manual_seed(0)
+    one, same, other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    same.load_state_dict(one.state_dict())
+    digests = [weights_digest({"transformer": module}) for module in (one, same, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_profile_whose_place_is_gone_is_saved_elsewhere(tmp_path: Path) -> None:
+    from unicp.cli import measuring
+
+    profile = Profile(config=unicp.ScheduleConfig(interval=2), tensors={}, metadata={})
+    with pytest.raises(unicp.UnicpError, match=r"cannot write the profile .* it is in ") as raised:
+        measuring.write(profile, tmp_path / "gone" / "mine.safetensors")
+    place = str(raised.value).split("it is in ")[1].split(" instead")[0]
+    assert Profile.load(place).config == profile.config

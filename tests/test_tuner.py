@@ -147,3 +147,76 @@ def test_how_long_a_tuning_takes_is_said_first(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(tuner.Tuner, "profile", lambda *_: None)
     unicp.tune(WAN.build(), list("abcdefgh"), progress=True)
     assert "8 prompts, effort medium: about as long as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", [None, {"ncols": 70}], ids=["never set", "set"])
+def test_the_pipeline_has_its_own_progress_bar_again(before: dict[str, Any] | None) -> None:
+    for verb in (unicp.tune, unicp.calibrate):
+        pipe = WAN.build()
+        del pipe._progress_bar_config
+        if before is not None:
+            pipe.set_progress_bar_config(**before)
+        more = {"effort": "low"} if verb is unicp.tune else {}
+        WAN.run(pipe, lambda run, verb=verb, more=more, **call: verb(run, None, progress=False, **more, **call))
+        assert getattr(pipe, "_progress_bar_config", None) == before
+        assert list(pipe.progress_bar(range(2))) == [0, 1]  # diffusers refuses a None in its place
+
+
+def test_what_was_measured_stays_until_the_profile_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Any, *_: Any) -> Profile:
+        raise UnicpError("the calibration inside is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuner.Tuner, "_written", fails)
+        with pytest.raises(UnicpError, match="is gone"):
+            tuned(checkpoint=tmp_path / "part.json")
+    assert (tmp_path / "part.json").exists()
+    tuned(checkpoint=tmp_path / "part.json")
+    assert not (tmp_path / "part.json").exists()
+
+
+def test_a_tuning_does_not_go_on_with_other_weights(tmp_path: Path) -> None:
+    def interrupt(what: str, step: int, count: int) -> None:
+        if "plan 2" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(checkpoint=tmp_path / "part.json", progress=interrupt)
+    pipe = WAN.build()
+    with torch.no_grad():
+        pipe.transformer.proj_out.weight += 0.1
+    with pytest.raises(UnicpError, match="unfinished tuning of another model"):
+        tuned(pipe=pipe, checkpoint=tmp_path / "part.json")
+
+
+def test_a_quality_that_only_the_whole_run_has_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner.Tuner, "_real", lambda *_: (0.1, 45.0, {}))
+    with pytest.warns(unicp.UnicpWarning, match=r"min_psnr=60: only computing every step .* reached 45\.0 dB"):
+        tuned(min_psnr=60, target_speedup=None)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_run_of_too_few_steps_is_refused(count: int) -> None:
+    with pytest.raises(UnicpError, match=f"of {count} steps there is nothing to plan; give num_inference_steps, 4"):
+        tuned(steps=count, effort="medium")
+
+
+def test_a_video_that_begins_in_the_middle_is_not_tuned() -> None:
+    family = FAMILIES["wan-video"]
+    with pytest.raises(UnicpError, match=r"only 5 of 10 steps were run: .* tune with strength=1"):
+        family.run(
+            family.build(), lambda run, **call: unicp.tune(run, None, progress=False, **{**call, "strength": 0.5})
+        )
+
+
+@pytest.mark.usefixtures("by_steps")
+def test_a_second_denoiser_begins_with_steps_that_no_plan_has() -> None:
+    alone, both = (tuned(family).metadata["budget"]["plans"] for family in ("wan", "wan2.2"))
+    for plans, more in ((alone, 0), (both, 2)):
+        for plan in plans:
+            share = min((len(plan["compute"]) + more) / plan["steps"], 1)
+            assert plan["speedup"] == pytest.approx(1 / (0.9 * share + 0.1))
+    pipe = FAMILIES["wan2.2"].build()
+    with unicp.accelerate(pipe, unicp.BudgetConfig(target_speedup=3)) as session:
+        FAMILIES["wan2.2"].generate(pipe, steps=20)
+        assert any("steps more than planned were computed" in note for note in session.report().notes)

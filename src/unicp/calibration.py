@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .errors import UnicpError
 from .policies import Step, check_number
 from .policies.unicp import UniCPConfig, UniCPPolicy
 from .policies.unit_errors import UnitErrors
-from .profiles import Profile, fingerprint, identity
+from .profiles import Profile, fingerprint, identity, weights_digest
 from .session import _denoisers
 from .slicing import rank_grid
 from .specs import ATTENTION_KINDS, ModelSpec, find_spec, known_specs
@@ -82,11 +82,7 @@ def calibrate(
     denoisers, given = _denoisers(pipe)
     if given is None:
         raise UnicpError("calibrate runs a pipeline: pass the pipeline, not its transformer")
-    if prompts is not None and (isinstance(prompts, str) or not prompts):
-        raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
-    # Kandinsky has one for each of its encoders: prompt_embeds_qwen, prompt_embeds_clip.
-    if prompts is None and not any(name.startswith("prompt_embeds") and call[name] is not None for name in call):
-        raise UnicpError("give prompts, or prompts=None and prompt_embeds=...")
+    check_prompts(prompts, call)
     check_number("slicing_prompts", slicing_prompts, low=1, whole=True)
     check_number("tokens", tokens, low=1, whole=True)
     specs: dict[str, ModelSpec] = {}
@@ -108,7 +104,8 @@ def calibrate(
     runs = [("errors", i) for i in range(len(texts))]
     if slicing:
         runs += [(phase, i) for phase in PHASES[1:] for i in range(min(slicing_prompts, len(texts)))]
-    state = _State.load(checkpoint, job.identity(runs)) if checkpoint is not None else _State({}, [], {})
+    which = job.identity(runs) if checkpoint is not None else ""
+    state = _State.load(checkpoint, which) if checkpoint is not None else _State({}, [], {})
     with progress_bar(progress, "calibrating") as show:
         for number, (phase, index) in enumerate(runs):
             if [phase, index] not in state.done:
@@ -116,7 +113,7 @@ def calibrate(
                 job.run(phase, index, state, lambda step, count, what=what: show(what, step, count))  # type: ignore[misc]
                 state.done.append([phase, index])
                 if checkpoint is not None:
-                    state.save(checkpoint, job.identity(runs))
+                    state.save(checkpoint, which)
     profile = job.profile(state)
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
@@ -169,7 +166,10 @@ class _Job:
     def identity(self, runs: list[tuple[str, int]]) -> str:
         """A hash of everything that decides what is measured."""
         values = [
-            {name: fingerprint(denoiser) for name, denoiser in self.denoisers.items()},
+            [
+                {name: fingerprint(denoiser) for name, denoiser in self.denoisers.items()},
+                weights_digest(self.denoisers),
+            ],
             [self.config.to_dict(), self.prompts, self.seed, self.tokens, runs, type(self.pipe.scheduler).__name__],
             {name: identity(value) for name, value in sorted(self.call.items())},
         ]
@@ -197,10 +197,8 @@ class _Job:
         arguments.setdefault("generator", torch.Generator().manual_seed(self.seed + index))
         if self.prompts[index] is not None:
             arguments["prompt"] = self.prompts[index]
-        quiet = getattr(self.pipe, "_progress_bar_config", None)
         with ExitStack() as stack:
-            stack.callback(setattr, self.pipe, "_progress_bar_config", quiet)
-            self.pipe.set_progress_bar_config(**{**(quiet or {}), "disable": True})
+            stack.enter_context(own_bar_hidden(self.pipe))
             for recorder in recorders.values():
                 stack.enter_context(recorder)
             self.pipe(**arguments)
@@ -307,6 +305,29 @@ def _default_steps(pipe: Any) -> int:
     parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
     default = parameter.default if parameter is not None else None
     return default if isinstance(default, int) else 50
+
+
+def check_prompts(prompts: Sequence[str] | None, call: Mapping[str, Any]) -> None:
+    """Raises :class:`UnicpError` unless there are prompts, or the arguments of the call carry their embeddings."""
+    if prompts is not None and (isinstance(prompts, str) or not prompts):
+        raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
+    # Kandinsky has one for each of its encoders: prompt_embeds_qwen, prompt_embeds_clip.
+    if prompts is None and not any(name.startswith("prompt_embeds") and call[name] is not None for name in call):
+        raise UnicpError("give prompts, or prompts=None and prompt_embeds=...")
+
+
+@contextmanager
+def own_bar_hidden(pipe: Any) -> Iterator[None]:
+    """Without the pipeline's own progress bar. A pipeline that never had settings for it has none after that."""
+    before = vars(pipe).get("_progress_bar_config")
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if before is None:  # with None in it no call of the pipeline works
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before
 
 
 @contextmanager

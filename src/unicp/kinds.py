@@ -32,7 +32,7 @@ def kinds(
         f"search, warmup {limits.warmup}, tempering {limits.tempering:g}": plans(trajectories, limits)
         for limits in effort.variants
     }
-    found[DEFAULT] = {number: default(count, number) for number in range(4, count)}
+    found[DEFAULT] = {number: default(count, number) for number in range(3, count)}
     for warmup in effort.warmups:
         found[f"even, warmup {warmup}"] = {n: growing(count, n, warmup) for n in range(warmup + 2, count)}
     ways: dict[str, float | None] = {"conditional branch alone at every second": None} if apart else {}

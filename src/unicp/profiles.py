@@ -205,6 +205,21 @@ def fingerprint(denoiser: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def weights_digest(modules: Mapping[str, Any]) -> str:
+    """A digest of the weights of several modules: names, shapes, precision, and sums of all that are on a device."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, module in sorted(modules.items()):
+        for key, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            if not tensor.is_meta:  # as offloaded ones are between two calls
+                flat = tensor.detach().flatten().to(torch.float32)
+                sums = (float(flat.sum(dtype=torch.float64)), float(flat.abs().sum(dtype=torch.float64)))
+                digest.update(f" {sums[0]:.9g} {sums[1]:.9g}".encode())
+    return digest.hexdigest()[:16]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenoiserProfile:
     """The part of a profile that belongs to one denoiser.

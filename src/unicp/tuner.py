@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from . import metrics
+from .calibration import own_bar_hidden
 from .checkpoint import Checkpoint
 from .efforts import CHOICES, Effort
 from .engine.replay import Player, Take
@@ -26,12 +27,15 @@ from .policies import Config, unconditional
 from .policies.budget import BudgetConfig, PlanBook, Priced
 from .policies.unicp import UniCPConfig
 from .pricing import BEST, Played, book
-from .profiles import Profile, content_of, fingerprint, identity
+from .profiles import Profile, content_of, fingerprint, identity, weights_digest
 from .session import accelerate
 from .step_plans import StepPlan, alternating, growing, nearest
 
 SURE = 8
 """Prompts from which on what four of five reach is known with 80% confidence (:attr:`Priced.safe_psnr`)."""
+
+FEWEST = 4
+"""Steps of a run that plans can be made for: the default one computes three at least."""
 
 
 class Tuner:
@@ -54,6 +58,8 @@ class Tuner:
         about = [models, solver, prompts, seed, repr(effort), sorted((k, identity(v)) for k, v in call.items())]
         if inside is not None:
             about.append(content_of(inside))
+        if checkpoint is not None:  # what is measured on one model must not go on with another
+            about += [weights_digest(denoisers), str(getattr(pipe, "device", None))]
         self.checkpoint = Checkpoint(checkpoint, hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16])
 
     # -- runs ------------------------------------------------------------------------------------------------------
@@ -65,18 +71,20 @@ class Tuner:
         return arguments
 
     def profile(self, config: BudgetConfig, show: Callable[[str, int, int], None]) -> Profile:
-        quiet = getattr(self.pipe, "_progress_bar_config", None)
-        self.pipe.set_progress_bar_config(**{**(quiet or {}), "disable": True})
-        try:
+        with own_bar_hidden(self.pipe):
             self.state = self.checkpoint.load() or self.state
             for index in range(len(self.prompts)):
                 self._trajectory(index, show)
             trajectories = self._trajectories()
             book = self._book(trajectories, self._found(trajectories, show), config, show)
-        finally:
-            self.pipe._progress_bar_config = quiet
         try:
-            book.choose(config)
+            chosen = book.choose(config)
+            if config.min_psnr is not None and chosen.plan.cost == 1:
+                most = max((p.safe_psnr for p in book.plans if p.plan.cost < 1), default=0.0)
+                raise UnicpError(
+                    f"min_psnr={config.min_psnr:g}: only computing every step reaches it; the best plan that skips "
+                    f"some reached {most:.1f} dB"
+                )
         except UnicpError as error:
             warnings.warn(f"the profile is made, but {error}", UnicpWarning, stacklevel=3)
         judged = len(self._judged())
@@ -87,8 +95,9 @@ class Tuner:
                 UnicpWarning,
                 stacklevel=3,
             )
+        written = self._written(config, book)
         self.checkpoint.remove()
-        return self._written(config, book)
+        return written
 
     def _trajectory(self, index: int, show: Callable[[str, int, int], None]) -> None:
         """The unaccelerated run of a prompt, and, for the first ones, runs with injected errors."""
@@ -105,6 +114,14 @@ class Tuner:
                 f"{type(self.pipe.scheduler).__name__} does not take one step for each noise level; tune needs a "
                 "scheduler that does"
             )
+        run, whole = len(take.given), len(getattr(self.pipe.scheduler, "timesteps", take.given))
+        if whole > run:
+            raise UnicpError(
+                f"only {run} of {whole} steps were run: the video begins in the middle (strength), where plans do not "
+                "belong to the steps that are computed; tune with strength=1, other runs take over its plans"
+            )
+        if run < FEWEST:
+            raise UnicpError(f"of {run} steps there is nothing to plan; give num_inference_steps, {FEWEST} or more")
         self._keep_frames(index, take)
         outputs = np.stack([t.double().numpy().ravel() for t in take.given])
         apart = len(take.branches) == 2 and any(map(unconditional, take.branches))
@@ -268,6 +285,7 @@ class Tuner:
             overhead=self._overhead(),
             deciding=np.array(list(self.state["deciding"].values())),
             sigmas=self.state["sigmas"],
+            more=2 * (len(self.denoisers) - 1),
         )
 
     def _judged(self) -> range:

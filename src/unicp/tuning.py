@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .calibration import progress_bar
+from .calibration import check_prompts, progress_bar
 from .efforts import EFFORTS, cost_in_runs
 from .engine import hooks
 from .engine.executor import HOOK
@@ -75,10 +75,7 @@ def tune(
     denoisers, given = _denoisers(pipe)
     if given is None:
         raise UnicpError("tune runs a pipeline: pass the pipeline, not its transformer")
-    if prompts is not None and (isinstance(prompts, str) or not prompts):
-        raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
-    if prompts is None and call.get("prompt_embeds") is None:
-        raise UnicpError("give prompts, or prompts=None and prompt_embeds=...")
+    check_prompts(prompts, call)
     if call.get("generator") is not None:
         raise UnicpError("tune draws the noise of every prompt itself, from seed; leave generator out")
     check_number("seed", seed, low=0, whole=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError, UnicpWarning
+from ..profiles import weights_digest
 from . import quality, sprites, store
 from .comparison import Comparison, Failure, Point, Result
 from .harness import Made, denoisers_of, generate, step_count
@@ -121,7 +122,7 @@ class _Comparing:
         modules = denoisers_of(pipe)
         self.steps = step_count(pipe, call)
         self.about: dict[str, Any] = {
-            "model": {"pipeline": type(pipe).__name__, "weights": store.weights_digest(modules)},
+            "model": {"pipeline": type(pipe).__name__, "weights": weights_digest(modules)},
             "scheduler": {"class": type(pipe.scheduler).__name__, **dict(pipe.scheduler.config)},
             "seed": seed,
             "call": self.call,
@@ -140,8 +141,7 @@ class _Comparing:
         self.total = (1 + len(entries)) * (1 + len(self.prompts) * self.repeats)
         self.show = show
         began = time.time()
-        observed: dict[str, dict[str, Any]] = {}
-        observed[BASELINE] = self._observe(baseline)
+        observed: dict[str, dict[str, Any]] = {BASELINE: self._observe(baseline)}
         self._calibrate()
         alive = []
         for entry in entries:

@@ -57,19 +57,6 @@ def plain(value: Any) -> Any:
     return repr(value)
 
 
-def weights_digest(modules: Mapping[str, Any]) -> str:
-    """A digest of the weights of several modules: names, shapes and sums of all parameters."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, module in sorted(modules.items()):
-        for key, tensor in sorted(module.state_dict().items()):
-            flat = tensor.detach().flatten().to(torch.float32)
-            sums = (float(flat.sum(dtype=torch.float64)), float(flat.abs().sum(dtype=torch.float64)))
-            digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype} {sums[0]:.9g} {sums[1]:.9g}".encode())
-    return digest.hexdigest()[:16]
-
-
 class Store:
     """Results by :class:`Key`. Every one is written whole as soon as it is there.
 

@@ -50,5 +50,5 @@ def calibrate(
     from ..policies.unicp import UniCPConfig
 
     assert isinstance(config, UniCPConfig)
-    run(pipe, texts, config=config, tokens=tokens, host=host, seed=seed, checkpoint=part, **call).save(output)
-    measuring.say(output)
+    found = run(pipe, texts, config=config, tokens=tokens, host=host, seed=seed, checkpoint=part, **call)
+    measuring.write(found, output)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UnicpError
 from . import options
+
+if TYPE_CHECKING:
+    from ..profiles import Profile
 
 PROMPTS_HELP = "What to run it on; by default a few captions for the demo model."
 SEED_HELP = "Of the noise; 1 more with every prompt."
@@ -56,10 +60,20 @@ def load(model: str, given: Mapping[str, Any], device: str | None, dtype: str | 
     return pipe, call
 
 
-def say(output: Path) -> None:
-    """What was written, and what to do with it."""
+def write(profile: Profile, output: Path) -> None:
+    """Save a profile, say so, and what to do with it. It took long: if its place has gone, it is saved elsewhere.
+
+    Raises:
+        UnicpError: it could not be saved in its place; says where it is.
+    """
     from .screen import results
 
+    try:
+        profile.save(output)
+    except UnicpError as error:
+        elsewhere = Path(tempfile.mkdtemp(prefix="unicp-")) / output.name
+        profile.save(elsewhere)
+        raise UnicpError(f"{error}; it is in {elsewhere} instead: move it where it is to be") from error
     screen = results()
     screen.print(f"wrote {output}; use it with: unicp generate PROMPT --method {output}", markup=False, soft_wrap=True)
     screen.print(f"look at it with: unicp inspect {output}", markup=False, soft_wrap=True)

@@ -15,6 +15,8 @@ from ..profiles import config_of
 
 NONE = "none"
 """The method that is no method: the pipeline as it is."""
+TARGETS = ("target_speedup", "min_psnr")
+"""Fields of a budget, of which there is one at a time."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -110,6 +112,8 @@ def read_method(method: str, settings: Sequence[str]) -> Config | None:
         base: dict[str, Any] = {"method": method}
     elif method.endswith(".safetensors") or Path(method).exists():
         base = config_of(method).to_dict()
+        if any(values.get(target) is not None for target in TARGETS):  # asked for instead of what the profile asks for
+            base = {name: value for name, value in base.items() if name not in TARGETS}
     else:
         raise unknown("method", method, [*method_names(), "PROFILE.safetensors"])
     if "method" in values:

@@ -71,5 +71,4 @@ def tune(
         checkpoint=part,
         **call,
     )
-    found.save(output)
-    measuring.say(output)
+    measuring.write(found, output)

@@ -15,7 +15,6 @@ from . import Config, Needs, Plan, Policy, Step, check_flag, check_number, no_nu
 if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
     from ..step_plans import Segment, StepPlan
 
-
 SPEEDS = (1.4, 1.5, 2.0, 2.5, 3.0, 4.0)
 """Those that comparisons ask for."""
 
@@ -279,8 +278,7 @@ class BudgetPolicy(Policy):
     def _begin(self, step: Step) -> None:
         from ..step_plans import default, resampled
 
-        config = self.config
-        count = step.count
+        config, count = self.config, step.count
         if self.book is not None:
             priced = self.book.choose(config)
             plan, old, new = priced.plan, self.book.sigmas[: priced.plan.steps], step.sigmas
@@ -391,6 +389,8 @@ class BudgetPolicy(Policy):
         said = list(self._remarks)
         if self._extra:
             said.append(f"{self._extra} of {self._reserve} steps of the reserve were spent where forecasts failed")
+        if (more := len(set(self._computed) - self._compute) - self._broken) > 0:  # see plan
+            said.append(f"{more} steps more than planned were computed: a denoiser that begins in the middle needs two")
         if self._unheard:
             said.append(f"forecasts failed at {self._unheard} steps with no reserve left; override_reserve gives more")
         return said + ([no_numbers(self._broken)] if self._broken else [])
