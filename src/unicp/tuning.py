@@ -63,12 +63,13 @@ def tune(
 
     Raises:
         UnicpError: the pipeline is accelerated, its scheduler draws noise, a target is out of range, ``inside`` is
-            not for this pipeline or effort, or ``call`` carries a generator.
+            not for this pipeline or effort, ``call`` carries a generator, the run begins in the middle (``strength``)
+            or has fewer than four steps, or the checkpoint is of another model, its weights or prompts.
 
     Warns:
-        UnicpWarning: no plan reaches the target; the profile is good for lower ones. Or ``min_psnr`` is judged by
-            fewer than eight prompts, which cannot promise it with much confidence: fewer were given, or fewer than
-            sixteen and half of them had plans made to fit them.
+        UnicpWarning: no plan reaches the target, or none that skips a step; the profile is good for lower ones. Or
+            ``min_psnr`` is judged by fewer than eight prompts, which cannot promise it with much confidence: fewer were
+            given, or fewer than sixteen and half of them had plans made to fit them.
     """
     check_choice("effort", effort, tuple(EFFORTS))
     config = BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)
