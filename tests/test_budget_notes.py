@@ -80,6 +80,39 @@ def test_what_begins_in_the_middle_of_a_run_computes_two_steps_first(first: int)
     assert computed_by(policy, steps(50))[1] > 1
 
 
+@pytest.mark.parametrize("speed", [1.5, 2, 3, 4])
+def test_a_second_denoiser_costs_no_speed(speed: float) -> None:
+    wanted = math.floor(40 / speed)
+    for switch in range(8, 30):
+        policies = [BudgetPolicy(BudgetConfig(target_speedup=speed)) for _ in range(2)]
+        spans = (range(switch), range(switch, 40))
+        runs = [[Step(index=i, count=40, position=i - at[0], sigma=1 - i / 40) for i in at] for at in spans]
+        high, low = (computed_by(policy, run) for policy, run in zip(policies, runs, strict=True))
+        assert low[:2] == [switch, switch + 1] and low[-1] == 39
+        assert len(high) + len(low) == wanted
+
+
+@pytest.mark.parametrize("speed", [1.5, 2, 3, 4])
+@pytest.mark.parametrize("first", [8, 20, 30])
+def test_a_video_that_begins_in_the_middle_is_as_much_faster(first: int, speed: float) -> None:
+    run = [Step(index=i, count=50, position=i - first, sigma=1 - i / 50, began=first) for i in range(first, 50)]
+    computed = computed_by(BudgetPolicy(BudgetConfig(target_speedup=speed)), run)
+    assert len(computed) == math.floor((50 - first) / speed) and computed[:2] == [first, first + 1]
+
+
+@pytest.mark.parametrize("family", ["wan2.2", "wan-video"])
+def test_a_run_of_two_denoisers_or_begun_in_the_middle_computes_what_was_asked(family: str) -> None:
+    chosen = FAMILIES[family]
+    pipe = chosen.build()
+    more = {"strength": 0.6} if family == "wan-video" else {}
+    with unicp.accelerate(pipe, BudgetConfig(target_speedup=2)) as session:
+        for _ in range(2):
+            chosen.run(pipe, lambda run, **call: run(**{**call, **more}), steps=20)
+            computed = {r.index for r in session.report().steps if r.action == "compute"}
+            assert len(computed) == (6 if more else 10)
+            assert not more or {8, 9} <= computed <= set(range(8, 20))
+
+
 # --- two denoisers ----------------------------------------------------------------------------------------------------
 
 

@@ -207,16 +207,3 @@ def test_a_video_that_begins_in_the_middle_is_not_tuned() -> None:
         family.run(
             family.build(), lambda run, **call: unicp.tune(run, None, progress=False, **{**call, "strength": 0.5})
         )
-
-
-@pytest.mark.usefixtures("by_steps")
-def test_a_second_denoiser_begins_with_steps_that_no_plan_has() -> None:
-    alone, both = (tuned(family).metadata["budget"]["plans"] for family in ("wan", "wan2.2"))
-    for plans, more in ((alone, 0), (both, 2)):
-        for plan in plans:
-            share = min((len(plan["compute"]) + more) / plan["steps"], 1)
-            assert plan["speedup"] == pytest.approx(1 / (0.9 * share + 0.1))
-    pipe = FAMILIES["wan2.2"].build()
-    with unicp.accelerate(pipe, unicp.BudgetConfig(target_speedup=3)) as session:
-        FAMILIES["wan2.2"].generate(pipe, steps=20)
-        assert any("steps more than planned were computed" in note for note in session.report().notes)

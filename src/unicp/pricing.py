@@ -41,7 +41,6 @@ def book(
     overhead: float,
     deciding: Array,
     sigmas: Sequence[float],
-    more: int = 0,
 ) -> PlanBook:
     """Plans with what they are expected to do, cheapest first.
 
@@ -53,7 +52,6 @@ def book(
         overhead: share of a run's time that no skipped step saves, 0 to 1.
         deciding: (P, N, N) inner products of the deciding branch's outputs in P unaccelerated runs.
         sigmas: (N + 1,) noise levels.
-        more: steps that are computed beyond every plan: the second of two denoisers begins with two.
     """
     count = max(plans)
     played: dict[float, Played] = {}
@@ -63,7 +61,7 @@ def book(
         found = [
             Priced(
                 plan=plan,
-                speedup=1 / (min(plan.cost + more / count, 1.0) * (1 - overhead) + overhead),
+                speedup=1 / (plan.cost * (1 - overhead) + overhead),
                 psnr=_psnr(plan, runs),
                 expected=_expected(plan, runs, deciding, np.array(sigmas)),
             )

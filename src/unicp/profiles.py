@@ -206,14 +206,14 @@ def fingerprint(denoiser: Any) -> str:
 
 
 def weights_digest(modules: Mapping[str, Any]) -> str:
-    """A digest of the weights of several modules: names, shapes, precision, and sums of all that are on a device."""
+    """A digest of the weights of several modules: names, shapes, precision, and sums of those that are loaded."""
     import torch
 
     digest = hashlib.sha256()
     for name, module in sorted(modules.items()):
         for key, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            if not tensor.is_meta:  # as offloaded ones are between two calls
+            if not tensor.is_meta:  # as those are that accelerate keeps elsewhere
                 flat = tensor.detach().flatten().to(torch.float32)
                 sums = (float(flat.sum(dtype=torch.float64)), float(flat.abs().sum(dtype=torch.float64)))
                 digest.update(f" {sums[0]:.9g} {sums[1]:.9g}".encode())

@@ -207,6 +207,40 @@ def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) 
     return _refilled(moved, places)
 
 
+def later(plan: StepPlan, first: int) -> StepPlan:
+    """The plan of a run as that of a longer one, of which so many steps at the beginning are not run.
+
+    >>> later(default(10, 5), 10).compute
+    (10, 11, 13, 17, 19)
+    """
+    segments = tuple([replace(s, after=s.after + first, until=s.until + first) for s in plan.segments])
+    compute = tuple([step + first for step in plan.compute])
+    return replace(plan, steps=plan.steps + first, compute=compute, segments=segments)
+
+
+def beginning(plan: StepPlan, first: int) -> StepPlan:
+    """The plan for a denoiser that begins at a step with nothing to forecast from, as the second of two does.
+
+    That step and the next one are computed. From there on it is as many steps as the plan has, three at least, with
+    growing gaps (:func:`growing`); but where the plan has cheaper steps those two come on top.
+
+    >>> default(20, 8).compute, beginning(default(20, 8), 8).compute
+    ((0, 1, 3, 6, 10, 14, 17, 19), (0, 1, 3, 6, 8, 9, 14, 19))
+    """
+    start = {first, min(first + 1, plan.steps - 1)}
+    if start <= set(plan.compute):
+        return plan
+    compute = {*plan.compute, *start}
+    if not plan.conditional and not plan.inside:
+        rest = [step for step in plan.compute if step >= first]
+        ends = sum(step - plan.steps == i - len(rest) for i, step in enumerate(rest))  # computed one after another
+        anew = growing(plan.steps - first, len(rest), 2, ends)
+        compute = {*(set(plan.compute) - set(rest)), *(step + first for step in anew.compute)}
+    conditional, inside = (tuple([s for s in cheap if s not in start]) for cheap in (plan.conditional, plan.inside))
+    changed = replace(plan, compute=tuple(sorted(compute)), conditional=conditional, inside=inside)
+    return _refilled(changed, range(plan.steps))
+
+
 def halved(plan: StepPlan, after: int) -> StepPlan:
     """The plan with one step more computed, in the middle of the skipped ones behind a computed step; if any are.
 

@@ -285,7 +285,6 @@ class Tuner:
             overhead=self._overhead(),
             deciding=np.array(list(self.state["deciding"].values())),
             sigmas=self.state["sigmas"],
-            more=2 * (len(self.denoisers) - 1),
         )
 
     def _judged(self) -> range:

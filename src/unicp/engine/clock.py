@@ -77,6 +77,7 @@ class Clock:
         self._noise_levels: list[float] | None = None
         self._run: tuple[float, ...] | None = None
         self._weights: tuple[float, ...] | None = None
+        self._began = 0
 
     @property
     def branches(self) -> list[str]:
@@ -138,10 +139,13 @@ class Clock:
             if self._weigh and fresh:
                 self._weights = None if self._wave else planned_response(scheduler) or self._told(timesteps)
             position = 0 if fresh or self.step is None else self.step.position + 1
+            if position == 0:
+                self._began = next((other._began for other in self._of_this_run(timesteps)), index)
             self.step = Step(
                 index=index,
                 count=count,
                 position=position,
+                began=self._began,
                 sigma=float(sigma),
                 sigmas=self._sigmas(scheduler),
                 weights=self._weights,
@@ -150,8 +154,11 @@ class Clock:
 
     def _told(self, timesteps: Any) -> tuple[float, ...] | None:
         """The solver's weights, if another denoiser's clock was asked when the run began: they are told before that."""
-        known = (other._weights for other in self.beside if timesteps is not None and other._timesteps is timesteps)
-        return next(known, None)
+        return next((other._weights for other in self._of_this_run(timesteps)), None)
+
+    def _of_this_run(self, timesteps: Any) -> list[Clock]:
+        """Other denoisers' clocks that were asked in this run before."""
+        return [other for other in self.beside if timesteps is not None and other._timesteps is timesteps]
 
     def _went_back(self, now: float | None, before: float | None) -> bool:
         if now is None or before is None:

@@ -44,6 +44,7 @@ class Step:
         count: number of denoising steps, or ``None`` where nobody says.
         position: how many steps of this generation this denoiser has seen before. It differs from ``index`` for
             the second of two denoisers (Wan 2.2).
+        began: the run's first step, of whichever denoiser: above 0 for a video made from another one (``strength``).
         sigma: noise level, falling over the run.
         sigmas: noise levels of all steps of the run, or ``None`` where nobody says.
         weights: what the pipeline's solver makes of the output of each step (``engine/solver.py``), where a policy
@@ -54,6 +55,7 @@ class Step:
     count: int | None
     position: int
     sigma: float
+    began: int = 0
     sigmas: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
     weights: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
 

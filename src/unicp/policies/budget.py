@@ -276,7 +276,7 @@ class BudgetPolicy(Policy):
         self.book = errors
 
     def _begin(self, step: Step) -> None:
-        from ..step_plans import default, resampled
+        from ..step_plans import beginning, default, later, resampled
 
         config, count = self.config, step.count
         if self.book is not None:
@@ -297,15 +297,15 @@ class BudgetPolicy(Policy):
             self._remarks.append(
                 "no profile: the default plan of the budget; unicp tune finds the best ones for this model"
             )
-            steps = count or 50
+            steps = (count or 50) - step.began
             wanted = max(1, math.floor(steps / (config.target_speedup or 1.0) + 1e-9))
-            plan = default(steps, wanted, config.warmup_steps, config.cooldown_steps)
+            plan = later(default(steps, wanted, config.warmup_steps, config.cooldown_steps), step.began)
         if config.correct and step.weights is None:
             self._remarks.append(
                 "forecasts were not corrected: what the scheduler makes of an output cannot be told (it may draw noise)"
             )
         self._reserve = round(config.reserve * plan.steps)
-        self._follow(plan)
+        self._follow(beginning(plan, step.index) if step.index else plan)
 
     def _follow(self, plan: StepPlan) -> None:
         self._plan = plan
@@ -318,9 +318,7 @@ class BudgetPolicy(Policy):
         if self._plan is None:
             self._begin(step)
         segment = self._fills.get(step.index)
-        # The second of two denoisers, or a video begun in the middle, has to get what can be extrapolated first.
-        begun = 2 if step.index > step.position else 1
-        if segment is None or step.position < begun or step.index in self._compute:
+        if segment is None or not self._computed or step.index in self._compute:
             return self._now(step, alone=step.index in self._conditional and not self._blind)
         if step.index < self._leapt:
             return Plan(action="reuse")
@@ -389,8 +387,6 @@ class BudgetPolicy(Policy):
         said = list(self._remarks)
         if self._extra:
             said.append(f"{self._extra} of {self._reserve} steps of the reserve were spent where forecasts failed")
-        if (more := len(set(self._computed) - self._compute) - self._broken) > 0:  # see plan
-            said.append(f"{more} steps more than planned were computed: a denoiser that begins in the middle needs two")
         if self._unheard:
             said.append(f"forecasts failed at {self._unheard} steps with no reserve left; override_reserve gives more")
         return said + ([no_numbers(self._broken)] if self._broken else [])
