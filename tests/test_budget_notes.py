@@ -100,17 +100,19 @@ def test_a_video_that_begins_in_the_middle_is_as_much_faster(first: int, speed: 
     assert len(computed) == math.floor((50 - first) / speed) and computed[:2] == [first, first + 1]
 
 
-@pytest.mark.parametrize("family", ["wan2.2", "wan-video"])
-def test_a_run_of_two_denoisers_or_begun_in_the_middle_computes_what_was_asked(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "more", "run", "asked"),
+    [("wan2.2", {}, range(40), 20), ("wan-video", {"strength": 0.6}, range(8, 20), 6)],
+    ids=["two denoisers", "begun in the middle"],
+)
+def test_as_many_steps_are_computed_as_were_asked(family: str, more: dict[str, Any], run: range, asked: int) -> None:
     chosen = FAMILIES[family]
     pipe = chosen.build()
-    more = {"strength": 0.6} if family == "wan-video" else {}
     with unicp.accelerate(pipe, BudgetConfig(target_speedup=2)) as session:
         for _ in range(2):
-            chosen.run(pipe, lambda run, **call: run(**{**call, **more}), steps=20)
+            chosen.run(pipe, lambda each, **call: each(**{**call, **more}), steps=run.stop)
             computed = {r.index for r in session.report().steps if r.action == "compute"}
-            assert len(computed) == (6 if more else 10)
-            assert not more or {8, 9} <= computed <= set(range(8, 20))
+            assert len(computed) == asked and {run.start, run.start + 1} <= computed <= set(run)
 
 
 # --- two denoisers ----------------------------------------------------------------------------------------------------
