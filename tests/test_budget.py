@@ -33,6 +33,12 @@ def tuned(family: str = "wan", pipe: Any = None, **more: Any) -> Profile:
     return profile
 
 
+def interrupt(what: str, step: int, count: int) -> None:
+    """As progress of a tuning: breaks it off in the middle of its real runs."""
+    if "plan 2" in what:
+        raise KeyboardInterrupt
+
+
 def steps(count: int) -> list[Step]:
     return [Step(index=i, count=count, position=i, sigma=1 - i / count) for i in range(count)]
 
@@ -237,10 +243,6 @@ def test_playing_a_recorded_run_back_gives_its_latents() -> None:
 def test_an_interrupted_tuning_goes_on(tmp_path: Path) -> None:
     whole = tuned()
     checkpoint = tmp_path / "part.json"
-
-    def interrupt(what: str, step: int, count: int) -> None:
-        if "plan 2" in what:
-            raise KeyboardInterrupt
 
     pipe = WAN.build()
     with pytest.raises(KeyboardInterrupt):

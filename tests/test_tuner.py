@@ -13,7 +13,7 @@ import torch
 from diffusers import CogVideoXDPMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler
 
 import unicp
-from tests.test_budget import tuned
+from tests.test_budget import interrupt, tuned
 from tests.tiny import FAMILIES
 from unicp import Profile, tuner
 from unicp.errors import UnicpError
@@ -106,10 +106,6 @@ def test_plans_say_what_error_is_predicted_for_them() -> None:
 def test_an_unfinished_tuning_with_another_scheduler_does_not_go_on(tmp_path: Path) -> None:
     part = tmp_path / "part.json"
 
-    def interrupt(what: str, step: int, count: int) -> None:
-        if "plan 2" in what:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         tuned(checkpoint=part, progress=interrupt)
     pipe = WAN.build()
@@ -176,10 +172,6 @@ def test_what_was_measured_stays_until_the_profile_is_whole(tmp_path: Path, monk
 
 
 def test_a_tuning_does_not_go_on_with_other_weights(tmp_path: Path) -> None:
-    def interrupt(what: str, step: int, count: int) -> None:
-        if "plan 2" in what:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         tuned(checkpoint=tmp_path / "part.json", progress=interrupt)
     pipe = WAN.build()
