@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from diffusers import WanPipeline
 from rich.progress import track
 
 import unicp
+from benchmarks import figures as committed
 from unicp import metrics
 from unicp.bench import harness
 from unicp.bench.harness import Made
@@ -169,7 +169,6 @@ def save(name: str, figures: dict[str, Any]) -> Path:
             "python": platform.python_version(),
         },
     }
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"provenance": provenance, **figures}, indent=1) + "\n")
+    path = committed.write(RESULTS / f"{name}.json", {"provenance": provenance, **figures})
     print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return path

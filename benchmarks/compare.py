@@ -6,7 +6,8 @@ Run it once with ``--steps 50`` and once with ``--steps 30``. With ``--keep FILE
 comparison are taken over where a method is not measured anew; every speed-up is over unaccelerated runs of its own
 comparison. It may be interrupted: every run is kept in
 ``benchmarks/results/compare-STEPS.sqlite`` (not committed), and the same command goes on from there. What is committed
-is ``compare-STEPS.json``, all figures without the videos; the report, with videos, lies beside it as ``.html``.
+is ``compare-STEPS.json``, every run's time and what the tables say of its quality (:mod:`benchmarks.figures`); the
+report, with all measures and videos, lies beside it as ``.html``.
 The prompts are captions that the demo model was not trained on; MagCache is calibrated on one from the training side.
 """
 
@@ -15,10 +16,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import unicp
-from benchmarks import common
+from benchmarks import common, figures
 from unicp.bench.comparison import Row
 from unicp.bench.statistics import interpolate
 
@@ -170,7 +172,7 @@ def main() -> None:
     parser.add_argument("--keep", help="a comparison (JSON) whose methods are taken over where they are not measured")
     args = parser.parse_args()
     prompts = unicp.demo.prompts(args.prompts)
-    old = unicp.Comparison.load(args.keep) if args.keep else None  # before it is written over
+    old = figures.read_comparison(Path(args.keep)) if args.keep else None  # before it is written over
     if old is not None and (old.prompts, old.steps, old.repeats) != (tuple(prompts), args.steps, args.repeats):
         parser.error(f"--keep {args.keep}: it has {len(old.prompts)} prompts, {old.steps} steps, {old.repeats} repeats")
     common.RESULTS.mkdir(exist_ok=True)
@@ -188,7 +190,7 @@ def main() -> None:
         comparison = joined(comparison, old)
     print(comparison)
     print(table(comparison))
-    print(f"written: {comparison.save(place.with_suffix('.json')).name}")
+    print(f"written: {figures.write_comparison(place.with_suffix('.json'), comparison).name}")
     print(f"written: {comparison.report(place.with_suffix('.html'), fps=unicp.demo.FPS).name}")
 
 

@@ -7,15 +7,13 @@ A test holds both to these files, so no number in them comes from anywhere else.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import unicp
-from benchmarks import compare
+from benchmarks import compare, figures
 from benchmarks.budget import OURS
-from unicp import Comparison
 from unicp.kinds import DEFAULT
 
 ROOT = Path(__file__).parent.parent
@@ -23,17 +21,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: python -m benchmarks.readme -->", "<!-- end of results -->"
 
 
-def _load(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
-
-
 def block() -> str:
     """The README's section between the markers."""
-    ada, overhead = _load(RESULTS / "adacache.json"), _load(RESULTS / "overhead.json")
-    evaluation = _load(ROOT / "training" / "evaluation.json")
-    at_50 = Comparison.load(RESULTS / "compare-50.json")
-    budget = _load(RESULTS / "budget.json")
+    ada, overhead = figures.read(RESULTS / "adacache.json"), figures.read(RESULTS / "overhead.json")
+    evaluation = figures.read(ROOT / "training" / "evaluation.json")
+    at_50 = figures.read_comparison(RESULTS / "compare-50.json")
+    budget = figures.read(RESULTS / "budget.json")
     chosen = list(budget["chosen"].values())
     unbeaten = f"any of {len(chosen)}" if set(chosen) == {DEFAULT} else f"{chosen.count(DEFAULT)} of {len(chosen)}"
     places = ["What was measured where: below the table. Speed-ups are over unaccelerated runs of the same hour."]
@@ -89,7 +82,7 @@ def block() -> str:
         "",
         "**At 30 steps** there is less to skip (PSNR as above; all of it in [docs/results.md](docs/results.md)):",
         "",
-        *compare.margins(Comparison.load(RESULTS / "compare-30.json")),
+        *compare.margins(figures.read_comparison(RESULTS / "compare-30.json")),
     ]
     return "\n".join([BEGIN, "", *lines, "", END])
 
@@ -186,7 +179,7 @@ def _budget(budget: dict[str, Any]) -> list[str]:
 
 
 def _prediction() -> list[str]:
-    prediction = _load(RESULTS / "prediction.json")
+    prediction = figures.read(RESULTS / "prediction.json")
     known = list(next(iter(prediction["table"].values())))
     return [
         "**Predicted against real error** of the final latents: Spearman's rank correlation over "
@@ -204,7 +197,7 @@ def _prediction() -> list[str]:
 
 
 def _parts() -> list[str]:
-    plans, transfer, override = (_load(RESULTS / f"{name}.json") for name in ("plans", "transfer", "override"))
+    plans, transfer, override = (figures.read(RESULTS / f"{name}.json") for name in ("plans", "transfer", "override"))
     psnr = {row["method"]: row["psnr"] for row in plans["table"]}
     whole, half = "growing gaps", "growing gaps, conditional branch alone"
     lost = [f"{psnr[f'{x}: {whole}'] - psnr[f'{x}: {half}']:.0f} dB at {x}" for x in ("2x", "3x")]
@@ -286,13 +279,13 @@ def page() -> str:
         "of the same caption and seed. Arithmetic: share of the denoiser's parameters that calls run through.",
         "",
     ]
-    ablation, budget, slicing = (_load(RESULTS / f"{name}.json") for name in ("ablation", "budget", "slicing"))
+    ablation, budget, slicing = (figures.read(RESULTS / f"{name}.json") for name in ("ablation", "budget", "slicing"))
     lines += ["## UniCP, part by part", "", *_table(ablation, "variant"), *_seen(ablation)]
     lines += ["![Change of the modules' outputs from step to step, and what UniCP does](images/unicp-curves.png)", ""]
     lines += ["![Slicing error by rank](images/unicp-slicing.png)", ""]
     lines += [*_budget(budget), *_parts(), "## At the same speed, 30 steps", ""]
     lines += [
-        compare.table(Comparison.load(RESULTS / "compare-30.json")),
+        compare.table(figures.read_comparison(RESULTS / "compare-30.json")),
         "",
         "Of what is taken over, ours were timed up to an hour after the unaccelerated and the peers' runs. Now",
         "whatever is new is timed beside an unaccelerated run of its own.",
@@ -319,7 +312,7 @@ def page() -> str:
 
 
 def _compiled() -> list[str]:
-    compiled = _load(RESULTS / "compiled.json")
+    compiled = figures.read(RESULTS / "compiled.json")
     lines = [
         "## torch.compile",
         "",
@@ -336,7 +329,7 @@ def _compiled() -> list[str]:
 
 
 def _batch() -> list[str]:
-    batch = _load(RESULTS / "batch.json")
+    batch = figures.read(RESULTS / "batch.json")
     assert all(batch["same"].values())
     gains = ", ".join(f"{gain:.2f} times as many on {engine}" for engine, gain in batch["gains"].items())
     lines = [
