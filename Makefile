@@ -9,7 +9,7 @@ WORKERS ?= 2
 PROMPT ?= a red ball bouncing fast over a gray striped background
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-compat format train-demo evaluate-demo bench bench-compare clean
+.PHONY: help install demo test test-slow test-wheel test-compat format train-demo evaluate-demo bench bench-compare clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,10 +30,13 @@ test: $(READY) ## linter, formatter, type checker, tests and doctests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not wheel" -n $(WORKERS) --dist loadfile
 
 test-slow: $(READY) ## the tests that take long
 	$(BIN)/python -m pytest -m slow
+
+test-wheel: $(READY) ## builds sdist and wheel, installs the wheel into a clean environment, tries the commands there
+	$(BIN)/python -m pytest tests/test_wheel.py
 
 # What is in constraints-oldest.txt counts; the rest is pinned as usual.
 $(COMPAT)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
