@@ -18,6 +18,7 @@ from tests.reference.unicp_literal import sliced_attention
 from tests.tiny import FAMILIES, denoisers
 from unicp import Profile, UniCPConfig, cli, inspection
 from unicp.errors import UnicpError
+from unicp.profiles import fingerprint
 from unicp.slicing import basis, instrumented
 
 WAN = FAMILIES["wan"]
@@ -185,6 +186,47 @@ def test_another_model_is_refused() -> None:
     with pytest.raises(UnicpError, match=r"another WanTransformer3DModel \(fingerprint"):
         unicp.accelerate(wan_transformer(layers=2), config)
     assert unicp.accelerate(wan_transformer(seed=5), config)  # other weights of the same model may well be a fine-tune
+
+
+class _Packed(torch.nn.Linear):
+    """Eight bits a weight behind a scale for each row, in one row of bytes: as bitsandbytes and GGUF pack theirs."""
+
+    def __init__(self, plain: torch.nn.Linear) -> None:
+        super().__init__(plain.in_features, plain.out_features, bias=False)
+        scale = plain.weight.detach().abs().amax(1, keepdim=True) / 127
+        bytes_ = torch.cat([(plain.weight.detach() / scale).round().to(torch.int8).view(torch.uint8).flatten(),
+                            scale.view(torch.uint8).flatten()])  # fmt: skip
+        self.weight = torch.nn.Parameter(bytes_[:, None], requires_grad=False)
+        self.bias = plain.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        packed, rows = self.weight[:, 0], 4 * self.out_features
+        weight = packed[:-rows].view(torch.int8).view(self.out_features, self.in_features)
+        return torch.nn.functional.linear(hidden, weight * packed[-rows:].view(torch.float32)[:, None], self.bias)
+
+
+def test_a_quantised_twin_is_served() -> None:
+    pipe = WAN.build()
+    before = fingerprint(pipe.transformer)
+    for module in list(pipe.transformer.blocks.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is torch.nn.Linear:
+                setattr(module, name, _Packed(child))
+    pipe.transformer.register_to_config(quantization_config={"quant_method": "packed"})
+    table = torch.nn.Parameter(torch.zeros(1, 6, 30), requires_grad=False)
+    table.quant_shape = torch.Size(pipe.transformer.blocks[0].scale_shift_table.shape)  # type: ignore[attr-defined]
+    whole, pipe.transformer.blocks[0].scale_shift_table = pipe.transformer.blocks[0].scale_shift_table, table
+    assert fingerprint(pipe.transformer) == before
+    pipe.transformer.blocks[0].scale_shift_table = whole
+    plain_video = WAN.generate(pipe)
+    for name, done in (("unicp-windows", "reuse"), ("unicp-switch", "slice")):
+        with unicp.accelerate(pipe, config_on("wan", name)) as session:
+            video = WAN.generate(pipe)
+            assert session.report().unit_counts()[done]
+        assert 0 < (video - plain_video).norm() < 0.5 * plain_video.norm()
+    # Of the same number of parameters, and yet another model.
+    pipe.transformer.blocks[0].ffn.net[2].in_features //= 2
+    assert fingerprint(pipe.transformer) != before
 
 
 def test_another_scheduler_is_refused() -> None:

@@ -192,16 +192,32 @@ def _plain(text: Any) -> str:
     return str(text)[:40] if str(text).isprintable() else repr(text)[:40]
 
 
+def _size(module: Any, name: str, parameter: Any) -> tuple[int, ...]:
+    """The size that a parameter has where nothing is quantised: packed ones have the shape of their bytes."""
+    of_bitsandbytes, of_gguf = (getattr(parameter, key, None) for key in ("quant_state", "quant_shape"))
+    shape = of_gguf if of_gguf is not None else getattr(of_bitsandbytes, "shape", None)
+    if shape is None and name == "weight":
+        features = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+        shape = features if all(type(count) is int for count in features) else None
+    return tuple(shape if shape is not None else parameter.shape)
+
+
 def fingerprint(denoiser: Any) -> str:
     """What tells one model from another, without reading its weights: class, sizes of all parameters, config.
 
-    Names that adapters and hooks add do not count, nor does the precision.
+    Names that adapters and hooks add do not count, nor does the precision, quantised or not.
     """
-    sizes = sorted(
-        (n.replace(".base_layer", ""), tuple(p.shape)) for n, p in denoiser.named_parameters() if "lora_" not in n
-    )
-    config = {k: v for k, v in dict(getattr(denoiser, "config", {})).items() if not k.startswith("_")}
-    text = json.dumps([type(denoiser).__name__, sizes, config], sort_keys=True, default=str)
+    sizes = []
+    for name, parameter in denoiser.named_parameters():
+        if "lora_" not in name:
+            path, _, own = name.rpartition(".")
+            sizes.append((name.replace(".base_layer", ""), _size(denoiser.get_submodule(path), own, parameter)))
+    config = {
+        k: v
+        for k, v in dict(getattr(denoiser, "config", {})).items()
+        if not k.startswith("_") and k != "quantization_config"
+    }
+    text = json.dumps([type(denoiser).__name__, sorted(sizes), config], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
