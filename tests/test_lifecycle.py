@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import io
 import pickle
+import shutil
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import unicp
-from tests.contract import case, fresh, plain, quietly
+import unicp.session as session_module
+from tests.contract import case, fresh, plain, profile_of, quietly, traces
 from tests.tiny import FAMILIES
-from unicp.errors import UnicpError
+from unicp.errors import UnicpError, UnicpWarning
 from unicp.policies import Config
+from unicp.specs import BlockList
 
 WAN = FAMILIES["wan"]
 METHODS = {
@@ -171,6 +176,82 @@ def test_fused_projections(config: Config) -> None:
         each.transformer.fuse_qkv_projections()
     unicp.accelerate(twin, config)
     assert torch.equal(quietly(lambda: WAN.generate(pipe)), quietly(lambda: WAN.generate(twin)))
+
+
+@methods
+@pytest.mark.parametrize("refused", ["profile", "spec", "interrupt"])
+def test_a_refused_acceleration_leaves_the_one_before(
+    config: Config, refused: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pipe = WAN.build()
+    bare = traces(pipe.transformer)
+    session = unicp.accelerate(pipe, config)
+    before, video = hooked(pipe.transformer), quietly(lambda: WAN.generate(pipe))
+    with pytest.raises((UnicpError, KeyboardInterrupt)):
+        if refused == "profile":
+            unicp.accelerate(pipe, unicp.UniCPConfig(profile=str(tmp_path / "none.safetensors")))
+        elif refused == "spec":
+            unknown = BlockList(path="layers", residuals={"mlp": None})
+            spec = unicp.ModelSpec(family="toy", classes=(), block_lists=(unknown,), frames=lambda *_: 1)
+            unicp.accelerate(pipe.transformer, unicp.AdaCacheConfig(metric_kind="mlp"), spec=spec)
+        else:
+            made, real = [], session_module.Executor
+
+            def once_interrupted(*arguments: Any) -> Any:
+                made.append(real(*arguments))
+                if len(made) == 1:
+                    made[0].remove()
+                    raise KeyboardInterrupt
+                return made[-1]
+
+            monkeypatch.setattr(session_module, "Executor", once_interrupted)
+            unicp.accelerate(pipe, "adacache")
+    assert hooked(pipe.transformer) == before
+    assert torch.equal(quietly(lambda: WAN.generate(pipe)), video)
+    assert len(session.reports) == 2 and not session.cached_tensors()
+    session.restore()
+    assert traces(pipe.transformer) == bare
+
+
+def hooked(model: torch.nn.Module) -> dict[str, Any]:
+    """What stands on a model, whichever session put it there."""
+    return {name: repr(type(value)) if name.endswith(".forward") else value for name, value in traces(model).items()}
+
+
+def test_a_refused_acceleration_of_one_of_two_denoisers(tmp_path: Path) -> None:
+    two = FAMILIES["wan2.2"]
+    pipe, twin = two.build(), two.build()
+    sessions = [unicp.accelerate(each, METHODS["adacache"]) for each in (pipe, twin)]
+    missing = unicp.UniCPConfig(profile=str(tmp_path / "none.safetensors"))
+    with pytest.raises(UnicpError, match="there is no profile"):
+        unicp.accelerate(pipe.transformer_2, missing)
+    assert torch.equal(*(quietly(lambda each=each: two.generate(each)) for each in (pipe, twin)))
+    one, other = ([(r.index, r.denoiser, r.action) for r in each.report().steps] for each in sessions)
+    assert one == other and len(sessions[0].reports) == 1
+
+
+def test_an_acceleration_that_cannot_be_put_back_is_said(tmp_path: Path) -> None:
+    pipe = WAN.build()
+    path = tmp_path / "gone.safetensors"
+    shutil.copy(profile_of("wan"), path)
+    unicp.accelerate(pipe, unicp.UniCPConfig(profile=str(path)))
+    path.unlink()
+    with (
+        pytest.warns(UnicpWarning, match=r"unicp that was in force could not be put back: there is no profile"),
+        pytest.raises(UnicpError, match=r"there is no profile .*other"),
+    ):
+        unicp.accelerate(pipe, unicp.UniCPConfig(profile=str(tmp_path / "other.safetensors")))
+    assert torch.equal(WAN.generate(pipe), plain("wan"))
+
+
+def test_a_session_that_was_left_keeps_no_model() -> None:
+    pipe = WAN.build()
+    with unicp.accelerate(pipe, METHODS["adacache"]) as session:
+        quietly(functools.partial(WAN.generate, pipe))
+    model = weakref.ref(pipe.transformer)
+    del pipe
+    gc.collect()
+    assert model() is None and session.report().steps
 
 
 @methods

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from .specs.discovery import discover
 DENOISERS = ("transformer", "transformer_2")
 """Components of a pipeline that are accelerated, where it has them."""
 
+_SESSIONS: weakref.WeakKeyDictionary[Executor, weakref.ref[Session]] = weakref.WeakKeyDictionary()
+
 
 class Session:
     """An acceleration in force. A context manager: leaving it restores.
@@ -36,18 +40,37 @@ class Session:
         self._generation: Generation | None = None
         self._reports: list[SessionReport] = []
         self._warned = False
+        self._denoisers, self._specs, self._group = denoisers, specs, group
+        self._acting = acting.shared(len(denoisers))
+        self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self._executors: list[Executor] = []
-        acting = acting.shared(len(denoisers))
         try:
-            for name, denoiser in denoisers.items():
-                executor = Executor(denoiser, name, acting, specs[name], pipe, self._begin, self._close, group)
-                self._executors.append(executor)
-                executor.leaper.alone = len(denoisers) == 1
-            for executor in self._executors:
-                executor.clock.beside = [each.clock for each in self._executors if each is not executor]
+            self._install(denoisers)
         except BaseException:
             self.restore()
             raise
+
+    def _install(self, names: Iterable[str]) -> None:
+        """Act on these denoisers, and no longer by what acted on them before."""
+        executors = {each.name: each for each in self._executors}
+        for name in names:
+            executors[name] = executor = Executor(
+                self._denoisers[name], name, self._acting, self._specs[name], self._pipe(), self._begin, self._close,
+                self._group,
+            )  # fmt: skip
+            self._executors = list(executors.values())
+            _SESSIONS[executor] = weakref.ref(self)
+            executor.leaper.alone = len(self._denoisers) == 1
+        for executor in self._executors:
+            executor.clock.beside = [each.clock for each in self._executors if each is not executor]
+
+    def put_back(self, names: Iterable[str]) -> None:
+        """Act on these denoisers again, as another session that should replace this one could not begin."""
+        try:
+            self._install(names)
+        except Exception as error:
+            said = f"the {self.config.method} that was in force could not be put back: {error}; the model computes all"
+            warnings.warn(said, UnicpWarning, stacklevel=4)
 
     def _begin(self, executor: Executor) -> Generation:
         others = [other for other in self._executors if other is not executor]
@@ -125,7 +148,7 @@ class Session:
         executors = self._executors
         for executor in executors:
             executor.remove()
-        self._executors = []
+        self._executors, self._denoisers, self._specs = [], {}, {}
 
     def __enter__(self) -> Session:
         return self
@@ -185,7 +208,8 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
             not with ``moreg``, which would take the one branch's frames for a sequel of the other's.
 
     Returns:
-        The :class:`Session`. An earlier acceleration of the same denoisers by unicp is replaced.
+        The :class:`Session`. An earlier acceleration of the same denoisers by unicp is replaced; if this one is
+        refused, the earlier one stays in force.
 
     Raises:
         UnicpError: the target or the config is none of these, or the method looks into the blocks of a denoiser whose
@@ -196,8 +220,26 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
     acting = played(resolved)
     needs = make_policy(acting).needs()
     specs = {name: spec or _spec_of(denoiser, acting, needs) for name, denoiser in denoisers.items()}
+    earlier = _in_force(denoisers.values())
     restore(pipe_or_module)
-    return Session(denoisers, resolved, acting, specs, pipe, group)
+    try:
+        return Session(denoisers, resolved, acting, specs, pipe, group)
+    except BaseException:
+        for session, names in earlier.items():
+            session.put_back(names)
+        raise
+
+
+def _in_force(denoisers: Iterable[Any]) -> dict[Session, list[str]]:
+    """The sessions that act on these denoisers, and what they call them."""
+    found: dict[Session, list[str]] = {}
+    for denoiser in denoisers:
+        hook = hooks.find(denoiser, HOOK)
+        known = _SESSIONS.get(hook.owner) if hook is not None else None
+        session = known() if known is not None else None
+        if session is not None:
+            found.setdefault(session, []).append(hook.owner.name)
+    return found
 
 
 def _spec_of(denoiser: Any, config: Config, needs: Needs) -> ModelSpec | None:
