@@ -244,6 +244,19 @@ def test_an_acceleration_that_cannot_be_put_back_is_said(tmp_path: Path) -> None
     assert torch.equal(WAN.generate(pipe), plain("wan"))
 
 
+def test_a_session_keeps_the_last_reports_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unicp.session.KEPT_REPORTS", 3)
+    pipe = WAN.build()
+    session = unicp.accelerate(pipe, METHODS["adacache"])
+    kept = []
+    for steps in (5, 6, 7, 8, 9):
+        quietly(lambda steps=steps: WAN.generate(pipe, steps=steps))
+        kept.append(weakref.ref(session.report()))
+    gc.collect()
+    assert [report.count for report in session.reports] == [7, 8, 9]
+    assert [report() is None for report in kept] == [True, True, False, False, False]
+
+
 def test_a_session_that_was_left_keeps_no_model() -> None:
     pipe = WAN.build()
     with unicp.accelerate(pipe, METHODS["adacache"]) as session:

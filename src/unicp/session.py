@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from .specs.discovery import discover
 
 DENOISERS = ("transformer", "transformer_2")
 """Components of a pipeline that are accelerated, where it has them."""
+KEPT_REPORTS = 100
+"""Of a session: the records of a video take some 50 kB, and a server makes videos without end."""
 
 _SESSIONS: weakref.WeakKeyDictionary[Executor, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 
@@ -38,7 +41,7 @@ class Session:
     ) -> None:
         self.config = config
         self._generation: Generation | None = None
-        self._reports: list[SessionReport] = []
+        self._reports: deque[SessionReport] = deque(maxlen=KEPT_REPORTS)
         self._warned = False
         self._denoisers, self._specs, self._group = denoisers, specs, group
         self._acting = acting.shared(len(denoisers))
@@ -130,7 +133,7 @@ class Session:
 
     @property
     def reports(self) -> list[SessionReport]:
-        """One report for each video so far; not for the one in progress."""
+        """One report for each of the last hundred videos (``KEPT_REPORTS``); not for the one in progress."""
         self._end_if_complete()
         return list(self._reports)
 
