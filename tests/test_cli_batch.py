@@ -24,7 +24,7 @@ from unicp import BudgetConfig, ScheduleConfig, UniCPConfig, UnicpError, cli
 from unicp.batch import driver, manifest, ray_engine
 from unicp.batch.clips import Clip
 from unicp.batch.worker import Worker
-from unicp.cli import calls, pipelines
+from unicp.cli import calls, making, pipelines
 from unicp.cli.batching import Plan
 from unicp.cli.making import PipelineMaker, PipelineRecipe, absolute, identity
 
@@ -254,6 +254,44 @@ def test_negative_prompts_stay_with_their_clips(plan: Plan, maker: PipelineMaker
         assert np.abs(one.frames - other.frames).max() <= TOLERANCE
         assert one.record["negative"] == other.record["negative"]
     assert together[1].record["negative"] == "fast star"
+
+
+def test_a_worker_accelerates_once_for_each_config(
+    plan: Plan, maker: PipelineMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_on: list[Any] = []
+    real = making.accelerate
+    monkeypatch.setattr(making, "accelerate", lambda pipe, config: put_on.append(config) or real(pipe, config))
+    never, half = {"method": "adacache", "codebook": ((1.0, 1),)}, ScheduleConfig(interval=2).to_dict()
+    manifest.prepare(tmp_path)
+    worker = Worker(SimpleNamespace(load=lambda device: maker), tmp_path, tmp_path / manifest.PRIVATE)
+
+    def batch(config: dict[str, Any] | None, count: int = 3) -> list[Any]:
+        outcomes = [worker.make([each])[0] for each in clips_of(plan, config, count)]
+        assert not any(outcome.error for outcome in outcomes)
+        records = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(count)]
+        return [(outcome.warnings, record["report"], pixels) for outcome, record, pixels in zip(
+            outcomes, records, stills(tmp_path).values(), strict=False)]  # fmt: skip
+
+    alone = batch(never)
+    assert [config.method for config in put_on] == ["adacache"]
+    assert all("never acted" in said[0] for said, _, _ in alone)  # each clip's record says it
+    assert all(report["computed_steps"] == 6 for _, report, _ in alone)
+    skipped = batch(half)
+    assert [config.method for config in put_on] == ["adacache", "schedule"]
+    assert all(not said and report["computed_steps"] < 6 for said, report, _ in skipped)
+    bare = batch(None)
+    assert [report for _, report, _ in bare] == [None] * 3 and len(put_on) == 2
+    assert [pixels for _, _, pixels in bare] == [pixels for _, _, pixels in alone]
+    # What a video keeps that broke off is not kept until the next one.
+    (broken,) = clips_of(plan, half, 1)
+    batch(half, 1)
+    monkeypatch.setattr(maker._pipe.scheduler, "step", lambda *args, **more: 1 / 0)
+    (outcome,) = worker.make([broken])
+    assert "division by zero" in outcome.error and maker._session is None
+    assert not hasattr(maker._pipe.transformer, "_diffusers_hook")
+    monkeypatch.undo()
+    assert [pixels for _, _, pixels in batch(half)] == [pixels for _, _, pixels in skipped]
 
 
 # --- what is asked for ----------------------------------------------------------------------------------------------

@@ -118,6 +118,10 @@ class Session:
             for executor in self._executors:
                 executor.end()
 
+    def warn_again(self) -> None:
+        """Let the next video say it, too, if nothing was skipped: else a session says so once."""
+        self._warned = False
+
     def report(self) -> SessionReport:
         """What was done for the last video; for the one in progress, or broken off, so far.
 

@@ -8,7 +8,6 @@ import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ..bench import harness
 from ..bench.harness import Made
 from ..errors import UnicpError
 from ..policies import Config, config_from_dict
+from ..session import Session, accelerate
 from . import calls, options, pipelines, records
 from .pipelines import Model
 
@@ -79,6 +79,7 @@ class PipelineMaker:
     def __init__(self, recipe: PipelineRecipe, pipe: Any, device: Any, dtype: Any, rank: Rank | None = None) -> None:
         self._recipe, self._pipe, self._device, self._dtype = recipe, pipe, device, dtype
         self._ranks = 1 if rank is None else rank.size
+        self._session: Session | None = None
 
     def document(self, values: Mapping[str, Any]) -> str:
         return records.dumps(values)
@@ -93,7 +94,8 @@ class PipelineMaker:
             pipelines.warn_of_unknown_words(self._pipe, [*(clip.prompt for clip in clips), *said])
         try:
             made, frames = self._run(clips, config)
-        except Exception as error:
+        except BaseException as error:
+            self._accelerated(None)  # what a video keeps that broke off
             self._free()
             if UNEVEN in str(error):
                 raise UnicpError(
@@ -104,6 +106,18 @@ class PipelineMaker:
         return [
             self._rendered(clip, clips, position, frames[position], made, config) for position, clip in enumerate(clips)
         ]
+
+    def _accelerated(self, config: Config | None) -> Session | None:
+        """What is in force for the clips to come: put on anew only where their config is another one."""
+        if self._session is not None and self._session.config == config:
+            self._session.warn_again()
+            return self._session
+        if self._session is not None:
+            self._session.restore()
+            self._session = None
+        if config is not None:
+            self._session = accelerate(self._pipe, config)
+        return self._session
 
     def _free(self) -> None:
         import torch
@@ -118,8 +132,6 @@ class PipelineMaker:
         """One call of the pipeline: what it took, and the frames (F, H, W, 3) of each clip."""
         import torch
 
-        from ..session import accelerate
-
         alone = len(clips) == 1
         call = dict(clips[0].values["call"])
         if clips[0].values["image"] is not None:
@@ -129,9 +141,9 @@ class PipelineMaker:
         call["prompt"] = prompts[0] if alone else prompts
         if not alone and "negative_prompt" in call:
             call["negative_prompt"] = [clip.values["call"]["negative_prompt"] for clip in clips]
-        with accelerate(self._pipe, config) if config is not None else nullcontext() as session:
-            videos, made = harness.run(self._pipe, call, generator=generators[0] if alone else generators)
-            report = session.report() if session is not None else None
+        session = self._accelerated(config)
+        videos, made = harness.run(self._pipe, call, generator=generators[0] if alone else generators)
+        report = session.report() if session is not None else None
         return replace(made, report=report), harness.frames_of(self._pipe, videos, len(clips))
 
     def _rendered(
