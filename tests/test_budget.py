@@ -40,7 +40,7 @@ def interrupt(what: str, step: int, count: int) -> None:
 
 
 def steps(count: int) -> list[Step]:
-    return [Step(index=i, count=count, position=i, sigma=1 - i / count) for i in range(count)]
+    return [Step(index=i, count=count, position=i, sigma=1 - i / count, leaps=True) for i in range(count)]
 
 
 # --- the policy -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tests.contract import quietly
 from tests.test_budget import steps
 from tests.test_fuzz import BOOK
 from tests.tiny import FAMILIES
-from unicp import AdaCacheConfig, BudgetConfig, UniCPConfig
+from unicp import AdaCacheConfig, BudgetConfig, UniCPConfig, fill
 from unicp.errors import UnicpError
 from unicp.policies import Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
@@ -97,7 +97,7 @@ def test_a_second_denoiser_costs_no_speed(speed: float) -> None:
 def test_a_video_that_begins_in_the_middle_is_as_much_faster(first: int, speed: float) -> None:
     run = [Step(index=i, count=50, position=i - first, sigma=1 - i / 50, began=first) for i in range(first, 50)]
     computed = computed_by(BudgetPolicy(BudgetConfig(target_speedup=speed)), run)
-    assert len(computed) == math.floor((50 - first) / speed) and computed[:2] == [first, first + 1]
+    assert len(computed) == math.floor((50 - first) / speed) and computed[0] == first
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_as_many_steps_are_computed_as_were_asked(family: str, more: dict[str, A
         for _ in range(2):
             chosen.run(pipe, lambda each, **call: each(**{**call, **more}), steps=run.stop)
             computed = {r.index for r in session.report().steps if r.action == "compute"}
-            assert len(computed) == asked and {run.start, run.start + 1} <= computed <= set(run)
+            assert len(computed) == asked and run.start in computed and computed <= set(run)
 
 
 # --- two denoisers ----------------------------------------------------------------------------------------------------
@@ -142,8 +142,10 @@ def test_notes_say_whose_they_are_where_denoisers_differ() -> None:
     assert not any(note.startswith("transformer") for note in session._notes()[:-2])
 
 
-def test_what_the_second_denoiser_forecasts_is_corrected_too() -> None:
+def test_what_the_second_denoiser_forecasts_is_corrected_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the solver makes of an output is told before its first step, and the second one comes later."""
+    # Outputs of a random model turn off at every step, which by itself corrects nothing.
+    monkeypatch.setattr(fill, "steadiness", lambda new, *_: torch.ones(len(new), *(1,) * (new.ndim - 1)))
     family = FAMILIES["wan2.2"]
     pipe = family.build()
     made = {}

@@ -19,7 +19,7 @@ import unicp
 from tests.contract import quietly
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig, Profile, UniCPConfig, tuner
-from unicp.fill import DAMPING, extrapolate, weights
+from unicp.fill import DAMPING, extrapolate, share, steadiness, weights
 from unicp.policies import Config, Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
 from unicp.policies.unicp import UniCPPolicy
@@ -38,7 +38,7 @@ CONFIG = BudgetConfig(target_speedup=1.0, override_reserve=0.0, correct=False, l
 @contextmanager
 def playing(pipe: Any, plan: StepPlan, config: Config = CONFIG) -> Iterator[unicp.Session]:
     """The pipeline, accelerated with this in place of the default plan."""
-    with patch("unicp.step_plans.default", lambda *_: plan), unicp.accelerate(pipe, config) as session:
+    with patch("unicp.step_plans.untuned", lambda *_, **__: plan), unicp.accelerate(pipe, config) as session:
         yield session
 
 
@@ -52,7 +52,7 @@ def test_each_branch_is_forecast_from_its_own_outputs(family: str, plan: StepPla
     chosen = FAMILIES[family]
     pipe = chosen.build()
     plain = pipe.transformer.forward
-    kept: tuple[list[Any], list[Any]] = ([], [])  # (step, sigma, output) of each branch, newest first
+    kept: tuple[list[Any], list[Any]] = ([], [])  # (sigma, output, steadiness) of each branch, newest first
     calls = 0
 
     def by_hand(*args: Any, **kwargs: Any) -> Any:
@@ -60,11 +60,13 @@ def test_each_branch_is_forecast_from_its_own_outputs(family: str, plan: StepPla
         (step, branch), calls = divmod(calls, 2), calls + 1
         sigma = float(pipe.scheduler.sigmas[step])
         if step not in plan.compute or (branch and step in plan.conditional):
-            (newest, one, last), (_, other, before) = kept[branch][:2]
-            factors = weights([one, other], sigma, DAMPING ** (step - newest - 1))
-            return (extrapolate([last, before], factors),)
+            (one, last, steady), (other, before, _) = kept[branch][:2]
+            part = torch.tensor(0.0) if steady is None else share(steady)
+            return (extrapolate([last, before], weights([one, other], sigma, DAMPING), part),)
         output = plain(*args, **kwargs)
-        kept[branch].insert(0, (step, sigma, output[0].clone()))
+        known = [tensor for _, tensor, _ in kept[branch][:2]]
+        steady = steadiness(output[0], *known) if len(known) > 1 else None
+        kept[branch].insert(0, (sigma, output[0].clone(), steady))
         return output
 
     pipe.transformer.forward = by_hand
@@ -228,7 +230,7 @@ def test_unicp_leaves_a_step_by_halves_alone() -> None:
     policy = UniCPPolicy(stacked)
     policy.attach({"unit": "attention"}, (), None)
     due = []
-    with patch("unicp.step_plans.default", lambda *_: PLAN):
+    with patch("unicp.step_plans.untuned", lambda *_, **__: PLAN):
         for index in range(5):
             step = Step(index=index, count=10, position=index, sigma=1 - index / 10)
             plan = policy.plan(step)

@@ -68,8 +68,8 @@ BAD: dict[type[Config], dict[str, list[Any]]] = {
         "override_reserve": [-0.1, 1.1, NAN, "0.1", True],
         "leap": [-0.1, 1.1, "no", None],
         "override_zscore": [0, -1, NAN, "3", None],
-        "warmup_steps": [0, -1, 1.5, "2", None, True],
-        "cooldown_steps": [-1, 1.5, "2", None, True],
+        "warmup_steps": [0, -1, 1.5, "2", True],
+        "cooldown_steps": [-1, 1.5, "2", True],
     },
     unicp.UniCPConfig: {
         "profile": [3, ("a",), True],

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from unicp.fill import ORDERS, extrapolate, weights
+from unicp.fill import ORDERS, extrapolate, firmness, reach, steadiness, weights
 
 SIGMAS = [0.93, 0.71, 0.64, 0.38, 0.05]  # unevenly spaced
 
@@ -43,14 +43,47 @@ def test_weights_sum_to_one(sigmas: list[float], target: float, damping: float) 
 
 @settings(max_examples=50, deadline=None)
 @given(sigmas=nodes, target=st.floats(0, 1))
-def test_damping_zero_is_reuse(sigmas: list[float], target: float) -> None:
+def test_damping_zero_is_reuse_beyond_the_spacing_of_the_nodes(sigmas: list[float], target: float) -> None:
+    assume(reach(sigmas, target) > 1 + 1e-6)
     assert weights(sigmas, target, 0.0) == [1.0] + [0.0] * (len(sigmas) - 1)
 
 
 def test_damping_is_between() -> None:
-    full, half = weights([0.5, 0.7], 0.3), weights([0.5, 0.7], 0.3, 0.5)
-    assert full == [2.0, -1.0]
-    assert half == [1.5, -0.5]
+    full, half = weights([0.5, 0.7], 0.1), weights([0.5, 0.7], 0.1, 0.5)
+    assert full == [3.0, -2.0]
+    assert half == [2.0, -1.0]
+    assert weights([0.5, 0.7], 0.3, 0.5) == [2.0, -1.0]  # no further than the nodes are apart
+
+
+@settings(max_examples=200, deadline=None)
+@given(spacing=st.floats(1e-4, 1), distance=st.floats(0, 1))
+def test_no_forecast_reaches_without_bound(spacing: float, distance: float) -> None:
+    """Where sigmas are uneven an undamped one has weights in the hundreds."""
+    assert abs(weights([1.0, 1.0 + spacing], 1.0 - distance, 0.85)[1]) < 2.7
+    assert abs(weights([1.0, 1.0 + spacing, 1.0 + 2 * spacing], 1.0 - distance, 0.85)[1]) < 15
+
+
+def test_steadiness_of_changes() -> None:
+    ahead, aside = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    nothing = torch.zeros(1, 2)
+    assert float(steadiness(2 * ahead, ahead, nothing)) == 1
+    assert float(steadiness(nothing, ahead, nothing)) == 0  # it goes back
+    assert float(steadiness(ahead + aside, ahead, nothing)) == 0  # it turns off
+    assert float(steadiness(1.25 * ahead + aside, ahead, nothing)) == pytest.approx(2 * 0.25 / 1.0625**0.5)
+    assert float(steadiness(ahead, ahead, ahead)) == 0  # no change tells nothing
+    assert float(steadiness(ahead * float("nan"), ahead, nothing)) == 0
+    both = steadiness(torch.cat([2 * ahead, aside]), torch.cat([ahead, ahead]), torch.cat([nothing, nothing]))
+    assert both.shape == (2, 1) and both.flatten().tolist() == [1, 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(left=st.floats(1e-3, 1), own=st.floats(0, 1), newest=st.floats(0, 3), seen=st.floats(0, 1))
+def test_a_correction_leaves_no_more_than_was_there(left: float, own: float, newest: float, seen: float) -> None:
+    """Whatever part of an error the denoiser sees, from none of it to all of it (dv/dx = seen / sigma)."""
+    firm = firmness(own * left, left, newest * left)
+    assert 0 < firm <= 1
+    alone = 1 - own * seen
+    assert abs(alone - firm * (1 + newest * seen)) <= 1 + 1e-9
 
 
 def test_at_a_known_point_it_is_that_value() -> None:

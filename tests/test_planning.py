@@ -110,8 +110,8 @@ def test_the_gram_error_is_that_of_the_vectors(steps: int, seed: int) -> None:
     c = planning.deviation(t, nodes, b, damping)
     for outputs, products in zip(runs, t.grams, strict=True):
         d = np.zeros(outputs.shape[1])
-        for place, s in enumerate(range(a + 1, b)):
-            factors = fill.weights([t.sigmas[n] for n in nodes], t.sigmas[s], damping**place)
+        for s in range(a + 1, b):
+            factors = fill.weights([t.sigmas[n] for n in nodes], t.sigmas[s], damping)
             forecast = sum(f * outputs[n] for f, n in zip(factors, nodes, strict=True))
             d += (t.sigmas[s + 1] - t.sigmas[s]) * (forecast - outputs[s])
         scale = np.mean([v @ v for v in outputs])

@@ -14,7 +14,7 @@ ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2}
 """Polynomial degree of each fill by name; a fill of degree n looks at the last n + 1 computed values."""
 
 DAMPING = 0.85
-"""Of linear forecasts, per further skipped step: what did best on the demo model."""
+"""Of forecasts, per spacing of the outputs they are made from; what did best on the demo model."""
 
 LEAST_WEIGHT = 0.2
 """A computed step whose output weighs less than this in the solver, relative to the skipped ones before it, is not
@@ -30,36 +30,97 @@ def carries(weight: float, skipped: Iterable[float]) -> bool:
     return bool(abs(weight) >= LEAST_WEIGHT * max(map(abs, skipped)))
 
 
+def reach(sigmas: Sequence[float], sigma: float) -> float:
+    """How far beyond the newest node a noise level lies, in spacings of the two newest nodes; 0 for a single node.
+
+    >>> round(reach([0.8, 0.9], 0.5), 6), reach([0.8], 0.5)
+    (3.0, 0.0)
+    """
+    return abs(sigma - sigmas[0]) / abs(sigmas[0] - sigmas[1]) if len(sigmas) > 1 else 0.0
+
+
 def weights(sigmas: Sequence[float], sigma: float, damping: float = 1.0) -> list[float]:
     """Weights of the last computed values in the extrapolation to ``sigma``.
 
-    The Lagrange polynomial through the points ``sigmas`` (newest first), shrunk towards plain reuse of the newest:
-    ``w = damping * lagrange + (1 - damping) * (1, 0, ...)``. The weights always sum to one.
+    The Lagrange polynomial through the points ``sigmas`` (newest first), shrunk towards plain reuse of the newest
+    beyond the spacing of its nodes: ``w = c * lagrange + (1 - c) * (1, 0, ...)``, ``c = damping ** (n * (r - 1))`` for
+    a polynomial of degree ``n`` at a distance of ``r > 1`` spacings (:func:`reach`). So, with a damping below 1, no
+    weight grows with the distance: that of a linear one is at most 2.7 at 0.85. The weights always sum to one.
 
     Args:
         sigmas: noise levels of the computed values, newest first, all different; 1 to 3 of them.
         sigma: noise level to extrapolate to.
-        damping: 1 is the full polynomial, 0 plain reuse.
+        damping: 1 is the full polynomial, 0 plain reuse beyond one spacing.
 
     >>> weights([0.8, 0.9], 0.7)
+    [2.0, -1.0]
+    >>> weights([0.8, 0.9], 0.6, damping=0.5)
     [2.0, -1.0]
     >>> weights([0.8], 0.7)
     [1.0]
     """
+    kept = damping ** ((len(sigmas) - 1) * max(0.0, reach(sigmas, sigma) - 1.0))
     result = []
     for j, node in enumerate(sigmas):
         weight = 1.0
         for k, other in enumerate(sigmas):
             if k != j:
                 weight *= (sigma - other) / (node - other)
-        result.append(round(damping * weight + (1.0 - damping) * (j == 0), 12))
+        result.append(round(kept * weight + (1.0 - kept) * (j == 0), 12))
     return result
 
 
-def extrapolate(values: Sequence[Any], factors: Sequence[float]) -> Any:
+def steadiness(newest: Any, before: Any, oldest: Any) -> Any:
+    """How steadily the outputs change: a tensor (B, 1, ...), from 0 to 1, one value a sample.
+
+    Twice the cosine between the last change and the one before, at most 1: 1 where the outputs go on as they went, 0
+    where they turn off at a right angle or go back, as they do where steps are long. Measured on the device; nothing
+    is read. Forecasts and corrections go by it (:func:`share`, :func:`firmness`).
+
+    Args:
+        newest, before, oldest: the last three computed outputs, (B, ...).
+    """
+    shape = (len(newest), *(1,) * (newest.ndim - 1)) if newest.ndim else ()
+    last = (newest.float() - before.float()).reshape(shape[:1] + (-1,))
+    previous = (before.float() - oldest.float()).reshape(shape[:1] + (-1,))
+    sizes = last.norm(dim=-1) * previous.norm(dim=-1)
+    cosine = (last * previous).sum(dim=-1) / sizes.clamp_min(torch.finfo(torch.float32).tiny)
+    return (2 * cosine).nan_to_num(0.0).clamp(0, 1).reshape(shape)
+
+
+def share(steady: Any) -> Any:
+    """Share of a forecast's change that is believed: a half where outputs turn at every step, all where they do not."""
+    return 0.5 + 0.5 * steady
+
+
+def firmness(weight: float, left: float, newest: float) -> float:
+    """Share of a correction that is safe, by the solver's weights and steps alone.
+
+    A correction puts an error ``e`` of the latents right at the end of a step. Had the denoiser not seen the error,
+    its output would show all of the forecasts' fault, and ``-e`` would be right. Where it sees the error in full
+    (``dv/dx = 1/sigma``: what lies off the data is pulled back), the step itself shrinks ``e`` by ``left'/left``, and
+    its output shows the fault too large, by ``1 + newest/left``. Between those two, the share whose larger remainder
+    is the smaller one: ``(left + left') / (2 left + newest)``. It is 1 for short steps, and the remainder is never
+    more than ``e``, so what comes back through later forecasts cannot grow by it.
+
+    Args:
+        weight: the solver's weight of this step's output, in size.
+        left: sum of the solver's weights from this step on, in size; for Euler on flow matching, sigma.
+        newest: weight of this step's output in what is to be put right, in size.
+
+    >>> firmness(0.02, 0.9, 0.02), firmness(0.2, 0.4, 0.4)
+    (0.978021978022, 0.5)
+    """
+    return round((2 * left - weight) / (2 * left + newest), 12)
+
+
+def extrapolate(values: Sequence[Any], factors: Sequence[float], part: Any = None) -> Any:
     """``sum_j factors[j] * values[j]``, accumulated in float32 (or wider) and returned in the values' dtype.
 
     A single value with weight one is returned as it is, so that plain reuse is exact and costs nothing.
+
+    Args:
+        part: share of the way from the first value to the sum, a tensor (B, 1, ...); ``None`` is all of it.
     """
     if len(values) == 1 and factors[0] == 1.0:
         return values[0]
@@ -67,4 +128,6 @@ def extrapolate(values: Sequence[Any], factors: Sequence[float]) -> Any:
     total = values[0].to(wide) * factors[0]
     for value, factor in zip(values[1:], factors[1:], strict=True):
         total = total.add_(value.to(wide), alpha=factor)
+    if part is not None:
+        total = torch.lerp(values[0].to(wide), total, part.to(wide))
     return total.to(values[0].dtype)

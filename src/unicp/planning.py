@@ -33,7 +33,7 @@ TRANSIENT = 0.2
 """What stays of a corrected deviation by its having been there until then, as a share of it."""
 
 FILLS: tuple[tuple[int, float], ...] = ((0, 1.0), (1, fill.DAMPING))
-"""Candidates of a segment's forecast: polynomial degree in sigma, and damping per further skipped step. A larger choice
+"""Candidates of a segment's forecast: polynomial degree in sigma, and damping per spacing of its nodes. A larger choice
 (other dampings, second order) promised less error and made more, in real runs of the demo model."""
 
 
@@ -116,7 +116,7 @@ def deviation(trajectories: Trajectories, nodes: Sequence[int], until: int, damp
         trajectories: its sigmas and weights are looked at.
         nodes: computed steps the forecast looks at, newest first, 1 to 3 of them.
         until: next computed step.
-        damping: weight of the extrapolation per further skipped step.
+        damping: weight of the extrapolation per spacing of the nodes.
     """
     return _deviation(trajectories, nodes, range(nodes[0] + 1, until), damping)
 
@@ -125,9 +125,9 @@ def _deviation(trajectories: Trajectories, nodes: Sequence[int], skipped: range,
     """Coefficients (N,) of what a solver's state is off by if outputs come from the polynomial through the nodes."""
     sigmas = trajectories.sigmas
     c = np.zeros(trajectories.steps)
-    for place, s in enumerate(skipped):
+    for s in skipped:
         width = trajectories.weights[s]
-        factors = fill.weights([float(sigmas[n]) for n in nodes], float(sigmas[s]), damping**place)
+        factors = fill.weights([float(sigmas[n]) for n in nodes], float(sigmas[s]), damping)
         for node, factor in zip(nodes, factors, strict=True):
             c[node] += width * factor
         c[s] -= width

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -21,6 +21,19 @@ SPREAD = 2.08
 """How many steps the default plan computes behind the first ones, by the root of the steps; found there, too."""
 
 
+LONG_RUN = 25
+"""Steps from which on the default plan forecasts and leaps as it was found to on runs of 30 and 50 steps."""
+
+FEW = 8
+"""Computed steps below which the default plan spaces them evenly, as fewer steps would be."""
+
+UNEVEN = 3.0
+"""Ratio of neighbouring steps' lengths in sigma from which on a plan goes by sigma and not by the steps' number."""
+
+TAIL = 0.1
+"""Length of a last step, as a share of the one before it, below which its output is worth nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """The skipped steps between two computed ones.
@@ -29,7 +42,7 @@ class Segment:
         after: computed step before them.
         until: computed step behind them.
         order: degree of the extrapolation, 0 or 1.
-        damping: weight of the extrapolation per further skipped step.
+        damping: weight of the extrapolation per spacing of the outputs it is made from.
     """
 
     after: int
@@ -52,6 +65,8 @@ class StepPlan:
         inside_cost: what such a step costs, as a share of a whole one.
         correct: computed steps make good what the forecasts before them were off by.
         predicted: predicted error at the end of the run, relative to the size of the outputs.
+        places: where on the grid of the run each computed step is evaluated, in steps, and where the solver goes from
+            one to the next; empty where each stands at its own index.
     """
 
     steps: int
@@ -62,6 +77,7 @@ class StepPlan:
     inside_cost: float = 1.0
     correct: bool = True
     predicted: float = 0.0
+    places: tuple[float, ...] = ()
 
     @property
     def cost(self) -> float:
@@ -97,7 +113,7 @@ def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPl
     The change from step to step is largest at both ends of a run, so the first steps are computed and the gaps at the
     start and the end of what remains are the shorter ones. No gap is shorter than one nearer to its end of the run:
     a step computed between wider gaps does not bring what it would elsewhere. Linear forecasts, damped by 0.85 per
-    further step.
+    spacing.
 
     >>> growing(20, 9, 3).compute
     (0, 1, 2, 4, 7, 10, 14, 17, 19)
@@ -149,6 +165,127 @@ def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> St
     if max(warmup, first - 2) <= first_of_last + 1 - 2 * skipped:
         return computing(steps, set(range(steps)) - {first_of_last - 1 - 2 * i for i in range(skipped)})
     return growing(steps, computed, first, max(cooldown, min(LAST, first - warmup)))
+
+
+def affordable(steps: int, speedup: float) -> int:
+    """How many of the steps can be computed for a speed-up, two at least.
+
+    As many as leave it at what was asked for; one more where that would be faster by a fifth, and one more misses it
+    by an eighth at most: where steps are few, a step less is worth more than that.
+
+    >>> affordable(50, 2.0), affordable(8, 3.0), affordable(4, 3.0)
+    (25, 3, 2)
+    """
+    computed = math.floor(steps / speedup + 1e-9)
+    if computed and steps / computed >= 1.2 * speedup and steps / (computed + 1) >= 0.875 * speedup:
+        computed += 1
+    return min(max(computed, 2), steps)
+
+
+def untuned(
+    sigmas: Sequence[float],
+    computed: int,
+    *,
+    leaps: bool = False,
+    free: bool = False,
+    starts: bool = False,
+    warmup: int | None = None,
+    cooldown: int | None = None,
+) -> StepPlan:
+    """The plan for a run without a profile, by its noise levels and by what its solver can do.
+
+    A multistep solver that can leap and has few steps is given just what fewer steps would be, evenly along the run.
+    Where it gains from a short first step, it gets one from :data:`FEW` computed steps on: the first of its long steps
+    is then taken from two outputs in place of one. In a run of :data:`LONG_RUN` steps or more it is :func:`default`.
+    Where the solver takes every step, skipped ones are forecasts: evenly spaced where few are computed, else behind
+    first steps in full with gaps that grow (:func:`growing`). Of ``K`` computed steps of ``N`` those first ones are
+    ``K^2 / 2N``. A last step too short to matter is skipped, a noise level that is visited twice computed once
+    before one is visited again, and where lengths of steps jump, the plan goes by them.
+
+    Args:
+        sigmas: noise levels of the run (N,), falling to 0 after the last.
+        computed: how many steps to compute, 1 to N.
+        leaps: the solver can take longer steps.
+        free: and to noise levels between those of the run.
+        starts: and a short first step before the long ones is worth its cost.
+        warmup, cooldown: first and last steps that are to be computed, if the plan is not to choose.
+
+    >>> untuned([1 - i / 12 for i in range(12)], 6, leaps=True).compute
+    (0, 2, 4, 6, 8, 10)
+    >>> untuned([1 - i / 20 for i in range(20)], 9, leaps=True, free=True, starts=True).places[:3]
+    (0.0, 1.0, 3.375)
+    >>> untuned([1 - i / 20 for i in range(20)], 9).compute
+    (0, 1, 3, 5, 8, 11, 14, 17, 19)
+    """
+    steps = len(sigmas)
+    if computed >= steps:
+        return computing(steps, range(steps))
+    visits = [i for i in range(steps) if i == 0 or sigmas[i] != sigmas[i - 1]]  # the first one of each level
+    if len(visits) < steps:
+        return _twice(sigmas, visits, computed, warmup, cooldown)
+    lengths = [a - b for a, b in pairwise((*sigmas, 0.0))]
+    body = steps - (steps > 2 and lengths[-1] < TAIL * lengths[-2])
+    if computed >= body:
+        return computing(steps, range(body))
+    if warmup is not None or cooldown is not None:
+        first, last = 2 if warmup is None else warmup, 1 if cooldown is None else cooldown
+        return default(steps, computed, first, last) if leaps else growing(steps, computed, first, last)
+    inner = lengths[:body]
+    if any(a > UNEVEN * b or b > UNEVEN * a for a, b in pairwise(inner)):
+        return computing(steps, _by_length(sigmas[:body], inner, computed))
+    if leaps and steps >= LONG_RUN:
+        return default(steps, computed)
+    if leaps:
+        starts &= computed >= FEW
+        if starts and computed > 0.55 * steps and steps >= 16:
+            return default(steps, computed)
+        places = [body * i / computed for i in range(computed)]
+        if starts:
+            places = [0.0] + [1 + (body - 1) * i / (computed - 1) for i in range(computed - 1)]
+        if not free:
+            places = [float(int(place)) for place in places]
+        even = computing(steps, {int(place) for place in places})
+        return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
+    if computed < FEW:
+        return computing(steps, {round(body * i / computed) for i in range(computed)})
+    first = max(1, round(computed**2 / (2 * steps)))
+    return computing(steps, growing(body, computed, first).compute)
+
+
+def _twice(
+    sigmas: Sequence[float], visits: list[int], computed: int, warmup: int | None, cooldown: int | None
+) -> StepPlan:
+    """The plan where a solver of second order visits noise levels twice: the second visit repeats the first one.
+
+    The levels are planned as steps of their own; what is left over goes to second visits, from the beginning on.
+    """
+    levels = [sigmas[i] for i in visits]
+    plan = untuned(levels, min(computed, len(levels)), warmup=warmup, cooldown=cooldown)
+    compute = {visits[i] for i in plan.compute}
+    again = [i for i in range(len(sigmas)) if i not in visits]
+    return computing(len(sigmas), {*compute, *again[: computed - len(compute)]})
+
+
+def _by_length(sigmas: Sequence[float], lengths: Sequence[float], computed: int) -> tuple[int, ...]:
+    """The steps to compute, the first one among them, from which the others are least far away along sigma.
+
+    The least sum, over skipped steps, of their length times their distance from the computed one before them: what
+    latents are off by if outputs are repeated that change steadily along sigma. By dynamic programming.
+    """
+    steps = len(sigmas)
+    cost = [[0.0] * (steps + 1) for _ in range(steps)]
+    for a in range(steps):
+        for b in range(a + 1, steps + 1):
+            cost[a][b] = sum(lengths[s] * (sigmas[a] - sigmas[s]) for s in range(a + 1, b))
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, (0,))}
+    for _ in range(computed - 1):
+        longer: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for last, (spent, path) in best.items():
+            for b in range(last + 1, steps):
+                found = (spent + cost[last][b], (*path, b))
+                longer[b] = min(longer.get(b, found), found)
+        best = longer
+    return min((spent + cost[last][steps], path) for last, (spent, path) in best.items())[1]
 
 
 def alternating(
@@ -215,7 +352,8 @@ def later(plan: StepPlan, first: int) -> StepPlan:
     """
     segments = tuple([replace(s, after=s.after + first, until=s.until + first) for s in plan.segments])
     compute = tuple([step + first for step in plan.compute])
-    return replace(plan, steps=plan.steps + first, compute=compute, segments=segments)
+    places = tuple([place + first for place in plan.places])
+    return replace(plan, steps=plan.steps + first, compute=compute, segments=segments, places=places)
 
 
 def beginning(plan: StepPlan, first: int) -> StepPlan:
@@ -237,7 +375,7 @@ def beginning(plan: StepPlan, first: int) -> StepPlan:
         anew = growing(plan.steps - first, len(rest), 2, ends)
         compute = {*(set(plan.compute) - set(rest)), *(step + first for step in anew.compute)}
     conditional, inside = (tuple([s for s in cheap if s not in start]) for cheap in (plan.conditional, plan.inside))
-    changed = replace(plan, compute=tuple(sorted(compute)), conditional=conditional, inside=inside)
+    changed = replace(plan, compute=tuple(sorted(compute)), conditional=conditional, inside=inside, places=())
     return _refilled(changed, range(plan.steps))
 
 
@@ -251,7 +389,7 @@ def halved(plan: StepPlan, after: int) -> StepPlan:
     if segment is None:
         return plan
     compute = sorted({*plan.compute, (segment.after + segment.until) // 2})
-    return _refilled(replace(plan, compute=tuple(compute)), range(plan.steps))
+    return _refilled(replace(plan, compute=tuple(compute), places=()), range(plan.steps))
 
 
 def _refilled(plan: StepPlan, places: Sequence[float]) -> StepPlan:

@@ -6,6 +6,7 @@ the timesteps of the calls themselves.
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from ..errors import UnicpError
 from ..policies import Step
 from ..specs import ModelSpec
+from .leap import at
 from .solver import planned_response
 
 
@@ -68,6 +70,7 @@ class Clock:
     def reset(self) -> None:
         """Forget everything: the next call begins a generation."""
         self.step: Step | None = None
+        self._leaps = self._free = self._starts = False  # what the solver of this run can do
         self._noise: float | None = None
         self._mean: float | None = None
         self._wave = False  # frames fall one after another: their mean tells how far the video is
@@ -149,8 +152,46 @@ class Clock:
                 sigma=float(sigma),
                 sigmas=self._sigmas(scheduler),
                 weights=self._weights,
+                leaps=self._leaps,
+                free=self._free,
+                starts=self._starts,
             )
         return Tick(self.step, branch, fresh, moved)
+
+    def leaps(self, free: bool, starts: bool) -> Step:
+        """The solver of the run that has just begun can take longer steps; see :class:`Step` for what else it can."""
+        self._leaps, self._free, self._starts = True, free, starts
+        assert self.step is not None
+        self.step = dataclasses.replace(self.step, leaps=True, free=free, starts=starts)
+        return self.step
+
+    def movable(self, call: Mapping[str, Any]) -> bool:
+        """Whether the denoiser can be called at other noise levels than the pipeline's, by its timestep alone.
+
+        It takes one timestep for all tokens, and that is the scheduler's, or a fixed share of it.
+        """
+        timestep = call.get(self._timestep)
+        if self._rising or self._wave or self._timesteps is None or getattr(timestep, "ndim", 2) > 1:
+            return False
+        assert self.step is not None
+        level, (own, _) = float(self._timesteps[self.step.index]), self._noise_level(call)
+        return any(self._same(level, own * scale) for scale in (1.0, 1000.0))
+
+    def moved(
+        self, index: int, place: float, names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A call's arguments with the timestep of a place of the grid in place of that of step ``index``."""
+        here, there = at(self._timesteps.double(), [index, place]).tolist()
+        if self._timestep in kwargs:
+            return args, {**kwargs, self._timestep: kwargs[self._timestep] * (there / here)}
+        where = names.index(self._timestep)
+        return (*args[:where], args[where] * (there / here), *args[where + 1 :]), kwargs
+
+    def sigma_at(self, place: float) -> float:
+        """The noise level at a place of the grid."""
+        sigmas = self._sigmas(self.scheduler())
+        assert sigmas is not None
+        return float(at(torch.tensor([*sigmas, 0.0]).double(), [place])[0])
 
     def _told(self, timesteps: Any) -> tuple[float, ...] | None:
         """The solver's weights, if another denoiser's clock was asked when the run began: they are told before that."""

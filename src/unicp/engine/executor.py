@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -160,6 +161,7 @@ class Executor:
             if tick.new_generation:
                 self._place(compiled.how_compiled(self.denoiser, forward))
                 self._begin()
+                tick = self._told(tick, named)
             key = tick.branch if self.needs.separate else ""
             plan, deciding = self._decide(tick, key)
             output = self._act(tick, plan, deciding, key, forward, args, kwargs, named, began)
@@ -185,6 +187,13 @@ class Executor:
         self.generation = None  # the old one is over, also for the session, which has yet to report it
         self.generation = self._open(self)
         self.leaper.begin()
+
+    def _told(self, tick: Tick, named: Mapping[str, Any]) -> Tick:
+        """The first call of a run, told what the solver can do."""
+        if not self.leaper.active:
+            return tick
+        step = self.clock.leaps(self.clock.movable(named), self.leaper.starts)
+        return dataclasses.replace(tick, step=step)
 
     def _decide(self, tick: Tick, key: str) -> tuple[Plan, bool]:
         """The plan for this call, and whether this call is the one that measures."""
@@ -223,9 +232,10 @@ class Executor:
             index=step.index, sigma=step.sigma, branch=tick.branch, action=plan.action, denoiser=self.name
         )
         if not plan.runs and self.leaper.over(step.index):
-            output, record.action = cache.filled_output(step.sigma, plan)[0], "leap"
+            output, record.action = cache.filled_output(step, plan, self.needs)[0], "leap"
         elif not plan.runs and self.needs.keep == "output":
-            output, record.action = cache.filled_output(step.sigma, plan, self.leaper.weight(step, self._plans[key]))
+            weight = self.leaper.weight(step, self._plans[key])
+            output, record.action = cache.filled_output(step, plan, self.needs, weight)
         else:
             hidden = named.get(self.spec.hidden) if self.spec else None
             batch = hidden.shape[0] if hidden is not None else 1
@@ -236,6 +246,9 @@ class Executor:
                 self._probe.armed = measuring
             if self.inside is not None and plan.runs:
                 self.inside.begin(tick, plan, batch, measuring)
+            if plan.place is not None:
+                args, kwargs = self.clock.moved(step.index, plan.place, self._parameters, args, kwargs)
+                record.sigma = self.clock.sigma_at(plan.place)
             output = forward(*args, **kwargs)
             self._call = None
             changes = self.inside.finish(record) if self.inside is not None and plan.runs else {}
@@ -245,8 +258,7 @@ class Executor:
             elif measuring and self.needs.check:
                 scalars = forecast_error(leading(output), cache.leading(), cache.sigmas, tick.step.sigma)
             if plan.runs and self.needs.keep == "output":
-                made, output = output, cache.corrected(tick.step.sigma, tick.step.weight, output)
-                cache.keep_output(tick.step.sigma, made, self.needs.order)
+                output = cache.take(step, output, self.needs)
             if measuring:
                 self._pending.append((self.policies[key], tick.step, record, scalars, changes))
         assert self.generation is not None

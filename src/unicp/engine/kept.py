@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree  # diffusers registers its outputs the
 
 from .. import fill
 from ..errors import UnicpError
-from ..policies import Plan
+from ..policies import Needs, Plan, Step
 from ..specs import BlockList
 
 
@@ -59,6 +59,7 @@ class BranchCache:
         structure: how a filled output is put together from its leaves.
         forecasts: what was filled since the last computed step, as (sigma, the solver's weight of that step, factors
             of the kept outputs, newest first).
+        steady: how steadily each leaf of the outputs changes; ``None`` where it was not measured yet.
     """
 
     residuals: tuple[Any, ...] | None = None
@@ -66,6 +67,7 @@ class BranchCache:
     sigmas: list[float] = field(default_factory=list)
     structure: Any = None
     forecasts: list[tuple[float, float, list[float]]] = field(default_factory=list)
+    steady: list[Any] | None = None
 
     def tensors(self) -> list[Any]:
         leaves = [*(self.residuals or ()), *(leaf for output in self.outputs for leaf in output)]
@@ -74,6 +76,24 @@ class BranchCache:
     def leading(self) -> list[Any]:
         """The first tensor of every kept output, newest first."""
         return [leading(output) for output in self.outputs]
+
+    def take(self, step: Step, output: Any, needs: Needs) -> Any:
+        """Keep a computed output for later fills.
+
+        Returns:
+            What the solver is to be given in its place: itself, or corrected.
+        """
+        steady = None
+        if needs.steadiness and len(self.outputs) > 1 and step.sigma not in self.sigmas:
+            steady = self._steadiness(output)
+        given = self._corrected(step, output, steady)
+        self.keep_output(step.sigma, output, needs.order)
+        self.steady = steady if steady is not None else self.steady
+        return given
+
+    def _steadiness(self, output: Any) -> list[Any]:
+        known = zip(pytree.tree_flatten(output)[0], *self.outputs[:2], strict=True)
+        return [fill.steadiness(*leaves) if isinstance(leaves[0], torch.Tensor) else None for leaves in known]
 
     def keep_output(self, sigma: float, output: Any, order: int) -> None:
         """Keep an output for a fill of this order."""
@@ -86,53 +106,76 @@ class BranchCache:
         self.sigmas.insert(0, sigma)
         del self.outputs[order + 1 :], self.sigmas[order + 1 :]
 
-    def corrected(self, sigma: float, weight: float | None, output: Any) -> Any:
+    def _corrected(self, step: Step, output: Any, steady: list[Any] | None) -> Any:
         """A computed output, and what the forecasts before it were off by.
 
         With the new output the skipped ones can be told better: the polynomial through it and the two outputs before,
         between its nodes now instead of beyond them. What the solver has been given too much or too little is
         ``sum_s w_s (better_s - forecast_s)``, with the solver's weights ``w``; divided by the weight of this step and
         added to its output, the latents get it all at once. The sum is linear in the kept outputs, so nothing but a
-        few factors had to be remembered.
+        few factors had to be remembered. How much of it is added follows from the length of the steps
+        (:func:`~unicp.fill.firmness`) and from how steadily the outputs change (:func:`~unicp.fill.steadiness`):
+        where they do not, what lies between two of them is not to be told from them.
 
         Args:
-            sigma: noise level of this step.
-            weight: the solver's weight of this step's output.
+            step: whose output it is.
             output: what the denoiser returned; it is not changed.
+            steady: of its leaves; ``None`` where there are too few outputs to tell.
         """
         skipped, self.forecasts = self.forecasts, []
-        if not skipped or not weight or sigma in self.sigmas or not fill.carries(weight, (w for _, w, _ in skipped)):
+        weight, known = step.weight, step.sigma in self.sigmas
+        if steady is None or not skipped or not weight or known or step.weights is None:
             return output
-        nodes = [sigma, *self.sigmas[:2]]
-        factors = [1.0] + [0.0] * len(self.sigmas)
+        if not fill.carries(weight, (w for _, w, _ in skipped)):
+            return output
+        nodes = [step.sigma, *self.sigmas[:2]]
+        better, filled = [0.0] * (1 + len(self.sigmas)), [0.0] * (1 + len(self.sigmas))
+        reused = 0.0  # of the newest kept output, where a forecast is not believed in full
         for at, w, used in skipped:
             for place, factor in enumerate(fill.weights(nodes, at)):
-                factors[place] += w / weight * factor
+                better[place] += w / weight * factor
             for place, factor in enumerate(used):
-                factors[1 + place] -= w / weight * factor
+                filled[1 + place] += w / weight * factor
+            reused += w / weight
+        left = sum(map(abs, step.weights[step.index :]))
+        firm = fill.firmness(abs(weight), left, abs(better[0] * weight))
+        better[1] -= reused
+        filled[1] -= reused
         leaves, structure = pytree.tree_flatten(output)
-        changed = [
-            fill.extrapolate(known, factors) if isinstance(known[0], torch.Tensor) else known[0]
-            for known in zip(leaves, *self.outputs, strict=True)
-        ]
+        changed = []
+        for place, (new, *older) in enumerate(zip(leaves, *self.outputs, strict=True)):
+            if isinstance(new, torch.Tensor):
+                wide = torch.promote_types(new.dtype, torch.float32)
+                values = [new.to(wide), *(value.to(wide) for value in older)]
+                off = fill.extrapolate(values, better) - self._share(place) * fill.extrapolate(values, filled)
+                new = (values[0] + firm * steady[place] * off).to(new.dtype)
+            changed.append(new)
         return pytree.tree_unflatten(changed, structure)
 
-    def filled_output(self, sigma: float, plan: Plan, weight: float | None = None) -> tuple[Any, str]:
-        """What stands in for the output at ``sigma``, and the action as records call it.
+    def _share(self, place: int) -> Any:
+        """Share of a leaf's forecasts that is believed. None of it, where there are too few outputs to tell."""
+        return 0.0 if self.steady is None else fill.share(self.steady[place])
+
+    def filled_output(self, step: Step, plan: Plan, needs: Needs, weight: float | None = None) -> tuple[Any, str]:
+        """What stands in for the output at a step, and the action as records call it.
 
         Args:
-            sigma: noise level of this step.
+            step: which is skipped.
             plan: says from how many kept outputs, and how damped.
+            needs: says whether forecasts go by how steadily the outputs change.
             weight: the solver's weight of this step's output, if it is to be corrected later.
         """
         kept = 1 if plan.action == "reuse" else len(self.sigmas) if plan.order is None else 1 + plan.order
         sigmas = self.sigmas[:kept]
-        factors = fill.weights(sigmas, sigma, plan.damping)
+        factors = fill.weights(sigmas, step.sigma, plan.damping)
         if weight:
-            self.forecasts.append((sigma, weight, factors))
+            self.forecasts.append((step.sigma, weight, factors))
         leaves = []
-        for known in zip(*self.outputs[: len(sigmas)], strict=True):
+        for place, known in enumerate(zip(*self.outputs[: len(sigmas)], strict=True)):
             tensor = isinstance(known[0], torch.Tensor)
-            value = fill.extrapolate(known, factors) if tensor else known[0]
+            part = None
+            if tensor and needs.steadiness and len(sigmas) > 1:
+                part = torch.as_tensor(self._share(place), device=known[0].device)
+            value = fill.extrapolate(known, factors, part) if tensor else known[0]
             leaves.append(value.clone() if tensor and value is known[0] else value)
         return pytree.tree_unflatten(leaves, self.structure), "forecast" if len(sigmas) > 1 else "reuse"

@@ -7,17 +7,25 @@ really takes, and its own code does the rest; at the steps in between neither th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from ..fill import weights
 from .solver import InPlace
 
 if TYPE_CHECKING:
     from ..policies import Plan, Step
     from .executor import Executor
 
-SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
+SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler")
 """Their steps look at nothing but noise levels, the step's number and what they were given. Solvers of first order gain
 nothing: a forecast is better than one long step of Euler's."""
+
+STARTING = ("UniPCMultistepScheduler", "DEISMultistepScheduler")
+"""Those whose long steps gain from a short one before them; DPM-Solver++ loses more than that (benchmarks/promise.py).
+"""
 
 
 def leaps(scheduler: Any) -> bool:
@@ -53,7 +61,8 @@ class Leaper:
     def _forget(self) -> None:
         self._kind: Any = tuple  # of what ``step`` returns
         self._until = 0
-        self._taken: list[int] = []
+        self._next = 0.0  # place of the next step that the solver takes
+        self._taken: list[float] = []
         self._leapt = False
 
     def begin(self) -> None:
@@ -92,6 +101,16 @@ class Leaper:
         """
         return None if plan.action == "conditional" and self._scheduler is not None else step.weight
 
+    @property
+    def active(self) -> bool:
+        """Whether the solver of this run can be shown longer steps."""
+        return self._scheduler is not None
+
+    @property
+    def starts(self) -> bool:
+        """Whether a short first step before the long ones is worth its cost."""
+        return type(self._scheduler).__name__ in STARTING
+
     def over(self, index: int) -> bool:
         """Whether the solver has gone beyond this step already."""
         return index < self._until
@@ -101,43 +120,75 @@ class Leaper:
         if scheduler is None or scheduler.timesteps is not self._timesteps:
             self._leave()  # another run, of which we know nothing
             return self._own(*args, **kwargs)
+        if scheduler.step_index is None:  # the first step; where it is, only the solver can tell
+            scheduler._init_step_index(self._signature.bind(*args, **kwargs).arguments["timestep"])
         index = scheduler.step_index
-        if index is not None and self.over(index):
+        if not self._taken:
+            self._next = float(index)
+        if self.over(index):
             scheduler._step_index = index + 1
             sample = self._signature.bind(*args, **kwargs).arguments["sample"]
             return (sample,) if self._kind is tuple else self._kind(prev_sample=sample)
-        if index is None:  # the first one; the solver has yet to find where it is
-            result = self._own(*args, **kwargs)
-            self._taken = [scheduler.step_index - 1]
+        self._taken.append(self._next)
+        ahead = self._ask(index)
+        if ahead is None:
+            ahead = tuple(range(index + 1, len(self._timesteps)))
         else:
-            self._until = self._ask(index)
-            self._leapt |= self._until > index + 1
-            self._taken.append(index)
-            result = self._shown(self._until, args, kwargs)
-            scheduler._step_index = index + 1
+            self._leapt = True
+        self._next = float(ahead[0] if ahead else len(self._timesteps))
+        self._until = int(self._next)
+        result = self._shown(ahead, args, kwargs)
+        scheduler._step_index = index + 1
         self._kind = type(result)
         if scheduler.step_index >= len(self._timesteps):
             self._leave()
         return result
 
-    def _ask(self, index: int) -> int:
-        """The step to which the solver should go from this one."""
+    def _ask(self, index: int) -> tuple[float, ...] | None:
+        """Where the solver goes from this step."""
         self._executor.settle()  # the policy may doubt its plan by what this step measured
         step, policy = self._executor.clock.step, self._executor.policies.get("")
         if policy is None or step is None or step.index != index:
-            return index + 1
+            return None
         return policy.leap(step)
 
-    def _shown(self, until: int, args: Any, kwargs: Any) -> Any:
-        """The solver's own step, with nothing before it but the steps it took, and ``until`` next."""
+    def _shown(self, ahead: tuple[float, ...], args: Any, kwargs: Any) -> Any:
+        """The solver's own step, with nothing before it but the steps it took, and those ahead behind it."""
         scheduler = self._scheduler
-        known = scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps
-        path = [*self._taken, *range(until, len(known[1]))]
+        known = scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps, scheduler.step_index
+        path = [*self._taken, *ahead]
         try:
-            if len(path) < len(known[1]) - self._taken[0]:
-                scheduler.sigmas, scheduler.timesteps = known[0][[*path, len(known[1])]], known[1][path]
+            if path != list(range(int(path[0]), len(known[1]))):
+                scheduler.sigmas = torch.cat([at(known[0], path), known[0][len(known[1]) :]])
+                scheduler.timesteps = at(known[1], path)
                 scheduler.num_inference_steps, scheduler._step_index = len(path), len(self._taken) - 1
             return self._own(*args, **kwargs)
         finally:
-            scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps = known
-            scheduler._step_index = self._taken[-1]
+            scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps, scheduler._step_index = known
+
+
+def at(levels: torch.Tensor, places: Sequence[float]) -> torch.Tensor:
+    """Noise levels at places that count in steps and may lie between two of them, in the dtype of the levels.
+
+    Between two steps it is the cubic through the four nearest, which for the grids in use is what the scheduler would
+    have made of fewer steps, to a thousandth; it stays between its two neighbours.
+
+    Args:
+        levels: of all steps of the run, falling, (N,) or more.
+        places: at most one step beyond the last level.
+
+    >>> at(torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]), [0, 1.5]).tolist()
+    [1.0, 0.625]
+    """
+    known, found = [float(level) for level in levels.tolist()], []
+    for place in places:
+        low = int(place)
+        if low == place:
+            found.append(known[low])
+            continue
+        first = min(max(low - 1, 0), max(len(known) - 4, 0))
+        nodes = range(first, min(first + 4, len(known)))
+        value = sum(w * known[n] for w, n in zip(weights(nodes, place), nodes, strict=True))
+        ends = sorted(known[low : low + 2])
+        found.append(min(max(value, ends[0]), ends[-1]))
+    return torch.tensor(found, dtype=levels.dtype, device=levels.device)

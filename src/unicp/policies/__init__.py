@@ -49,6 +49,9 @@ class Step:
         sigmas: noise levels of all steps of the run, or ``None`` where nobody says.
         weights: what the pipeline's solver makes of the output of each step (``engine/solver.py``), where a policy
             asked for it and it can be told.
+        leaps: the solver can take longer steps, where a policy asked for it.
+        free: and to noise levels that lie between those of the run.
+        starts: and a short first step before the long ones is worth its cost.
     """
 
     index: int
@@ -58,6 +61,9 @@ class Step:
     began: int = 0
     sigmas: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
     weights: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
+    leaps: bool = dataclasses.field(default=False, compare=False)
+    free: bool = dataclasses.field(default=False, compare=False)
+    starts: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def weight(self) -> float | None:
@@ -76,9 +82,11 @@ class Plan:
 
     Attributes:
         action: one of :data:`ACTIONS`.
-        damping: of a forecast: 1 extrapolates fully, 0 repeats the last value.
+        damping: of a forecast, per spacing of the outputs it is made from (:func:`unicp.fill.weights`): 1 extrapolates
+            fully, 0 repeats the last value.
         order: of a forecast: degree of the extrapolation; ``None`` is the highest that is kept (``Needs.order``).
-        unconditional: damping for the unconditional branch, where it differs: its last output may be an older one.
+        place: where on the run's grid a computed step is evaluated, in steps: its own index if ``None``, else at most
+            one step behind it.
         units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
         weights: for units that blend: weight of the sliced output, 0 to 1.
         whole: nothing may be left out inside of this step, whatever acts inside of steps.
@@ -87,7 +95,7 @@ class Plan:
     action: str
     damping: float = 1.0
     order: int | None = None
-    unconditional: float | None = None
+    place: float | None = None
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     whole: bool = False
@@ -99,13 +107,9 @@ class Plan:
 
     def of_branch(self, branch: str) -> Plan:
         """What a guidance branch does."""
-        if not unconditional(branch):
-            return Plan(action="compute") if self.action == "conditional" else self
-        if self.action != "conditional" and self.unconditional is None:
+        if self.action != "conditional":
             return self
-        damping = self.damping if self.unconditional is None else self.unconditional
-        action = "forecast" if self.action == "conditional" else self.action
-        return dataclasses.replace(self, action=action, damping=damping)
+        return dataclasses.replace(self, action="forecast" if unconditional(branch) else "compute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,9 @@ class Needs:
         check: at every computed step compare the denoiser's output with what a forecast would have made of it; that is
             then the change that :meth:`Policy.observe` is given.
         correct: at a computed step, make good what the forecasts since the last one were off by, as far as the new
-            output shows it (:meth:`BranchCache.corrected`).
+            output shows it (:meth:`BranchCache.take`).
+        steadiness: at every computed step measure how steadily the outputs change, and let forecasts go by it
+            (:func:`unicp.fill.steadiness`).
         unit_changes: compare the full output of every unit with the one before.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
         leap: where the solver can take longer steps, ask :meth:`Policy.leap` for them.
@@ -141,6 +147,7 @@ class Needs:
     units: tuple[str, ...] = ()
     check: bool = False
     correct: bool = False
+    steadiness: bool = False
     unit_changes: bool = False
     map_bytes: int = 0
     leap: bool = False
@@ -187,12 +194,14 @@ class Policy(abc.ABC):
     def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:  # noqa: B027
         """Take note of what the units that were computed in full measured."""
 
-    def leap(self, step: Step) -> int:
-        """The step to which the solver should go from one that was just computed: the next one, or a later one.
+    def leap(self, step: Step) -> tuple[float, ...] | None:
+        """Where the solver goes from a step that was just computed: the places of its further steps, in order.
 
+        Places count steps of the run and may lie between two of them where ``Step.free`` says so; the next one is then
+        computed at the step it has passed last. With none left the solver goes to the end. ``None`` is the next step.
         What a policy says here it keeps to: :meth:`plan` computes none of the steps between.
         """
-        return step.index + 1
+        return None
 
     def notes(self) -> list[str]:
         """What a user should know of this generation beside the records; one sentence each."""

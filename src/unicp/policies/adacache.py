@@ -98,7 +98,8 @@ class AdaCacheConfig(Config):
             output along sigma, and nothing of it runs at a skipped step (ours).
         correct: for ``"forecast"``: at a computed step, make good what the forecasts before it were off by, as far as
             the new output shows it (ours; docs/methods.md, "The budget").
-        damping: for ``"forecast"``: weight of the extrapolation per further skipped step (see ``ScheduleConfig``).
+        damping: for ``"forecast"``: weight of the extrapolation per spacing of the last outputs (see
+            ``ScheduleConfig``).
         warmup_steps, cooldown_steps: first and last steps that are always computed (reference: 2 and 2).
 
     Raises:
@@ -199,7 +200,6 @@ class AdaCachePolicy(Policy):
         self.config = config
         self.next_compute = 0
         self.rate = 1
-        self.skipped = 0
         self.last_motion = 1.0
         self.smallest: float | None = None
         self.longest = 1
@@ -212,6 +212,7 @@ class AdaCachePolicy(Policy):
             keep="stack" if config.fill == "residual" else "output",
             order=0 if config.fill == "residual" else 1,
             correct=config.correct and config.fill == "forecast",
+            steadiness=config.fill == "forecast",
             metric=config.metric_kind,
             location=config.metric_location,
             strides=config.moreg_strides if config.moreg else (),
@@ -222,12 +223,10 @@ class AdaCachePolicy(Policy):
         config = self.config
         forced = step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         if forced or step.index >= self.next_compute:
-            self.skipped = 0
             return Plan(action="compute")
-        self.skipped += 1
         if config.fill == "residual":
             return Plan(action="reuse")
-        return Plan(action="forecast", damping=config.damping ** (self.skipped - 1))
+        return Plan(action="forecast", damping=config.damping)
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         self.observed += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,9 @@ from . import Config, Needs, Plan, Policy, Step, check_flag, check_number, no_nu
 
 if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
     from ..step_plans import Segment, StepPlan
+
+FEW_STEPS = 8
+"""Runs of so many steps and fewer are told that skipping is the wrong tool; models distilled for few take 4 to 8."""
 
 SPEEDS = (1.4, 1.5, 2.0, 2.5, 3.0, 4.0)
 """Those that comparisons ask for."""
@@ -24,26 +27,29 @@ class BudgetConfig(Config):
     """Compute the steps that matter most for a given cost, forecast the others along sigma, and watch the forecasts.
 
     The plan comes from a profile that ``unicp.tune`` made, or, without one, is a default for models never seen
-    (:func:`unicp.step_plans.default`).
+    (:func:`unicp.step_plans.untuned`): it follows from the noise levels of the run and from what its solver can do.
 
     Attributes:
         profile: path of a profile with plans.
         target_speedup: of the denoising loop, over the unaccelerated one; 1 or more, by default 2. Not together with
-            ``min_psnr``.
+            ``min_psnr``. Two steps at least are computed; what a target comes to that the number of steps cannot give
+            is in the report's notes.
         min_psnr: in dB against the unaccelerated video: the cheapest plan that reaches it in four of five cases, as
             surely as the prompts of ``tune`` can tell (:attr:`Priced.safe_psnr`). ``accelerate`` refuses it without a
             profile.
-        correct: at a computed step, make good what the forecasts before it were off by, as the new output shows it.
+        correct: at a computed step, make good what the forecasts before it were off by, as the new output shows it
+            and as far as steps are short and outputs change steadily (:func:`unicp.fill.firmness`,
+            :func:`unicp.fill.steadiness`).
         leap: share of the run's beginning in which the solver takes one long step to the next computed one, instead of
             several through forecasts, 0 to 1; behind it only where that step is longer than a twentieth of the run, and
-            with 0 nowhere. Only multistep solvers (UniPC, DPM-Solver++) and one denoiser; elsewhere there are forecasts
-            all the way.
+            with 0 nowhere. Only multistep solvers (UniPC, DPM-Solver++, DEIS) and one denoiser; elsewhere there are
+            forecasts all the way.
         override_reserve: share of the steps that may be computed beyond the plan, 0 to 1, where forecasts turn out
             worse than ``tune`` saw; at steps that it did not see, twice as bad as any of four or more before.
             By default a tenth with ``min_psnr``, and none with ``target_speedup``, as each costs speed.
         override_zscore: how many standard deviations worse than in ``tune``, above 0.
         warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed, 1 and 0 or
-            more.
+            more. With ``None`` the plan chooses.
 
     Raises:
         UnicpError: a value is out of range, or both targets are given.
@@ -62,8 +68,8 @@ class BudgetConfig(Config):
     leap: float = 0.6
     override_reserve: float | None = None
     override_zscore: float = 2.0
-    warmup_steps: int = 2
-    cooldown_steps: int = 1
+    warmup_steps: int | None = None
+    cooldown_steps: int | None = None
 
     @property
     def reserve(self) -> float:
@@ -104,8 +110,9 @@ class BudgetConfig(Config):
         if self.override_reserve is not None:
             check_number("override_reserve", self.override_reserve, low=0, high=1)
         check_number("override_zscore", self.override_zscore, low=1e-9)
-        check_number("warmup_steps", self.warmup_steps, low=1, whole=True)
-        check_number("cooldown_steps", self.cooldown_steps, low=0, whole=True)
+        for name, low in (("warmup_steps", 1), ("cooldown_steps", 0)):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), low=low, whole=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,18 +272,17 @@ class BudgetPolicy(Policy):
         self._unheard = 0  # alarms that nothing was left for
         self._remarks: list[str] = []
         self._computed: list[int] = []
-        self._whole = 0  # the last computed step of all branches
         self._leapt = 0  # the solver has gone beyond the steps before this one
 
     def needs(self) -> Needs:
         config = self.config
-        return Needs(keep="output", order=1, check=True, correct=config.correct, leap=config.leap > 0)
+        return Needs(keep="output", order=1, check=True, correct=config.correct, steadiness=True, leap=config.leap > 0)
 
     def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:
         self.book = errors
 
     def _begin(self, step: Step) -> None:
-        from ..step_plans import beginning, default, later, resampled
+        from ..step_plans import beginning, resampled
 
         config, count = self.config, step.count
         if self.book is not None:
@@ -297,15 +303,44 @@ class BudgetPolicy(Policy):
             self._remarks.append(
                 "no profile: the default plan of the budget; unicp tune finds the best ones for this model"
             )
-            steps = (count or 50) - step.began
-            wanted = max(1, math.floor(steps / (config.target_speedup or 1.0) + 1e-9))
-            plan = later(default(steps, wanted, config.warmup_steps, config.cooldown_steps), step.began)
+            plan = self._untuned(step)
         if config.correct and step.weights is None:
             self._remarks.append(
                 "forecasts were not corrected: what the scheduler makes of an output cannot be told (it may draw noise)"
             )
         self._reserve = round(config.reserve * plan.steps)
-        self._follow(beginning(plan, step.index) if step.index else plan)
+        self._follow(beginning(plan, step.index) if step.index > step.began else plan)
+
+    def _untuned(self, step: Step) -> StepPlan:
+        """The default plan, for the steps of the run that are left where it begins later (``strength``)."""
+        from ..step_plans import affordable, later, untuned
+
+        config, steps = self.config, (step.count or 50) - step.began
+        speedup = config.target_speedup or 1.0
+        sigmas = (step.sigmas or ())[step.began :]
+        if len(sigmas) != steps:
+            sigmas = tuple([1 - i / steps for i in range(steps)])
+        computed = affordable(steps, speedup)
+        if step.count is not None and not 0.9 <= steps / computed / speedup <= 1.15:
+            self._remarks.append(
+                f"target_speedup={speedup:g} cannot be had of {steps} steps: {computed} are computed, for "
+                f"{steps / computed:.3g}x by the steps; choose num_inference_steps for it"
+            )
+        if step.count is not None and 1 < steps <= FEW_STEPS and computed < steps:
+            self._remarks.append(
+                f"a run of {steps} steps leaves little to skip, least of all with a model distilled for so few: fewer "
+                "num_inference_steps are the better tool there"
+            )
+        plan = untuned(
+            sigmas,
+            computed,
+            leaps=step.leaps and config.leap > 0,
+            free=step.free,
+            starts=step.starts,
+            warmup=config.warmup_steps,
+            cooldown=config.cooldown_steps,
+        )
+        return later(plan, step.began)
 
     def _follow(self, plan: StepPlan) -> None:
         self._plan = plan
@@ -313,6 +348,7 @@ class BudgetPolicy(Policy):
         self._conditional = frozenset(plan.conditional)
         self._inside = frozenset(plan.inside)
         self._fills = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
+        self._places = dict(zip(plan.compute, plan.places, strict=True)) if plan.places else {}
 
     def plan(self, step: Step) -> Plan:
         if self._plan is None:
@@ -324,12 +360,8 @@ class BudgetPolicy(Policy):
             return Plan(action="reuse")
         if self._blind:  # no number is never a reason to forecast, whatever the reserve
             return self._now(step)
-        skipped, older = step.index - self._computed[-1] - 1, step.index - self._whole - 1
         order = min(segment.order, len(self._computed) - 1)
-        if order == 0:
-            return Plan(action="reuse")
-        damping = segment.damping
-        return Plan(action="forecast", order=order, damping=damping**skipped, unconditional=damping**older)
+        return Plan(action="forecast", order=order, damping=segment.damping) if order else Plan(action="reuse")
 
     def _now(self, step: Step, alone: bool = False) -> Plan:
         """Compute this step: all branches, or the conditional one alone."""
@@ -338,10 +370,11 @@ class BudgetPolicy(Policy):
         if alone:
             from ..fill import DAMPING
 
-            return Plan(action="conditional", order=1, damping=DAMPING ** (step.index - self._whole - 1))
-        self._whole = step.index
+            return Plan(action="conditional", order=1, damping=DAMPING)
+        place = self._places.get(step.index)
         # A plan that says where UniCP acts inside says so of all steps; else UniCP decides by itself.
-        return Plan(action="compute", whole=bool(self._inside) and (blind or step.index not in self._inside))
+        whole = bool(self._inside) and (blind or step.index not in self._inside)
+        return Plan(action="compute", whole=whole, place=place if place is not None and place % 1 else None)
 
     def _override(self, after: int) -> None:
         """Halve the gap behind a computed step, if there is something left of the reserve."""
@@ -357,21 +390,28 @@ class BudgetPolicy(Policy):
         else:
             self._unheard += 1
 
-    def leap(self, step: Step) -> int:
+    def leap(self, step: Step) -> tuple[float, ...] | None:
         segment, plan = self._fills.get(step.index + 1), self._plan
-        if segment is None or plan is None or self._computed[-1:] != [step.index] or self._blind:
-            return step.index + 1
+        if plan is None or self._computed[-1:] != [step.index] or self._blind:
+            return None
+        if plan.places:  # leaps all the way; the next step may lie beyond the next noise level without one between
+            self._leapt = next((s for s in plan.compute if s > step.index), plan.steps)
+            return tuple([place for s, place in self._places.items() if s > step.index])
+        if segment is None:
+            return None
         # Late in a run forecasts over a short gap are the better ones (measured on the demo model, 30 and 50 steps).
         if segment.until > self.config.leap * plan.steps and 20 * (segment.until - segment.after) <= plan.steps:
-            return step.index + 1
+            return None
         self._leapt = segment.until
-        return segment.until
+        return tuple(range(segment.until, plan.steps))
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         if change is None or not math.isfinite(change):
             # At the first computed step there is nothing to forecast from.
             self._blind = len(self._computed) > 1
             self._broken += self._blind
+            if self._blind and self._plan is not None:  # the next step is computed, at its own noise level
+                self._follow(replace(self._plan, places=()))
             return
         expected = self._expected.get(step.index)
         if expected is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..errors import UnicpError
@@ -226,7 +226,9 @@ class UniCPPolicy(Policy):
             self.halved = decided.action == "conditional"
             if decided.action != "compute":
                 return decided
-        whole = self.inner is not None and decided.whole
+        else:
+            decided = Plan(action="compute")
+        whole = decided.whole
         forced = whole or step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         actions, weights = {}, {}
         for name, state in self.state.items():
@@ -239,8 +241,8 @@ class UniCPPolicy(Policy):
                 weights[name] = weight
         self._anchor(step, actions)
         if all(action == "compute" for action in actions.values()):
-            return Plan(action="compute")
-        return Plan(action="partial", units=actions, weights=weights)
+            return decided
+        return replace(decided, action="partial", units=actions, weights=weights)
 
     def _anchor(self, step: Step, actions: Mapping[str, str]) -> None:
         """Windows begin where what is kept is new; the shared one where all of it is."""
@@ -297,7 +299,7 @@ class UniCPPolicy(Policy):
         total = error**2 + sliced**2
         return "blend", (error**2 / total if total else 1.0)
 
-    def leap(self, step: Step) -> int:
+    def leap(self, step: Step) -> tuple[float, ...] | None:
         return super().leap(step) if self.inner is None else self.inner.leap(step)
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
