@@ -18,6 +18,7 @@ CHANNELS = 8
 TEXT_LENGTH, TEXT_DIM = 32, 128
 SPATIAL, TEMPORAL = 8, 2
 """Pixels and frames for each latent one."""
+LATENT_FRAMES = (FRAMES - 1) // TEMPORAL + 1
 
 
 class TextEncoder(torch.nn.Module):
@@ -51,24 +52,26 @@ class TextEncoder(torch.nn.Module):
 class Decoder(torch.nn.Module):
     """The demo's VAE for pipelines of other families: it takes latents as a member makes them, with mean 0 and std 1.
 
+    With ``patch=2``, the channels of 2 x 2 latents are those of one, for transformers that make no patches.
     The attributes and the entries of ``config`` are what those pipelines read of their own VAEs.
     """
 
-    def __init__(self, vae: Any, frames_in_batch: bool = False) -> None:
+    def __init__(self, vae: Any, patch: int = 1) -> None:
         super().__init__()
         self.vae = vae
-        self.frames_in_batch = frames_in_batch
-        self.spatial_compression_ratio, self.temporal_compression_ratio = SPATIAL, TEMPORAL
+        self.patch = patch
+        self.spatial_compression_ratio, self.temporal_compression_ratio = SPATIAL * patch, TEMPORAL
+        channels = CHANNELS * patch**2
         self.config = SimpleNamespace(
             block_out_channels=(1,) * 4,  # 2 ** (4 - 1) pixels for each latent one
-            latent_channels=CHANNELS,
+            latent_channels=channels,
             scaling_factor=1.0,
             shift_factor=None,
             temporal_compression_ratio=TEMPORAL,
             timestep_conditioning=False,
         )
-        self.register_buffer("latents_mean", torch.zeros(CHANNELS))
-        self.register_buffer("latents_std", torch.ones(CHANNELS))
+        self.register_buffer("latents_mean", torch.zeros(channels))
+        self.register_buffer("latents_std", torch.ones(channels))
         shape = (1, -1, 1, 1, 1)
         self.register_buffer("mean", torch.tensor(vae.config.latents_mean).view(shape))
         self.register_buffer("std", torch.tensor(vae.config.latents_std).view(shape))
@@ -86,8 +89,23 @@ class Decoder(torch.nn.Module):
 
     def decode(self, latents: torch.Tensor, *_: Any, return_dict: bool = True, **__: Any) -> Any:
         """Latents (B, C, F, H, W) to pixels (B, 3, F, H, W) in [-1, 1]."""
+        latents = unpatched(latents, self.patch)
         pixels = self.vae.decode(latents * self.std + self.mean, return_dict=False)[0]
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
+
+
+def patched(latents: torch.Tensor, patch: int) -> torch.Tensor:
+    """(B, C, F, H, W) to (B, C * patch * patch, F, H / patch, W / patch)."""
+    size = len(latents)
+    frames = torch.nn.functional.pixel_unshuffle(latents.transpose(1, 2).flatten(0, 1), patch)
+    return frames.unflatten(0, (size, -1)).transpose(1, 2)
+
+
+def unpatched(latents: torch.Tensor, patch: int) -> torch.Tensor:
+    """Undo :func:`patched`."""
+    size = len(latents)
+    frames = torch.nn.functional.pixel_shuffle(latents.transpose(1, 2).flatten(0, 1), patch)
+    return frames.unflatten(0, (size, -1)).transpose(1, 2)
 
 
 def tokenizer() -> Any:
@@ -104,8 +122,8 @@ def vae() -> Any:
     return model.eval().requires_grad_(False)
 
 
-def decoder() -> Decoder:
-    return Decoder(vae()).eval()
+def decoder(patch: int = 1) -> Decoder:
+    return Decoder(vae(), patch).eval()
 
 
 def without_progress_bar(pipe: Any) -> Any:

@@ -31,12 +31,15 @@ class Batch:
     Attributes:
         latents: clean latents (B, C, F, H, W).
         text, mask: embeddings of captions (B, L, C), zeros after the last word, and which of them are words (B, L).
+        empty_text, empty_mask: those of the empty caption, (1, L, C) and (1, L).
         generator: draws noise and noise levels.
     """
 
     latents: torch.Tensor
     text: torch.Tensor
     mask: torch.Tensor
+    empty_text: torch.Tensor
+    empty_mask: torch.Tensor
     generator: torch.Generator
 
     def noise(self) -> torch.Tensor:
@@ -81,7 +84,14 @@ class Data:
         dropped = torch.rand(size, generator=generator) < caption_dropout
         text = torch.where(dropped[:, None, None], self.empty_text, text)
         mask = torch.where(dropped[:, None], self.empty_mask, mask)
-        return Batch(latents=self.latents[rows].float(), text=text, mask=mask, generator=generator)
+        return Batch(
+            latents=self.latents[rows].float(),
+            text=text,
+            mask=mask,
+            empty_text=self.empty_text,
+            empty_mask=self.empty_mask,
+            generator=generator,
+        )
 
 
 def encode(vae: torch.nn.Module, first: int, batch: int) -> dict[str, object]:

@@ -37,11 +37,9 @@ class Member(ABC):
 
     def load(self, folder: Path) -> dict[str, Any]:
         """The components as ``training.zoo.export`` has written them, in float32."""
-        with torch.device("meta"):
-            classes = {name: type(module) for name, module in self.modules().items()}
         return {
-            name: kind.from_pretrained(folder / name, torch_dtype=torch.float32).eval()
-            for name, kind in classes.items()
+            name: type(module).from_pretrained(folder / name, torch_dtype=torch.float32).eval()
+            for name, module in self.modules().items()
         }
 
     @abstractmethod

@@ -6,7 +6,7 @@ import importlib
 
 from training.zoo.member import Member
 
-NAMES = ("cogvideox",)
+NAMES = ("cogvideox", "hunyuan", "latte", "ltx")
 
 
 def member(name: str) -> Member:

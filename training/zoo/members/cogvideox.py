@@ -50,8 +50,7 @@ class CogVideoX(Member):
     @cached_property
     def rotary(self) -> tuple[torch.Tensor, torch.Tensor]:
         pipe = self.pipeline(self.modules())
-        latent_frames = (parts.FRAMES - 1) // parts.TEMPORAL + 1
-        return pipe._prepare_rotary_positional_embeddings(parts.HEIGHT, parts.WIDTH, latent_frames, pipe.device)
+        return pipe._prepare_rotary_positional_embeddings(parts.HEIGHT, parts.WIDTH, parts.LATENT_FRAMES, pipe.device)
 
     def loss(self, modules: Modules, batch: Batch) -> torch.Tensor:
         clean = batch.latents.transpose(1, 2)  # (B, F, C, H, W)
