@@ -37,3 +37,10 @@ def load(name: str) -> Loaded:
         raise UnicpError(f"the proving ground has no member {name!r}: it has {', '.join(names()) or 'none yet'}")
     chosen = member(name)
     return Loaded(chosen.pipeline(chosen.load(FOLDER / name)), chosen.call())
+
+
+def inputs(name: str, scene: Any) -> dict[str, Any]:
+    """What a member's call takes for a scene of :mod:`unicp.demo.scenes` besides its caption: a picture, or nothing."""
+    from training.zoo.members import member
+
+    return member(name).inputs(scene)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from training.models import save_atomically
-from training.zoo.data import RUNS, Data
+from training.zoo.data import KINDS, RUNS, Data
 from training.zoo.member import Member, Modules
 from training.zoo.members import NAMES, member
 
@@ -68,6 +68,7 @@ class Run:
         torch.manual_seed(seed)
         self.path = RUNS / f"{chosen.name}.pt"
         self.modules = chosen.modules()
+        chosen.shorten(self.modules)
         self.average = {
             name: {key: p.detach().clone() for key, p in module.named_parameters()}
             for name, module in self.modules.items()
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="by default what the member says")
     parser.add_argument("--decay", type=int, help="by default a quarter of the steps")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--lr", type=float, help="by default what the member says")
     parser.add_argument("--caption-dropout", type=float, default=0.1)
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
@@ -127,15 +128,17 @@ def main() -> None:
     chosen = member(args.member)
     steps = args.steps or chosen.steps
     decay = args.decay or steps // 4
+    args.lr = args.lr or chosen.lr
     run = Run(chosen, args.lr, args.seed)
     if run.path.exists():
         run.resume()
     generator = torch.Generator().manual_seed(args.seed * 1_000_003 + run.step)
-    data = Data(RUNS)
-    if not len(data):
-        raise SystemExit(f"there are no latents in {RUNS}: python -m training.zoo.data encodes them")
+    sets = [Data(KINDS[kind]) for kind in chosen.data]
+    for kind, data in zip(chosen.data, sets, strict=True):
+        if not len(data):
+            raise SystemExit(f"there are no such videos in {RUNS}: python -m training.zoo.data --kind {kind}")
     count = sum(p.numel() for p in run.parameters()) / 1e6
-    print(f"{chosen.name}: {count:.2f} M parameters, from step {run.step} to {steps}, {len(data)} videos", flush=True)
+    print(f"{chosen.name}: {count:.2f} M parameters, from step {run.step} to {steps}", flush=True)
 
     stopped: list[int] = []
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -146,9 +149,11 @@ def main() -> None:
     saved = marked = began
     for step in range(run.step, steps):
         if step % REFRESH_EVERY == 0:
-            data.refresh()
+            for data in sets:
+                data.refresh()
         lr = args.lr * min(1.0, (step + 1) / WARM_UP, (steps - step) / decay)
-        batch = data.batch(args.batch, args.caption_dropout, generator)
+        data = sets[step % len(sets)]
+        batch = data.batch(args.batch // data.kind.cost, args.caption_dropout, generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
             loss = chosen.loss(run.modules, batch)
         loss.backward()
@@ -167,9 +172,9 @@ def main() -> None:
             run.seconds += now - marked
             marked = now
             run.curve.append((run.step, round(smooth, 5)))
-            print(f"step {run.step}: loss {smooth:.4f}, {rate:.1f} samples/s, {len(data)} videos", flush=True)
+            print(f"step {run.step}: loss {smooth:.4f}, {rate:.1f} samples/s, {sum(map(len, sets))} videos", flush=True)
         if run.step == steps or stopped or time.time() - saved > 60 * args.save_every:
-            run.save(settings | {"videos": len(data)})
+            run.save(settings | {"videos": sum(map(len, sets))})
             saved = time.time()
         if stopped:
             break

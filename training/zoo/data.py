@@ -1,6 +1,8 @@
 """Draw the training videos, encode them once with the demo's VAE, and keep the latents.
 
-    python -m training.zoo.data --count 6000       # adds what is missing to $UNICP_ZOO_RUNS/latents-*.pt
+    python -m training.zoo.data --count 6000                   # adds what is missing to $UNICP_ZOO_RUNS/latents-*.pt
+    python -m training.zoo.data --kind large --count 1000      # what wan-large-frame needs besides
+    python -m training.zoo.data --kind image --count 2000      # what wan-image needs
 
 Latents are stored as members see them, with mean 0 and standard deviation 1 in each channel. Training takes whatever
 chunks there are, so that it can begin while later ones are still being encoded.
@@ -25,6 +27,30 @@ CHUNK = 250
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A set of videos.
+
+    Attributes:
+        prefix: its files are ``<prefix>-<first seed>.pt``.
+        size: height and width in pixels.
+        cost: arithmetic of one video, in videos of the usual size.
+        first_frame: keep the latents of the first frame followed by gray ones, too.
+    """
+
+    prefix: str
+    size: tuple[int, int] = (parts.HEIGHT, parts.WIDTH)
+    cost: int = 1
+    first_frame: bool = False
+
+
+KINDS = {
+    "video": Kind(prefix="latents"),
+    "large": Kind(prefix="large", size=(2 * parts.HEIGHT, 2 * parts.WIDTH), cost=4),
+    "image": Kind(prefix="image", first_frame=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What a training step sees.
 
@@ -32,6 +58,7 @@ class Batch:
         latents: clean latents (B, C, F, H, W).
         text, mask: embeddings of captions (B, L, C), zeros after the last word, and which of them are words (B, L).
         empty_text, empty_mask: those of the empty caption, (1, L, C) and (1, L).
+        first_frame: latents (B, C, F, H, W) of the first frame followed by gray ones; None where no member asks.
         generator: draws noise and noise levels.
     """
 
@@ -40,6 +67,7 @@ class Batch:
     mask: torch.Tensor
     empty_text: torch.Tensor
     empty_mask: torch.Tensor
+    first_frame: torch.Tensor | None
     generator: torch.Generator
 
     def noise(self) -> torch.Tensor:
@@ -49,16 +77,16 @@ class Batch:
 class Data:
     """The chunks of latents that there are, and the embeddings of their captions."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
         self.tokenizer, self.text_encoder = parts.tokenizer(), parts.text_encoder()
         self.empty_text, self.empty_mask = self._embed([""])
-        self.latents, self.text, self.mask = torch.empty(0), torch.empty(0), torch.empty(0)
+        self.tensors: dict[str, torch.Tensor] = {}
         self.known: set[Path] = set()
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.tensors["latents"]) if self.tensors else 0
 
     @torch.no_grad()
     def _embed(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,62 +97,73 @@ class Data:
 
     def refresh(self) -> None:
         """Load the chunks that have been added."""
-        paths = [path for path in sorted(self.folder.glob("latents-*.pt")) if path not in self.known]
-        for path in paths:
-            chunk = torch.load(path)
-            text, mask = self._embed(chunk["captions"])
-            self.latents = torch.cat([self.latents, chunk["latents"]]) if self.known else chunk["latents"]
-            self.text = torch.cat([self.text, text]) if self.known else text
-            self.mask = torch.cat([self.mask, mask]) if self.known else mask
-            self.known.add(path)
+        for path in sorted(RUNS.glob(f"{self.kind.prefix}-*.pt")):
+            if path not in self.known:
+                chunk = torch.load(path)
+                chunk["text"], chunk["mask"] = self._embed(chunk.pop("captions"))
+                known = self.tensors
+                self.tensors = {key: torch.cat([known[key], new]) if known else new for key, new in chunk.items()}
+                self.known.add(path)
 
     def batch(self, size: int, caption_dropout: float, generator: torch.Generator) -> Batch:
         rows = torch.randint(len(self), (size,), generator=generator)
-        text, mask = self.text[rows], self.mask[rows]
+        chosen = {key: tensor[rows] for key, tensor in self.tensors.items()}
         dropped = torch.rand(size, generator=generator) < caption_dropout
-        text = torch.where(dropped[:, None, None], self.empty_text, text)
-        mask = torch.where(dropped[:, None], self.empty_mask, mask)
+        text = torch.where(dropped[:, None, None], self.empty_text, chosen["text"])
+        mask = torch.where(dropped[:, None], self.empty_mask, chosen["mask"])
         return Batch(
-            latents=self.latents[rows].float(),
+            latents=chosen["latents"].float(),
             text=text,
             mask=mask,
             empty_text=self.empty_text,
             empty_mask=self.empty_mask,
+            first_frame=chosen["first_frame"].float() if "first_frame" in chosen else None,
             generator=generator,
         )
 
 
-def encode(vae: torch.nn.Module, first: int, batch: int) -> dict[str, object]:
+def encode(vae: torch.nn.Module, kind: Kind, first: int, batch: int) -> dict[str, object]:
     """Captions and latents of the scenes with these seeds."""
     shape = (1, -1, 1, 1, 1)
     mean, std = torch.tensor(vae.config.latents_mean).view(shape), torch.tensor(vae.config.latents_std).view(shape)
-    captions: list[str] = []
-    latents = []
-    for begin in range(first, first + CHUNK, batch):
-        drawn = [scenes.sample_scene(seed) for seed in range(begin, min(begin + batch, first + CHUNK))]
-        size = {"frames": parts.FRAMES, "height": parts.HEIGHT, "width": parts.WIDTH}
-        pixels = torch.stack([torch.from_numpy(scenes.render(scene, **size)) for scene in drawn])
-        pixels = pixels.permute(0, 4, 1, 2, 3) * 2 - 1  # (B, 3, F, H, W)
+
+    def latents_of(pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             encoded = vae.encode(pixels).latent_dist.mean.float()
-        latents.append(((encoded - mean) / std).half())
+        return ((encoded - mean) / std).half()
+
+    captions: list[str] = []
+    latents, first_frames = [], []
+    for begin in range(first, first + CHUNK, batch):
+        drawn = [scenes.sample_scene(seed) for seed in range(begin, min(begin + batch, first + CHUNK))]
+        size = {"frames": parts.FRAMES, "height": kind.size[0], "width": kind.size[1]}
+        pixels = torch.stack([torch.from_numpy(scenes.render(scene, **size)) for scene in drawn])
+        pixels = pixels.permute(0, 4, 1, 2, 3) * 2 - 1  # (B, 3, F, H, W)
+        latents.append(latents_of(pixels))
         captions += [scene.caption() for scene in drawn]
-    return {"captions": captions, "latents": torch.cat(latents)}
+        if kind.first_frame:
+            pixels[:, :, 1:] = 0
+            first_frames.append(latents_of(pixels))
+    more = {"first_frame": torch.cat(first_frames)} if first_frames else {}
+    return {"captions": captions, "latents": torch.cat(latents), **more}
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=KINDS, default="video")
     parser.add_argument("--count", type=int, default=6000, help=f"videos; a multiple of {CHUNK}")
     parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     RUNS.mkdir(parents=True, exist_ok=True)
-    vae = parts.vae()
+    kind, vae = KINDS[args.kind], parts.vae()
     for first in range(0, args.count, CHUNK):
-        path = RUNS / f"latents-{first:06d}.pt"
+        path = RUNS / f"{kind.prefix}-{first:06d}.pt"
         if not path.exists():
             began = time.time()
-            save_atomically(encode(vae, first, args.batch), path)
+            save_atomically(encode(vae, kind, first, args.batch), path)
             print(f"{first + CHUNK} videos, {CHUNK / (time.time() - began):.1f} a second", flush=True)
 
 

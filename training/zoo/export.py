@@ -23,6 +23,7 @@ from training.zoo.data import RUNS
 from training.zoo.member import Member
 from training.zoo.members import NAMES, member
 from unicp.demo.check import CaptionCheck, check
+from unicp.demo.scenes import Scene
 from zoo import FOLDER, parts
 
 SHEET_ROWS = 8
@@ -98,10 +99,17 @@ def write(modules: dict[str, Any], folder: Path) -> None:
         part.rename(folder / name)
 
 
-def generate(pipe: Any, captions: list[str], seeds: list[int], call: dict[str, Any]) -> Any:
-    """Videos (B, F, H, W, 3) in [0, 1]. The noise of each comes from its own seed, whatever the batch."""
+def generate(chosen: Member, pipe: Any, drawn: list[Scene], seeds: list[int]) -> list[Any]:
+    """Videos (F, H, W, 3) in [0, 1]. The noise of each comes from its own seed, whatever the batch."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe(captions, generator=generators, output_type="np", **call).frames
+    fixed = {**chosen.call(), "output_type": "np"}
+    if not chosen.inputs(drawn[0]):
+        return list(pipe([scene.caption() for scene in drawn], generator=generators, **fixed).frames)
+    # What a scene has of its own cannot be given for many at once.
+    return [
+        pipe(scene.caption(), generator=generator, **chosen.inputs(scene), **fixed).frames[0]
+        for scene, generator in zip(drawn, generators, strict=True)
+    ]
 
 
 def table(checks: list[CaptionCheck]) -> str:
@@ -148,7 +156,7 @@ def main() -> None:
     began = time.perf_counter()
     for first in range(0, args.count, args.batch):
         rows = slice(first, first + args.batch)
-        videos = generate(pipe, captions[rows], seeds[rows], call)
+        videos = generate(chosen, pipe, drawn[rows], seeds[rows])
         checks += [check(video, caption) for video, caption in zip(videos, captions[rows], strict=True)]
         kept += list(videos)
         print(f"{len(checks)} of {args.count} captions", flush=True)
@@ -163,8 +171,8 @@ def main() -> None:
         about=chosen.about,
         components=described(modules),
         frames=parts.FRAMES,
-        height=parts.HEIGHT,
-        width=parts.WIDTH,
+        height=call["height"],
+        width=call["width"],
         size=sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 1e6,
         videos=settings["videos"],
         steps=state["step"],

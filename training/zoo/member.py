@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from training.zoo.data import Batch
+from unicp.demo.scenes import Scene
 from zoo import parts
 
 Modules = Mapping[str, Any]
@@ -23,13 +24,16 @@ class Member(ABC):
         name: what users call it; a folder of that name in ``zoo`` has its weights.
         about: one sentence for its card.
         blocks: attributes of its denoisers whose matrices are trained with Muon.
-        steps: how long it is trained by default.
+        data: the kinds of videos it is trained on, in turn.
+        steps, lr: how long and at which learning rate it is trained by default.
     """
 
     name: str
     about: str
     blocks: tuple[str, ...] = ("transformer_blocks",)
+    data: tuple[str, ...] = ("video",)
     steps: int = 2500
+    lr: float = 1.2e-3
 
     @abstractmethod
     def modules(self) -> dict[str, Any]:
@@ -42,6 +46,9 @@ class Member(ABC):
             for name, module in self.modules().items()
         }
 
+    def shorten(self, modules: Modules) -> None:
+        """Replace, for training only, what can be computed with less arithmetic."""
+
     @abstractmethod
     def loss(self, modules: Modules, batch: Batch) -> torch.Tensor:
         """The mean error of one batch."""
@@ -49,6 +56,10 @@ class Member(ABC):
     @abstractmethod
     def pipeline(self, modules: Modules) -> Any:
         """The pipeline that runs these components."""
+
+    def inputs(self, scene: Scene) -> dict[str, Any]:
+        """What the pipeline's call takes for one scene besides its caption: nothing, for most members."""
+        return {}
 
     def call(self) -> dict[str, Any]:
         """Arguments of the pipeline's call, besides the prompt: those that the member was trained for."""
