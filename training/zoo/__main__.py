@@ -67,8 +67,7 @@ class Run:
     def __init__(self, chosen: Member, lr: float, seed: int) -> None:
         torch.manual_seed(seed)
         self.path = RUNS / f"{chosen.name}.pt"
-        self.modules = chosen.modules()
-        chosen.shorten(self.modules)
+        self.modules = chosen.shortened(chosen.modules())
         self.average = {
             name: {key: p.detach().clone() for key, p in module.named_parameters()}
             for name, module in self.modules.items()

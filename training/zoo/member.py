@@ -46,8 +46,9 @@ class Member(ABC):
             for name, module in self.modules().items()
         }
 
-    def shorten(self, modules: Modules) -> None:
-        """Replace, for training only, what can be computed with less arithmetic."""
+    def shortened(self, modules: Modules) -> Modules:
+        """The same components; for training, what can be computed with less arithmetic may be replaced in them."""
+        return modules
 
     @abstractmethod
     def loss(self, modules: Modules, batch: Batch) -> torch.Tensor:

@@ -37,11 +37,12 @@ def transformer(*, blocks: tuple[int, ...] | None = None, more_channels: int = 0
     return model
 
 
-def shorten(modules: Modules) -> None:
+def shortened(modules: Modules) -> Modules:
     """Give the denoisers the cross-attention with which the demo was trained."""
     for module in modules.values():
         for block in module.blocks:
             block.attn2.set_processor(PaddedCrossAttention())
+    return modules
 
 
 def components() -> dict[str, Any]:

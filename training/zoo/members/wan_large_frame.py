@@ -26,8 +26,8 @@ class WanLargeFrame(Member):
     def modules(self) -> dict[str, Any]:
         return {"transformer": wan.transformer()}
 
-    def shorten(self, modules: Modules) -> None:
-        wan.shorten(modules)
+    def shortened(self, modules: Modules) -> Modules:
+        return wan.shortened(modules)
 
     def loss(self, modules: Modules, batch: Batch) -> torch.Tensor:
         noisy, timestep, target = noised(batch, models.FLOW_SHIFT)

@@ -29,8 +29,8 @@ class WanTwo(Member):
     def modules(self) -> dict[str, Any]:
         return {name: wan.transformer(blocks=BLOCKS) for name in ("transformer", "transformer_2")}
 
-    def shorten(self, modules: Modules) -> None:
-        wan.shorten(modules)
+    def shortened(self, modules: Modules) -> Modules:
+        return wan.shortened(modules)
 
     def loss(self, modules: Modules, batch: Batch) -> torch.Tensor:
         noisy, timestep, target = noised(batch, models.FLOW_SHIFT)
