@@ -133,9 +133,8 @@ def main() -> None:
         run.resume()
     generator = torch.Generator().manual_seed(args.seed * 1_000_003 + run.step)
     sets = [Data(KINDS[kind]) for kind in chosen.data]
-    for kind, data in zip(chosen.data, sets, strict=True):
-        if not len(data):
-            raise SystemExit(f"there are no such videos in {RUNS}: python -m training.zoo.data --kind {kind}")
+    if not all(map(len, sets)):
+        raise SystemExit(f"{RUNS} lacks latents: python -m training.zoo.data {chosen.name} encodes them")
     count = sum(p.numel() for p in run.parameters()) / 1e6
     print(f"{chosen.name}: {count:.2f} M parameters, from step {run.step} to {steps}", flush=True)
 

@@ -1,8 +1,6 @@
 """Draw the training videos, encode them once with the demo's VAE, and keep the latents.
 
-    python -m training.zoo.data --count 6000                   # adds what is missing to $UNICP_ZOO_RUNS/latents-*.pt
-    python -m training.zoo.data --kind large --count 1000      # what wan-large-frame needs besides
-    python -m training.zoo.data --kind image --count 2000      # what wan-image needs
+    python -m training.zoo.data latte        # what this member is trained on; adds what is missing to $UNICP_ZOO_RUNS
 
 Latents are stored as members see them, with mean 0 and standard deviation 1 in each channel. Training takes whatever
 chunks there are, so that it can begin while later ones are still being encoded.
@@ -32,21 +30,23 @@ class Kind:
 
     Attributes:
         prefix: its files are ``<prefix>-<first seed>.pt``.
+        count: how many videos; a multiple of ``CHUNK``.
         size: height and width in pixels.
         cost: arithmetic of one video, in videos of the usual size.
         first_frame: keep the latents of the first frame followed by gray ones, too.
     """
 
     prefix: str
+    count: int
     size: tuple[int, int] = (parts.HEIGHT, parts.WIDTH)
     cost: int = 1
     first_frame: bool = False
 
 
 KINDS = {
-    "video": Kind(prefix="latents"),
-    "large": Kind(prefix="large", size=(2 * parts.HEIGHT, 2 * parts.WIDTH), cost=4),
-    "image": Kind(prefix="image", first_frame=True),
+    "video": Kind(prefix="latents", count=6000),
+    "large": Kind(prefix="large", count=1000, size=(2 * parts.HEIGHT, 2 * parts.WIDTH), cost=4),
+    "image": Kind(prefix="image", count=2000, first_frame=True),
 }
 
 
@@ -150,21 +150,24 @@ def encode(vae: torch.nn.Module, kind: Kind, first: int, batch: int) -> dict[str
 
 @torch.inference_mode()
 def main() -> None:
+    from training.zoo.members import NAMES, member
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=KINDS, default="video")
-    parser.add_argument("--count", type=int, default=6000, help=f"videos; a multiple of {CHUNK}")
+    parser.add_argument("member", choices=NAMES)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     RUNS.mkdir(parents=True, exist_ok=True)
-    kind, vae = KINDS[args.kind], parts.vae()
-    for first in range(0, args.count, CHUNK):
-        path = RUNS / f"{kind.prefix}-{first:06d}.pt"
-        if not path.exists():
-            began = time.time()
-            save_atomically(encode(vae, kind, first, args.batch), path)
-            print(f"{first + CHUNK} videos, {CHUNK / (time.time() - began):.1f} a second", flush=True)
+    vae = parts.vae()
+    for kind in (KINDS[name] for name in member(args.member).data):
+        for first in range(0, kind.count, CHUNK):
+            path = RUNS / f"{kind.prefix}-{first:06d}.pt"
+            if not path.exists():
+                began = time.time()
+                save_atomically(encode(vae, kind, first, args.batch), path)
+                rate = CHUNK / (time.time() - began)
+                print(f"{first + CHUNK} of {kind.count} {kind.prefix}, {rate:.1f} a second", flush=True)
 
 
 if __name__ == "__main__":

@@ -104,10 +104,10 @@ def generate(chosen: Member, pipe: Any, drawn: list[Scene], seeds: list[int]) ->
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     fixed = {**chosen.call(), "output_type": "np"}
     if not chosen.inputs(drawn[0]):
-        return list(pipe([scene.caption() for scene in drawn], generator=generators, **fixed).frames)
+        return list(pipe(prompt=[scene.caption() for scene in drawn], generator=generators, **fixed).frames)
     # What a scene has of its own cannot be given for many at once.
     return [
-        pipe(scene.caption(), generator=generator, **chosen.inputs(scene), **fixed).frames[0]
+        pipe(prompt=scene.caption(), generator=generator, **chosen.inputs(scene), **fixed).frames[0]
         for scene, generator in zip(drawn, generators, strict=True)
     ]
 
