@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -39,16 +40,16 @@ def _batch(kind: str, size: int) -> Batch:
 
 
 def _calls(module: Any, run: Any) -> list[dict[str, Any]]:
-    """The arguments of the calls that ``run`` makes of a module, by name, and what came out as ``output``."""
-    names = list(type(module).forward.__wrapped__.__code__.co_varnames if hasattr(type(module).forward, "__wrapped__")
-                 else type(module).forward.__code__.co_varnames)[1:]  # fmt: skip
+    """The arguments of the calls that ``run`` makes of a module, by diffusers' names for them."""
+    names = list(inspect.signature(module.forward).parameters)
+    usual = {"x": "hidden_states", "y": "encoder_hidden_states"}
     seen: list[dict[str, Any]] = []
-    hook = module.register_forward_hook(
-        lambda _module, args, kwargs, output: seen.append(
-            {**dict(zip(names, args, strict=False)), **kwargs, "output": output[0]}
-        ),
-        with_kwargs=True,
-    )
+
+    def note(_module: Any, args: Any, kwargs: Any, _output: Any) -> None:
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        seen.append({usual.get(name, name): value for name, value in named.items()})
+
+    hook = module.register_forward_hook(note, with_kwargs=True)
     run()
     hook.remove()
     return seen
@@ -70,9 +71,10 @@ def test_training_gives_the_transformer_what_the_pipeline_gives_it(name: str) ->
     assert trained["hidden_states"].shape[1:] == sampled[0]["hidden_states"].shape[1:]
     assert trained["encoder_hidden_states"].shape[-1] == sampled[0]["encoder_hidden_states"].shape[-1]
     assert float(trained["timestep"].min()) >= 0 and float(trained["timestep"].max()) <= 1000
-    # The caption is in the last row of what the pipeline calls first, or alone.
-    text = sampled[0]["encoder_hidden_states"][-1, : parts.TEXT_LENGTH]
-    torch.testing.assert_close(trained["encoder_hidden_states"][0, : len(text)], text)
+    # The caption is in the last row of what a pipeline calls first, in our own one in the first.
+    rows = sampled[0]["encoder_hidden_states"]
+    text = rows[0 if name == "open-sora" else -1].squeeze(0)[: parts.TEXT_LENGTH]
+    torch.testing.assert_close(trained["encoder_hidden_states"][0].squeeze(0), text)
     for key in ("image_rotary_emb", "rope_interpolation_scale", "num_frames", "height", "width"):
         torch.testing.assert_close(trained.get(key), sampled[0].get(key))
 

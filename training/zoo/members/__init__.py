@@ -6,7 +6,7 @@ import importlib
 
 from training.zoo.member import Member
 
-NAMES = ("cogvideox", "hunyuan", "latte", "ltx", "wan-image", "wan-two", "wan-large-frame")
+NAMES = ("cogvideox", "hunyuan", "latte", "ltx", "open-sora", "wan-image", "wan-two", "wan-large-frame")
 
 
 def member(name: str) -> Member:
