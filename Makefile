@@ -85,4 +85,4 @@ bench-compare: $(READY) ## measure every method and peer on the demo model, at 5
 
 clean: ## remove .venv, caches and demo-out/ (training/runs stays)
 	rm -rf $(VENV) $(COMPAT) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests training benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests training benchmarks zoo -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -32,7 +32,7 @@ class Member(ABC):
     about: str
     blocks: tuple[str, ...] = ("transformer_blocks",)
     data: tuple[str, ...] = ("video",)
-    steps: int = 2500
+    steps: int = 2000
     lr: float = 1.2e-3
 
     @abstractmethod

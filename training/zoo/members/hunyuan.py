@@ -13,7 +13,7 @@ from training.zoo.member import Member, Modules
 from zoo import parts
 
 SHIFT = 3.0
-GUIDED = 0.5
+GUIDED = 0.25
 """Share of a batch that learns the velocity under guidance."""
 STRONGEST = 6.0
 
@@ -29,7 +29,7 @@ class Hunyuan(Member):
             out_channels=parts.CHANNELS,
             num_attention_heads=3,
             attention_head_dim=64,
-            num_layers=3,
+            num_layers=2,
             num_single_layers=6,
             num_refiner_layers=1,
             mlp_ratio=3.0,
