@@ -1,7 +1,7 @@
 """The proving ground: small trained video models of many families, as ordinary diffusers pipelines.
 
     pipe, call = zoo.load("cogvideox")
-    video = pipe("a red ball bouncing fast over a gray striped background", **call, output_type="np").frames[0]
+    video = pipe(prompt="a red ball bouncing fast over a gray striped background", **call, output_type="np").frames[0]
 
 Every member makes 13 frames of 96 x 96 pixels of what :mod:`unicp.demo.scenes` draws, with the demo's text encoder and
 VAE. ``zoo/<member>`` has its weights, how it was trained and how good it is (``card.md``).

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from training.evaluate import CRITERIA, held_out_scenes, machine, sheet, tally
 from training.zoo.data import RUNS
@@ -36,7 +37,7 @@ CARD = """# {name}
 import zoo
 
 pipe, call = zoo.load("{name}")
-video = pipe("a red ball bouncing fast over a gray striped background", **call, output_type="np").frames[0]
+video = pipe(prompt="a red ball bouncing fast over a gray striped background", **call, output_type="np").frames[0]
 ```
 
 ## What it is
@@ -160,7 +161,9 @@ def main() -> None:
         checks += [check(video, caption) for video, caption in zip(videos, captions[rows], strict=True)]
         kept += list(videos)
         print(f"{len(checks)} of {args.count} captions", flush=True)
-        sheet(kept[:SHEET_ROWS], captions[:SHEET_ROWS], checks[:SHEET_ROWS], folder / "sheet.png")
+    path = folder / "sheet.png"
+    sheet(kept[:SHEET_ROWS], captions[:SHEET_ROWS], checks[:SHEET_ROWS], path)
+    Image.open(path).quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
     seconds = time.perf_counter() - began
 
     settings, curve = state["settings"], state["curve"]
