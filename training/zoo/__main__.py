@@ -101,11 +101,54 @@ class Run:
         return [p for module in self.modules.values() for p in module.parameters()]
 
     @torch.no_grad()
-    def update_average(self, limit: float) -> None:
-        decay = min(limit, (self.step + 1) / (self.step + 10))
+    def update(self, lr: float, longest_average: float) -> None:
+        """Take one step down the gradients there are, and the average along."""
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        decay = min(longest_average, (self.step + 1) / (self.step + 10))
         for name, module in self.modules.items():
             for key, parameter in module.named_parameters():
                 self.average[name][key].lerp_(parameter, 1 - decay)
+        self.step += 1
+
+
+def train(run: Run, chosen: Member, sets: list[Data], args: argparse.Namespace) -> None:
+    """Train until ``args.steps``, or until the process is told to end; either way the last step is in a checkpoint."""
+    stopped: list[int] = []
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda number, _frame: stopped.append(number))
+    F.scaled_dot_product_attention = attention
+    generator = torch.Generator().manual_seed(args.seed * 1_000_003 + run.step)
+    first = logged = run.step
+    smooth, saved, counted = 0.0, time.time(), time.time()
+    for step in range(run.step, args.steps):
+        if step % REFRESH_EVERY == 0:
+            for data in sets:
+                data.refresh()
+        data = sets[step % len(sets)]
+        batch = data.batch(args.batch // data.kind.cost, args.caption_dropout, generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
+            loss = chosen.loss(run.modules, batch)
+        loss.backward()
+        run.update(args.lr * min(1.0, (step + 1) / WARM_UP, (args.steps - step) / args.decay), args.ema)
+        smooth += (loss.item() - smooth) / min(run.step - first, 100)
+        last = run.step == args.steps or stopped
+        if run.step % LOG_EVERY == 0 or last:
+            now = time.time()
+            run.seconds += now - counted
+            run.curve.append((run.step, round(smooth, 5)))
+            rate = (run.step - logged) * args.batch / (now - counted)
+            logged, counted = run.step, now
+            print(f"step {run.step}: loss {smooth:.4f}, {rate:.1f} samples/s, {sum(map(len, sets))} videos", flush=True)
+        if last or time.time() - saved > 60 * args.save_every:
+            run.save(vars(args) | {"videos": sum(map(len, sets))})
+            saved = time.time()
+        if last:
+            break
 
 
 def main() -> None:
@@ -125,57 +168,18 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     chosen = member(args.member)
-    steps = args.steps or chosen.steps
-    decay = args.decay or steps // 4
+    args.steps = args.steps or chosen.steps
+    args.decay = args.decay or max(1, args.steps // 4)
     args.lr = args.lr or chosen.lr
     run = Run(chosen, args.lr, args.seed)
     if run.path.exists():
         run.resume()
-    generator = torch.Generator().manual_seed(args.seed * 1_000_003 + run.step)
     sets = [Data(KINDS[kind]) for kind in chosen.data]
     if not all(map(len, sets)):
         raise SystemExit(f"{RUNS} lacks latents: python -m training.zoo.data {chosen.name} encodes them")
     count = sum(p.numel() for p in run.parameters()) / 1e6
-    print(f"{chosen.name}: {count:.2f} M parameters, from step {run.step} to {steps}", flush=True)
-
-    stopped: list[int] = []
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda number, _frame: stopped.append(number))
-    F.scaled_dot_product_attention = attention
-    settings = vars(args) | {"steps": steps, "decay": decay}
-    smooth, first, began = 0.0, run.step, time.time()
-    saved = marked = began
-    for step in range(run.step, steps):
-        if step % REFRESH_EVERY == 0:
-            for data in sets:
-                data.refresh()
-        lr = args.lr * min(1.0, (step + 1) / WARM_UP, (steps - step) / decay)
-        data = sets[step % len(sets)]
-        batch = data.batch(args.batch // data.kind.cost, args.caption_dropout, generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
-            loss = chosen.loss(run.modules, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(run.parameters(), 1.0)
-        for optimizer in run.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        run.update_average(args.ema)
-        run.step = step + 1
-        smooth += (loss.item() - smooth) / min(run.step - first, 100)
-        if run.step % LOG_EVERY == 0 or run.step == steps:
-            now = time.time()
-            rate = LOG_EVERY * args.batch / (now - marked)
-            run.seconds += now - marked
-            marked = now
-            run.curve.append((run.step, round(smooth, 5)))
-            print(f"step {run.step}: loss {smooth:.4f}, {rate:.1f} samples/s, {sum(map(len, sets))} videos", flush=True)
-        if run.step == steps or stopped or time.time() - saved > 60 * args.save_every:
-            run.save(settings | {"videos": sum(map(len, sets))})
-            saved = time.time()
-        if stopped:
-            break
+    print(f"{chosen.name}: {count:.2f} M parameters, from step {run.step} to {args.steps}", flush=True)
+    train(run, chosen, sets, args)
 
 
 if __name__ == "__main__":
