@@ -40,7 +40,9 @@ def attention(
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     logits = query @ key.transpose(-1, -2)
     if attn_mask is not None:
-        logits = logits.masked_fill(~attn_mask, -1e9) if attn_mask.dtype == torch.bool else logits + attn_mask
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=logits.dtype).masked_fill(~attn_mask, -1e9)
+        logits = logits + attn_mask
     return logits.softmax(-1).to(value.dtype) @ value
 
 
