@@ -6,10 +6,11 @@ READY := $(VENV)/.installed
 COMPAT ?= .venv-compat
 OLD := $(COMPAT)/bin/python
 WORKERS ?= 2
+MEMBER ?= cogvideox
 PROMPT ?= a red ball bouncing fast over a gray striped background
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-wheel test-compat format train-demo evaluate-demo bench bench-compare clean
+.PHONY: help install demo test test-slow test-wheel test-compat format train-demo evaluate-demo train-zoo bench bench-compare clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +62,11 @@ train-demo: $(READY) ## train the demo model and write it into src/unicp/demo/mo
 evaluate-demo: $(READY) ## judge the demo model's videos from their pixels, on captions it never saw
 	$(BIN)/python -m training.evaluate
 
+train-zoo: $(READY) ## train one member of the proving ground and write it into zoo/, e.g. MEMBER=latte (hours; resumes)
+	$(BIN)/python -m training.zoo.data $(MEMBER)
+	$(BIN)/python -m training.zoo $(MEMBER)
+	$(BIN)/python -m training.zoo.export $(MEMBER)
+
 bench: $(READY) ## measure on the demo model: wall-clock and quality (some two hours)
 	$(BIN)/python -m benchmarks.adacache --prompts 16 --repeats 5 --moreg-scale 0.2028
 	$(BIN)/python -m benchmarks.overhead --repeats 5
@@ -82,4 +88,4 @@ bench-compare: $(READY) ## measure every method and peer on the demo model, at 5
 
 clean: ## remove .venv, caches and demo-out/ (training/runs stays)
 	rm -rf $(VENV) $(COMPAT) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests training benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests training benchmarks zoo -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
