@@ -109,11 +109,9 @@ def test_a_filled_output_is_the_branchs_own(family: str, fill: str) -> None:
     checked = 0
     for calls in _by_branch(session.report()).values():
         known: list[tuple[float, torch.Tensor]] = []  # newest first
-        skipped = 0
         for number, record in calls:
             if record.action == "compute":
                 known.insert(0, (record.sigma, outputs[number].double()))
-                skipped = 0
                 continue
             points = known[: {"reuse": 1, "linear": 2, "quadratic": 3}[fill]]
             expected = torch.zeros_like(points[0][1])
@@ -122,11 +120,11 @@ def test_a_filled_output_is_the_branchs_own(family: str, fill: str) -> None:
                 for k, (other, _) in enumerate(points):
                     factor *= (record.sigma - other) / (sigma - other) if k != j else 1.0
                 expected += factor * value
-            weight = damping**skipped
+            beyond = abs(record.sigma - points[0][0]) / abs(points[0][0] - points[1][0]) if len(points) > 1 else 1.0
+            weight = damping ** ((len(points) - 1) * max(0.0, beyond - 1))
             expected = weight * expected + (1 - weight) * points[0][1]
             torch.testing.assert_close(outputs[number].double(), expected, rtol=1e-5, atol=1e-5)
             assert record.action == ("reuse" if len(points) == 1 else "forecast")
-            skipped += 1
             checked += 1
     assert checked >= 4 * len(chosen.branches)
 
