@@ -247,7 +247,8 @@ def untuned(
         even = computing(steps, {int(place) for place in places})
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
     if computed < FEW:
-        return computing(steps, {round(body * i / computed) for i in range(computed)})
+        order = 1 if computed > 3 else 0  # of three outputs the last one tells too late where they go
+        return computing(steps, {round(body * i / computed) for i in range(computed)}, order)
     first = max(1, round(computed**2 / (2 * steps)))
     return computing(steps, growing(body, computed, first).compute)
 
