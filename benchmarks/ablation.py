@@ -18,7 +18,8 @@ import torch
 
 import unicp
 from benchmarks import common
-from unicp import AdaCacheConfig, Profile, UniCPConfig, inspection
+from unicp import AdaCacheConfig, Profile, UniCPConfig
+from unicp.offline import inspect
 from unicp.policies import Config
 
 PROFILE = common.RESULTS / "demo-50.safetensors"
@@ -96,9 +97,9 @@ def draw(profile: Profile) -> None:
     config = variants(profile)["EDCW profiled, 0.12, PCAS, DWS switch"].replace(profile=None)
     assert isinstance(config, UniCPConfig)
     shown = Profile(config=config, tensors=profile.tensors, metadata=profile.metadata)
-    for made in inspection.draw(shown, IMAGES, "unicp"):
+    for made in inspect.draw(shown, IMAGES, "unicp"):
         print(f"written: {made}")
-    print(inspection.text(shown).split("\nplan at")[0])
+    print(inspect.text(shown).split("\nplan at")[0])
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from rich.progress import track
 
 import unicp
 from benchmarks import common
-from unicp import AdaCacheConfig, metrics
+from unicp import AdaCacheConfig
+from unicp.tensors import metrics
 
 QUANTILES = (
     (0.15, 0.50, 0.80), (0.00, 0.40, 0.70), (0.30, 0.60, 0.90), (0.20, 0.60, 0.95), (0.40, 0.70, 0.95),

@@ -16,12 +16,12 @@ from rich.progress import track
 
 import unicp
 from benchmarks import figures as committed
-from unicp import metrics
 from unicp.bench import harness
 from unicp.bench.harness import Made
 from unicp.bench.provenance import command, processor
 from unicp.demo import scenes
 from unicp.policies import Config
+from unicp.tensors import metrics
 
 RESULTS = Path(__file__).parent / "results"
 CALL: dict[str, Any] = {

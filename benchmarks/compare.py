@@ -21,7 +21,7 @@ from typing import Any
 
 import unicp
 from benchmarks import common, figures
-from unicp.bench.comparison import Row
+from unicp.bench.results import Row
 from unicp.bench.statistics import interpolate
 
 SPEEDS = (1.5, 2.0, 2.5, 3.0)

@@ -27,14 +27,14 @@ from rich.progress import track
 
 import unicp
 from benchmarks import common
-from unicp import BudgetConfig, Profile, UniCPConfig, planning, tuner
-from unicp.efforts import EFFORTS
-from unicp.engine.replay import Player
-from unicp.fill import DAMPING
-from unicp.planning import Limits, Trajectories, gain_curve, gram
+from unicp import BudgetConfig, Profile, UniCPConfig
+from unicp.offline import search, trials
+from unicp.offline.candidates import EFFORTS
+from unicp.offline.replay import Player
+from unicp.offline.search import Limits, Trajectories, gain_curve, gram
 from unicp.policies import Config
 from unicp.policies.budget import PlanBook, Priced
-from unicp.step_plans import StepPlan, alternating, computing, default, growing, nearest
+from unicp.policies.plans.step_plan import DAMPING, StepPlan, alternating, computing, default, growing, nearest
 
 STEPS = unicp.demo.STEPS
 TUNED_ON = 8
@@ -88,7 +88,7 @@ def inside_cost(pipe: Any, inside: UniCPConfig) -> float:
     """Time of a step at which it acts, as a share of a whole one's, as ``tune`` measures it."""
     captions = common.training_prompts(5)  # the first half of them is timed
     effort = replace(EFFORTS["low"], alternating=(2,), gain_prompts=3)
-    timed = tuner.Tuner(pipe, {"transformer": pipe.transformer}, captions, common.CALL, 0, effort, inside, None)
+    timed = trials.Tuner(pipe, {"transformer": pipe.transformer}, captions, common.CALL, 0, effort, inside, None)
     for index in timed.first:
         timed._trajectory(index, lambda *_: None)
     return timed._inside_cost(STEPS, lambda *_: None)
@@ -98,9 +98,9 @@ def parts(pipe: Any) -> dict[str, Config]:
     profile = Profile.load(common.tuned(pipe, TUNED_ON))
     known = trajectories(pipe, profile)
 
-    def searched(limits: Limits, fills: tuple[tuple[int, float], ...] = planning.FILLS) -> Callable[[int], StepPlan]:
-        with patch.object(planning, "FILLS", fills):
-            found = planning.plans(known, limits)
+    def searched(limits: Limits, fills: tuple[tuple[int, float], ...] = search.FILLS) -> Callable[[int], StepPlan]:
+        with patch.object(search, "FILLS", fills):
+            found = search.plans(known, limits)
         return lambda computed: nearest(found, computed)
 
     linear = ((1, DAMPING),)

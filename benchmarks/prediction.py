@@ -21,10 +21,11 @@ from scipy.stats import spearmanr
 
 import unicp
 from benchmarks import common
-from unicp import Profile, tuner
-from unicp.efforts import EFFORTS
-from unicp.planning import errors, gain_curve
-from unicp.step_plans import StepPlan, computing
+from unicp import Profile
+from unicp.offline import trials
+from unicp.offline.candidates import EFFORTS
+from unicp.offline.search import errors, gain_curve
+from unicp.policies.plans.step_plan import StepPlan, computing
 
 TUNED_ON = 8
 WAYS: dict[str, dict[str, Any]] = {
@@ -48,7 +49,7 @@ def random_plans(count: int, steps: int, seed: int = 0) -> list[StepPlan]:
 def correlations(pipe: Any, profile: Profile, prompt: str, plans: list[StepPlan]) -> dict[str, dict[str, float]]:
     """Spearman's rank correlation by the way that plans are played and by what is known for predicting."""
     call = {**common.CALL, "output_type": "latent"}
-    one = tuner.Tuner(pipe, {"transformer": pipe.transformer}, [prompt], call, 0, EFFORTS["low"], None, None)
+    one = trials.Tuner(pipe, {"transformer": pipe.transformer}, [prompt], call, 0, EFFORTS["low"], None, None)
     one._trajectory(0, lambda *_: None)
     runs, unaccelerated = one._trajectories(), one.takes[0].latents
     curve = gain_curve(list(profile.metadata["gains"].values()), unicp.demo.STEPS)

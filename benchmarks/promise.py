@@ -26,10 +26,11 @@ import torch
 import unicp
 import zoo
 from benchmarks import common, figures
-from unicp import AdaCacheConfig, BudgetConfig, metrics
+from unicp import AdaCacheConfig, BudgetConfig
 from unicp.demo import scenes
 from unicp.policies import Config
 from unicp.policies.adacache import CODEBOOKS, rescale
+from unicp.tensors import metrics
 
 SPEEDS = (1.5, 2.0, 2.5, 3.0)
 STEPS = (50, 30, 20, 12, 8)

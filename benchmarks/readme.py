@@ -14,7 +14,7 @@ from typing import Any
 import unicp
 from benchmarks import compare, figures
 from benchmarks.budget import OURS
-from unicp.kinds import DEFAULT
+from unicp.offline.candidates import DEFAULT
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -21,8 +21,8 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks import common
-from unicp.engine.units import output_change
-from unicp.slicing import SlicedAttention, basis, instrumented, second_moments
+from unicp.engine.fills.units import output_change
+from unicp.engine.slicing.attention import SlicedAttention, basis, instrumented, second_moments
 
 SIZE = 128
 

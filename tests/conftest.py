@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from unicp import cli, tuner
+from unicp import cli
+from unicp.offline import trials
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers beside each other: one thread each, and in what they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -104,4 +105,4 @@ def pipe(wan_folder: Path) -> WanPipeline:
 @pytest.fixture
 def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speed-ups of tuned plans by their steps, not as timed: tiny models are mostly overhead."""
-    monkeypatch.setattr(tuner.Tuner, "_overhead", lambda self: 0.1)
+    monkeypatch.setattr(trials.Tuner, "_overhead", lambda self: 0.1)

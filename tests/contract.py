@@ -21,9 +21,9 @@ import torch
 import unicp
 from tests.tiny import FAMILIES, Family, denoisers
 from tests.tiny_variants import VARIANTS
+from unicp.engine.report import SessionReport, StepRecord
 from unicp.errors import UnicpWarning
 from unicp.policies import Config
-from unicp.report import SessionReport, StepRecord
 
 # Whatever a random model measures lies below the last threshold, so that these always reuse.
 CODEBOOK = ((0.02, 4), (1e6, 3))

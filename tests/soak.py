@@ -89,7 +89,7 @@ def held() -> dict[str, int]:
         "objects": len(objects),
         "tensors": len(tensors),
         "bytes": sum(t.untyped_storage().nbytes() for t in tensors),
-        "ours": sum(str(type(o).__module__).startswith("unicp.engine") for o in objects),
+        "ours": sum(str(type(o).__module__).startswith(("unicp.engine", "unicp.hosts")) for o in objects),
     }
 
 

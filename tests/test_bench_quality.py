@@ -229,7 +229,7 @@ def test_store_refuses_other_files(tmp_path: Path) -> None:
 
 
 def test_sixteen_bits_are_enough(video: np.ndarray) -> None:
-    from unicp import metrics
+    from unicp.tensors import metrics
 
     assert metrics.psnr(store.from_sixteen_bits(store.sixteen_bits(video)), video) > 100
 

@@ -14,12 +14,13 @@ from scipy.stats import binom
 import unicp
 from tests.contract import plain, quietly
 from tests.tiny import FAMILIES
-from unicp import BudgetConfig, Profile, efforts, kinds, tuner
-from unicp.engine.replay import Player
+from unicp import BudgetConfig, Profile
 from unicp.errors import UnicpError
+from unicp.offline import candidates, trials
+from unicp.offline.replay import Player
 from unicp.policies import Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
-from unicp.step_plans import Segment, StepPlan, default, growing
+from unicp.policies.plans.step_plan import Segment, StepPlan, default, growing
 
 WAN = FAMILIES["wan"]
 PLANNED = ("wan", "wan2.2", "ltx", "cogvideox", "latte", "mochi")
@@ -261,7 +262,7 @@ def test_an_interrupted_tuning_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [4, 12])
 def test_at_each_cost_the_kind_of_plan_that_does_best_is_taken(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = tuner.Tuner._real
+    own = trials.Tuner._real
     runs: list[tuple[StepPlan, float]] = []
 
     def watched(self: Any, plan: StepPlan, index: int, show: Any) -> Any:
@@ -269,10 +270,10 @@ def test_at_each_cost_the_kind_of_plan_that_does_best_is_taken(count: int, monke
         runs.append((plan, found[0]))
         return found
 
-    monkeypatch.setattr(tuner.Tuner, "_real", watched)
+    monkeypatch.setattr(trials.Tuner, "_real", watched)
     book = tuned(effort="medium", steps=count).metadata
     made = {tuple(entry["compute"]) for entry in book["budget"]["plans"]}
-    for speed in efforts.CHOICES:
+    for speed in candidates.CHOICES:
         tried = [(error, plan.compute) for plan, error in runs if len(plan.compute) == round(count / speed)]
         assert not tried or min(tried)[1] in made, f"{speed}: {book['chosen']}"
     assert len({plan.compute for plan, _ in runs}) > 4 or count == 4
@@ -280,12 +281,15 @@ def test_at_each_cost_the_kind_of_plan_that_does_best_is_taken(count: int, monke
 
 def test_the_default_plan_loses_its_place_only_to_what_is_better_beyond_doubt() -> None:
     usual, lucky, better = [-40.0, -50.0, -45.0, -30.0], [-60.0, -50.0, -45.0, -30.0], [-41.0, -51.1, -46.0, -30.9]
-    worse, default = [0.0] * 4, kinds.DEFAULT
-    ranked = kinds.ranked({"lucky": lucky, default: usual, "better": better, "worse": worse})
+    worse, default = [0.0] * 4, candidates.DEFAULT
+    ranked = candidates.ranked({"lucky": lucky, default: usual, "better": better, "worse": worse})
     assert ranked == ["better", default, "lucky", "worse"]
-    assert kinds.ranked({"lucky": lucky, default: usual}) == [default, "lucky"]
-    assert kinds.ranked({"lucky": lucky, "better": better}) == ["lucky", "better"]  # of few steps it may be missing
-    assert kinds.ranked({default: [-40.0], "one prompt": [-41.0]}) == ["one prompt", default]
+    assert candidates.ranked({"lucky": lucky, default: usual}) == [default, "lucky"]
+    assert candidates.ranked({"lucky": lucky, "better": better}) == [
+        "lucky",
+        "better",
+    ]  # of few steps it may be missing
+    assert candidates.ranked({default: [-40.0], "one prompt": [-41.0]}) == ["one prompt", default]
 
 
 @pytest.mark.usefixtures("by_steps")

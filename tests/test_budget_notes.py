@@ -15,11 +15,12 @@ from tests.contract import quietly
 from tests.test_budget import steps
 from tests.test_fuzz import BOOK
 from tests.tiny import FAMILIES
-from unicp import AdaCacheConfig, BudgetConfig, UniCPConfig, fill
+from unicp import AdaCacheConfig, BudgetConfig, UniCPConfig
 from unicp.errors import UnicpError
 from unicp.policies import Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
-from unicp.step_plans import StepPlan, default, growing, resampled
+from unicp.policies.plans.step_plan import StepPlan, default, growing, resampled
+from unicp.tensors import extrapolation
 
 WAN = FAMILIES["wan"]
 
@@ -145,7 +146,7 @@ def test_notes_say_whose_they_are_where_denoisers_differ() -> None:
 def test_what_the_second_denoiser_forecasts_is_corrected_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the solver makes of an output is told before its first step, and the second one comes later."""
     # Outputs of a random model turn off at every step, which by itself corrects nothing.
-    monkeypatch.setattr(fill, "steadiness", lambda new, *_: torch.ones(len(new), *(1,) * (new.ndim - 1)))
+    monkeypatch.setattr(extrapolation, "steadiness", lambda new, *_: torch.ones(len(new), *(1,) * (new.ndim - 1)))
     family = FAMILIES["wan2.2"]
     pipe = family.build()
     made = {}

@@ -16,10 +16,11 @@ import unicp
 from tests.contract import ONCE, config_on, plain, profile_of, quietly
 from tests.reference.unicp_literal import sliced_attention
 from tests.tiny import FAMILIES, denoisers
-from unicp import Profile, UniCPConfig, cli, inspection
+from unicp import Profile, UniCPConfig, cli
+from unicp.engine.slicing.attention import basis, instrumented
 from unicp.errors import UnicpError
+from unicp.offline import inspect
 from unicp.profiles import fingerprint
-from unicp.slicing import basis, instrumented
 
 WAN = FAMILIES["wan"]
 CONFIG = UniCPConfig(delta=0.05, delta_prune=0.9, max_window=3)
@@ -354,7 +355,7 @@ def test_bad_input_is_refused(
 
 
 def test_text_is_empty_of_nothing_it_should_say() -> None:
-    said = inspection.text(Profile.load(profile_of("latte")))
+    said = inspect.text(Profile.load(profile_of("latte")))
     for kind in ("spatial_attention", "temporal_attention", "cross_attention", "mlp"):
         assert kind in said
     assert max(len(line) for line in said.splitlines()) <= 80

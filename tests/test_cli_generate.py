@@ -15,11 +15,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
-from unicp import Profile, ScheduleConfig, accelerate, cli, demo, metrics, specs, video
+from unicp import Profile, ScheduleConfig, accelerate, cli, demo, specs
 from unicp.batch.names import LONGEST, slug
 from unicp.cli import calls, pipelines, running, screen
+from unicp.files import video
 from unicp.policies import config_from_dict
 from unicp.specs.unsupported import UNSUPPORTED
+from unicp.tensors import metrics
 
 PROMPT = "a red ball bouncing"
 EAGER = ["--method", "schedule", "--set", "interval=2"]

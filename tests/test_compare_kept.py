@@ -15,7 +15,7 @@ from tests.test_compare import CALL, PROMPTS
 from unicp import ScheduleConfig
 from unicp.bench import compare as module
 from unicp.bench import peers, provenance, source
-from unicp.bench.comparison import Failure
+from unicp.bench.results import Failure
 
 
 def test_an_interrupted_comparison_continues(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

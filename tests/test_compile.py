@@ -16,8 +16,8 @@ from torch._dynamo.utils import counters
 import unicp
 from tests.contract import actions, case, fresh, plain, quietly, traces
 from tests.tiny import FAMILIES, LAYERS, wan_transformer
-from unicp.engine.compiled import SLOT
 from unicp.errors import UnicpError
+from unicp.hosts.diffusers.compiled import SLOT
 
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "adacache-forecast", "schedule-stack", "schedule-linear", "budget-default")

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 import unicp
 from tests.contract import quietly
 from tests.tiny import FAMILIES
-from unicp import BudgetConfig, Profile, UniCPConfig, tuner
-from unicp.fill import DAMPING, extrapolate, share, steadiness, weights
+from unicp import BudgetConfig, Profile, UniCPConfig
+from unicp.offline import trials
 from unicp.policies import Config, Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
+from unicp.policies.plans.step_plan import DAMPING, Segment, StepPlan, alternating, growing, resampled
 from unicp.policies.unicp import UniCPPolicy
-from unicp.step_plans import Segment, StepPlan, alternating, growing, resampled
+from unicp.tensors.extrapolation import extrapolate, share, steadiness, weights
 
 PLAN = replace(growing(10, 10, 10, 0), conditional=(3, 5, 6, 8))  # all steps are computed, four of them by halves
 SKIPPING = StepPlan(
@@ -38,7 +39,10 @@ CONFIG = BudgetConfig(target_speedup=1.0, override_reserve=0.0, correct=False, l
 @contextmanager
 def playing(pipe: Any, plan: StepPlan, config: Config = CONFIG) -> Iterator[unicp.Session]:
     """The pipeline, accelerated with this in place of the default plan."""
-    with patch("unicp.step_plans.untuned", lambda *_, **__: plan), unicp.accelerate(pipe, config) as session:
+    with (
+        patch("unicp.policies.plans.step_plan.untuned", lambda *_, **__: plan),
+        unicp.accelerate(pipe, config) as session,
+    ):
         yield session
 
 
@@ -182,14 +186,14 @@ def test_tune_tries_them_where_the_branches_are_called_apart(
     family: str, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[StepPlan] = []
-    own = tuner.Tuner._real
+    own = trials.Tuner._real
 
     def watched(self: Any, plan: StepPlan, index: int, show: Any) -> Any:
         tried.append(plan)
         error, *more = own(self, plan, index, show)
         return (0.0 if plan.conditional else error), *more  # they win, where they are offered
 
-    monkeypatch.setattr(tuner.Tuner, "_real", watched)
+    monkeypatch.setattr(trials.Tuner, "_real", watched)
     chosen = FAMILIES[family]
     more = {"effort": "medium", "progress": False, "target_speedup": 2.0}
     profile = chosen.run(chosen.build(), lambda run, **call: unicp.tune(run, None, **call), steps=20, **more)
@@ -230,7 +234,7 @@ def test_unicp_leaves_a_step_by_halves_alone() -> None:
     policy = UniCPPolicy(stacked)
     policy.attach({"unit": "attention"}, (), None)
     due = []
-    with patch("unicp.step_plans.untuned", lambda *_, **__: PLAN):
+    with patch("unicp.policies.plans.step_plan.untuned", lambda *_, **__: PLAN):
         for index in range(5):
             step = Step(index=index, count=10, position=index, sigma=1 - index / 10)
             plan = policy.plan(step)

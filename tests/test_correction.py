@@ -11,11 +11,12 @@ import torch
 import unicp
 from tests.contract import plain, quietly
 from tests.tiny import FAMILIES
-from unicp import AdaCacheConfig, BudgetConfig, fill
+from unicp import AdaCacheConfig, BudgetConfig
 from unicp.engine.clock import Clock
-from unicp.engine.kept import BranchCache
-from unicp.engine.replay import Player
+from unicp.engine.fills.branch_cache import BranchCache
+from unicp.offline.replay import Player
 from unicp.policies import Needs, Plan, Step
+from unicp.tensors import extrapolation
 
 WAN = FAMILIES["wan"]
 SIGMAS = [1.0, 0.9, 0.75, 0.6, 0.5, 0.3, 0.2]
@@ -54,8 +55,8 @@ def given_to_the_solver(degree: int, order: int, compute: tuple[int, ...], corre
 @pytest.fixture
 def in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Corrections in full, and forecasts, whatever the steps and the outputs."""
-    monkeypatch.setattr(fill, "firmness", lambda *_: 1.0)
-    monkeypatch.setattr(fill, "steadiness", lambda *_: torch.ones(1, dtype=torch.float64))
+    monkeypatch.setattr(extrapolation, "firmness", lambda *_: 1.0)
+    monkeypatch.setattr(extrapolation, "steadiness", lambda *_: torch.ones(1, dtype=torch.float64))
     monkeypatch.setattr(BranchCache, "_share", lambda *_: torch.ones(1, dtype=torch.float64))
 
 
@@ -78,10 +79,10 @@ def test_on_rougher_series_little_is_left(in_full: None) -> None:
 @pytest.mark.parametrize("compute", [(0, 1, 2, 4, 6), (0, 1, 2, 5, 6)])
 def test_a_share_of_the_correction_is_that_share_of_it(compute: tuple[int, ...], monkeypatch: Any) -> None:
     """What is left is linear in the share, also where forecasts are believed by half."""
-    monkeypatch.setattr(fill, "steadiness", lambda *_: torch.full((1,), 0.5, dtype=torch.float64))
+    monkeypatch.setattr(extrapolation, "steadiness", lambda *_: torch.full((1,), 0.5, dtype=torch.float64))
     ends = []
     for firm in (0.0, 0.5, 1.0):
-        monkeypatch.setattr(fill, "firmness", lambda *_, firm=firm: 2 * firm)
+        monkeypatch.setattr(extrapolation, "firmness", lambda *_, firm=firm: 2 * firm)
         ends.append(given_to_the_solver(2, 1, compute))
     wanted = sum(w * curve(s, 2) for s, w in zip(SIGMAS, WEIGHTS, strict=True))
     torch.testing.assert_close(ends[2], wanted, rtol=1e-9, atol=1e-9)
@@ -137,7 +138,7 @@ def test_on_real_pipelines_corrected_forecasts_end_no_further_off(family: str) -
 
 def test_adacache_corrects_its_forecasts_and_never_the_papers_fill(monkeypatch: pytest.MonkeyPatch) -> None:
     # Outputs of a random model turn off at every step, which by itself corrects nothing.
-    monkeypatch.setattr(fill, "steadiness", lambda new, *_: torch.ones(len(new), *(1,) * (new.ndim - 1)))
+    monkeypatch.setattr(extrapolation, "steadiness", lambda new, *_: torch.ones(len(new), *(1,) * (new.ndim - 1)))
     ends = []
     for config in (AdaCacheConfig(fill="forecast"), AdaCacheConfig(fill="forecast", correct=False)):
         pipe = WAN.build()

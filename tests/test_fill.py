@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from unicp.fill import ORDERS, extrapolate, firmness, reach, steadiness, weights
+from unicp.tensors.extrapolation import ORDERS, extrapolate, firmness, reach, steadiness, weights
 
 SIGMAS = [0.93, 0.71, 0.64, 0.38, 0.05]  # unevenly spaced
 

@@ -25,8 +25,8 @@ from tests.tiny import FAMILIES
 from unicp import Profile
 from unicp.policies import config_from_dict
 from unicp.policies.budget import BudgetConfig, PlanBook
+from unicp.policies.plans.step_plan import resampled
 from unicp.profiles import KEY, config_of
-from unicp.step_plans import resampled
 
 WAN = FAMILIES["wan"]
 PICKLE = "\x80\x04cos\nsystem\n(S'touch executed'\ntR."
@@ -177,7 +177,7 @@ class Watch:
 def _of_solver() -> bool:
     """Whether it is the pipeline's own scheduler that is copied, in memory, as a budget does."""
     frame: FrameType | None = sys._getframe()
-    while frame is not None and not frame.f_code.co_filename.endswith("unicp/engine/solver.py"):
+    while frame is not None and not frame.f_code.co_filename.endswith("unicp/engine/solver/response.py"):
         frame = frame.f_back
     return frame is not None
 

@@ -1,14 +1,15 @@
-"""The house rules that a machine can check: floors, file length, lean import, nothing of one machine in the files."""
+"""The house rules that a machine can check: floors, circles, lean import, nothing of one machine in the files."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,39 +17,33 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "unicp"
 
-# The modules of src/unicp from the bottom up. A file imports from its own floor and from earlier ones, never from a
-# later one. A new module is added here on purpose, at the place where its imports allow it to stand.
+# The packages and modules of src/unicp from the bottom up. A file imports from its own package and from the floors
+# below, never from one above or from a neighbour. A new package is added here on purpose.
 FLOORS = [
-    "errors",
-    "metrics",
-    "video",
-    "checkpoint",
-    "specs",
-    "fill",
-    "step_plans",
-    "planning",
-    "efforts",
-    "slicing",
-    "maps",
-    "policies",
-    "pricing",
-    "report",
-    "profiles",
-    "engine",
-    "session",
-    "calibration",
-    "kinds",
-    "inspection",
-    "tuner",
-    "tuning",
-    "demo",
-    "bench",
-    "batch",
-    "cli",
-    "__main__",
+    ["errors", "files"],
+    ["tensors", "specs", "demo"],
+    ["policies"],
+    ["profiles"],
+    ["engine"],
+    ["hosts"],
+    ["offline"],
+    ["bench", "batch"],
+    ["cli", "studio", "__main__"],
 ]
-ONLY = {"demo": {"errors", "metrics"}}  # floors that may import less than everything before them
-MAX_LINES = 400
+BESIDE = {"files": {"errors"}, "demo": {"tensors"}, "__main__": {"cli"}}  # neighbours that may be imported all the same
+ONLY = {"demo": {"errors", "tensors"}}  # of all that is below and beside
+MAX_CHAIN = 9  # files
+# Imports against the floors that have yet to be turned round. One that is mended is taken out of this list.
+FLOORS_NOT_YET: list[str] = [
+    "engine/executor.py imports unicp.hosts.diffusers.compiled",
+    "engine/executor.py imports unicp.hosts.diffusers.hooks",
+    "engine/executor.py imports unicp.hosts.diffusers.parallel",
+    "engine/fills/units.py imports unicp.hosts.diffusers.compiled.eagerly",
+    "engine/fills/units.py imports unicp.hosts.diffusers.hooks",
+    "engine/measure.py imports unicp.hosts.diffusers.compiled.eagerly",
+]
+# Circles that have yet to be opened.
+CIRCLES_NOT_YET: set[tuple[str, ...]] = set()
 
 PUBLIC = [
     "accelerate",
@@ -68,68 +63,94 @@ PUBLIC = [
 # --- floors ---------------------------------------------------------------------------------------------------------
 
 
-def _names_of_ours(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of everything from unicp that is imported anywhere in a file, functions included."""
-    for node in ast.walk(tree):
+def _imports(node: ast.AST, package: list[str], kind: str = "loading") -> Iterator[tuple[int, str, str]]:
+    """Line, kind and dotted name of everything from unicp that is imported anywhere in a file.
+
+    Kinds are ``"loading"`` for what is imported with the file, ``"calling"`` for what is by a function of it, and
+    ``"typing"`` for what only the type checker sees.
+    """
+    for child in ast.iter_child_nodes(node):
+        inside = kind
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and child in node.body:
+            inside = "typing"
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and kind == "loading":
+            inside = "calling"
         found: list[str] = []
-        if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) + 1 - node.level] if node.level else []
-            source = ".".join(base + ([node.module] if node.module else []))
-            found = [f"unicp.{alias.name}" for alias in node.names] if source == "unicp" else [source]
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
-                name = node.args[0].value
+        if isinstance(child, ast.Import):
+            found = [alias.name for alias in child.names]
+        elif isinstance(child, ast.ImportFrom):
+            base = package[: len(package) + 1 - child.level] if child.level else []
+            source = ".".join(base + ([child.module] if child.module else []))
+            found = [f"{source}.{alias.name}" for alias in child.names]
+        elif isinstance(child, ast.Call) and child.args and isinstance(child.args[0], ast.Constant):
+            called = child.func.attr if isinstance(child.func, ast.Attribute) else getattr(child.func, "id", "")
+            if called in ("import_module", "__import__") and isinstance(child.args[0].value, str):
+                name = child.args[0].value
                 dots = len(name) - len(name.lstrip("."))
                 found = [".".join([*package[: len(package) + 1 - dots], name[dots:]]) if dots else name]
-        yield from ((node.lineno, name) for name in found if name.split(".")[0] == "unicp")
+        yield from ((child.lineno, inside, name) for name in found if name.split(".")[0] == "unicp")
+        yield from _imports(child, package, inside)
+
+
+def _allowed(own: str) -> list[str]:
+    """What a package or module may import, itself apart; the lowest first."""
+    floor = next(number for number, names in enumerate(FLOORS) if own in names)
+    below = [name for names in FLOORS[:floor] for name in names]
+    return [name for name in below + sorted(BESIDE.get(own, ())) if name in ONLY.get(own, {name})]
 
 
 def floor_problems(package: Path) -> list[str]:
     """What is wrong with the floors of a tree like src/unicp, one line each."""
-    problems = []
+    problems, known = [], {name for names in FLOORS for name in names}
     for entry in sorted(package.iterdir()):
         is_module = entry.suffix == ".py" if entry.is_file() else any(entry.rglob("*.py"))
-        if is_module and entry.name != "__init__.py" and entry.stem not in FLOORS:
+        if is_module and entry.name != "__init__.py" and entry.stem not in known:
             problems.append(f"{entry.name}: not in FLOORS (tests/test_house.py); add it where its imports allow")
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
         own = parts[0]
-        if own not in FLOORS:
+        if own not in known:
             continue  # unicp/__init__.py has a test of its own; anything else was named above
-        allowed = ONLY.get(own, set(FLOORS[: FLOORS.index(own)])) | {own}
-        for line, name in _names_of_ours(ast.parse(path.read_text("utf-8")), ["unicp", *parts[:-1]]):
+        allowed = _allowed(own)
+        for line, _, name in _imports(ast.parse(path.read_text("utf-8")), ["unicp", *parts[:-1]]):
             target = (name.split(".") + [""])[1]
-            if target in allowed or name == "unicp.__version__":
+            if target in (own, *allowed) or name == "unicp.__version__":
                 continue
             where = f"{path.relative_to(package)}:{line}: imports {name}"
-            if target not in FLOORS:
+            if target not in known:
                 problems.append(f"{where}; inside the package, import from the module that defines the name")
             else:
-                problems.append(f"{where}, but {own} may import only from {sorted(allowed, key=FLOORS.index)}")
+                problems.append(f"{where}, but {own} may import only from {allowed}")
     return problems
 
 
-def test_each_file_imports_only_from_its_own_floor_and_earlier_ones() -> None:
+def test_each_file_imports_only_from_its_own_package_and_floors_below() -> None:
     problems = floor_problems(PACKAGE)
-    assert not problems, "\n".join(problems)
+    known = {line: re.sub(r":\d+: imports (\S+?)[,;].*", r" imports \1", line) for line in problems}
+    new = [line for line in problems if known[line] not in FLOORS_NOT_YET]
+    assert not new, "\n".join(new)
+    mended = sorted(set(FLOORS_NOT_YET) - set(known.values()))
+    assert not mended, f"mended, so take it out of FLOORS_NOT_YET: {mended}"
 
 
 @pytest.mark.parametrize(
     ("file", "code", "expected"),
     [
-        ("errors.py", "from unicp.session import Session", "errors.py:1: imports unicp.session"),
-        ("errors.py", "from unicp import session", "errors.py:1: imports unicp.session"),
+        ("errors.py", "from unicp.profiles import Profile", "errors.py:1: imports unicp.profiles.Profile"),
+        ("errors.py", "from unicp import profiles", "errors.py:1: imports unicp.profiles"),
         ("errors.py", "import unicp.engine.clock", "errors.py:1: imports unicp.engine.clock"),
         ("errors.py", "from . import engine", "errors.py:1: imports unicp.engine"),
         ("errors.py", "def f():\n    from unicp import cli", "errors.py:2: imports unicp.cli"),
-        ("policies/adacache.py", "from ..engine import hooks", "policies/adacache.py:1: imports unicp.engine"),
+        ("errors.py", "if TYPE_CHECKING:\n    from unicp import cli", "errors.py:2: imports unicp.cli"),
+        ("errors.py", "from .files import video", "errors.py:1: imports unicp.files.video, but errors may import only"),
+        ("policies/adacache.py", "from ..hosts import diffusers", "policies/adacache.py:1: imports unicp.hosts"),
         ("policies/__init__.py", "from ..engine.clock import Clock", "policies/__init__.py:1: imports unicp.engine"),
+        ("policies/plans/book.py", "from ...profiles import KEY", "policies/plans/book.py:1: imports unicp.profiles"),
         ("policies/edcw.py", "import_module('unicp.engine')", "policies/edcw.py:1: imports unicp.engine"),
         ("policies/edcw.py", "importlib.import_module('..cli', 'unicp.policies')", "edcw.py:1: imports unicp.cli"),
-        ("demo/check.py", "from unicp.engine import clock", "demo may import only from ['errors', 'metrics', 'demo']"),
+        ("engine/run.py", "from ..hosts.diffusers.hooks import install", "engine/run.py:1: imports unicp.hosts"),
+        ("bench/observe.py", "from ..batch import clips", "bench/observe.py:1: imports unicp.batch"),
+        ("demo/check.py", "from unicp.files import video", "demo may import only from ['errors', 'tensors']"),
         ("cli/main.py", "import unicp", "cli/main.py:1: imports unicp; inside the package"),
         ("cli/main.py", "from unicp import accelerate", "imports unicp.accelerate; inside the package"),
         ("cli/main.py", "from unicp import *", "imports unicp.*; inside the package"),
@@ -138,7 +159,7 @@ def test_each_file_imports_only_from_its_own_floor_and_earlier_ones() -> None:
     ],
 )
 def test_floor_check_sees_a_bad_import(tmp_path: Path, file: str, code: str, expected: str) -> None:
-    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / file).write_text(code)
     problems = floor_problems(tmp_path)
     assert len(problems) == 1
@@ -148,31 +169,123 @@ def test_floor_check_sees_a_bad_import(tmp_path: Path, file: str, code: str, exp
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("session.py", "import torch\nfrom unicp.engine import hooks\nfrom unicp import errors, __version__"),
+        ("engine/run.py", "import torch\nfrom unicp.policies import Policy\nfrom unicp import errors, __version__"),
+        ("files/video.py", "from ..errors import UnicpError\nfrom . import checkpoint"),
         ("policies/edcw.py", "from . import Policy\nfrom .adacache import forced\nfrom ..errors import UnicpError"),
+        ("policies/plans/book.py", "from .. import Policy\nfrom .step_plan import StepPlan"),
         ("policies/__init__.py", "from .adacache import forced\nfrom ..errors import UnicpError"),
         ("policies/__init__.py", "import_module(f'{__name__}.{name}')\nimport_module('.edcw', __name__)"),
-        ("demo/check.py", "from unicp.demo import scenes\nfrom unicp.metrics import psnr\nimport unicpish"),
-        ("__init__.py", "def __getattr__(name):\n    from unicp.session import Session"),
+        ("demo/check.py", "from unicp.demo import scenes\nfrom unicp.tensors.metrics import psnr\nimport unicpish"),
+        ("__init__.py", "def __getattr__(name):\n    from unicp.hosts.diffusers.session import Session"),
     ],
 )
 def test_floor_check_lets_a_good_import_pass(tmp_path: Path, file: str, code: str) -> None:
-    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / file).write_text(code)
     assert floor_problems(tmp_path) == []
 
 
-# --- length ---------------------------------------------------------------------------------------------------------
+# --- circles and chains ---------------------------------------------------------------------------------------------
+
+KINDS = [("loading",), ("loading", "calling"), ("loading", "calling", "typing")]
+Edges = Mapping[str, Mapping[str, set[str]]]
 
 
-def test_no_file_is_too_long() -> None:
-    long = []
-    for path in project_files():
-        if path.suffix == ".py":
-            lines = len(path.read_text("utf-8").splitlines())
-            if lines > MAX_LINES:
-                long.append(f"{path.relative_to(ROOT)} has {lines} lines")
-    assert not long, "aim at 300 lines a file; split these by what they are about: " + ", ".join(long)
+def imports_between(package: Path) -> Edges:
+    """By file what it imports, and the kinds of these imports. The lazy unicp/__init__.py is left out."""
+    files: dict[str, str] = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        if parts != ("__init__",):
+            files[".".join(["unicp", *(parts[:-1] if parts[-1] == "__init__" else parts)])] = str(
+                path.relative_to(package)
+            )
+    edges: dict[str, dict[str, set[str]]] = {file: {} for file in files.values()}
+    for file in files.values():
+        inside = ["unicp", *Path(file).parts[:-1]]
+        for _, kind, name in _imports(ast.parse((package / file).read_text("utf-8")), inside):
+            while name and name not in files:  # a name in a module is that module's
+                name = name.rpartition(".")[0]
+            if name and files[name] != file:
+                edges[file].setdefault(files[name], set()).add(kind)
+    return edges
+
+
+def circles(edges: Edges, kinds: Collection[str]) -> set[tuple[str, ...]]:
+    """Files that all import each other, directly or by way of others; each group once, by name."""
+
+    def onward(file: str) -> list[str]:
+        return [target for target, found in edges[file].items() if found & set(kinds)]
+
+    reached: dict[str, set[str]] = {}
+    for file in edges:
+        seen, ahead = set[str](), onward(file)
+        while ahead:
+            step = ahead.pop()
+            if step not in seen:
+                seen.add(step)
+                ahead += onward(step)
+        reached[file] = seen
+    return {
+        tuple(sorted(other for other in edges if other == file or (other in reached[file] and file in reached[other])))
+        for file in edges
+        if file in reached[file]
+    }
+
+
+def longest_chain(edges: Edges) -> tuple[str, ...]:
+    """The most files of which each imports the next, when it is loaded or when a function of it is called."""
+    under_way: set[str] = set()
+
+    @functools.cache
+    def below(file: str) -> tuple[str, ...]:
+        under_way.add(file)
+        ahead = [t for t, found in edges[file].items() if found & {"loading", "calling"} and t not in under_way]
+        longest = max((below(target) for target in ahead), key=len, default=())
+        under_way.discard(file)
+        return (file, *longest)
+
+    return max(map(below, edges), key=len, default=())
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids="+".join)
+def test_no_file_imports_what_imports_it(kinds: tuple[str, ...]) -> None:
+    found = circles(imports_between(PACKAGE), kinds)
+    assert found <= CIRCLES_NOT_YET, f"imports go round in circles: {sorted(found - CIRCLES_NOT_YET)}"
+    if kinds == KINDS[-1]:
+        assert found == CIRCLES_NOT_YET, f"open now, so take it out: {sorted(CIRCLES_NOT_YET - found)}"
+
+
+@pytest.mark.xfail(reason="not reached yet", strict=True)
+def test_the_longest_chain_of_imports_is_short() -> None:
+    chain = longest_chain(imports_between(PACKAGE))
+    print(f"\nlongest chain of imports, {len(chain)} files: {' > '.join(chain)}")
+    assert len(chain) <= MAX_CHAIN
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"a": "from . import b", "b": "from . import c", "c": ""}, [set(), set(), set()]),
+        ({"a": "from . import b", "b": "from .a import x"}, [{("a.py", "b.py")}] * 3),
+        ({"a": "from .b import x", "b": "def f():\n    from . import a"}, [set(), *[{("a.py", "b.py")}] * 2]),
+        ({"a": "from .b import x", "b": "if TYPE_CHECKING:\n    from . import a"}, [set(), set(), {("a.py", "b.py")}]),
+        ({"p/__init__": "from .a import x", "p/a": "from . import y"}, [{("p/__init__.py", "p/a.py")}] * 3),
+        ({"a": "from .b import x", "b": "from .c import x", "c": "import unicp.a"}, [{("a.py", "b.py", "c.py")}] * 3),
+    ],
+)
+def test_circle_check_sees_a_circle(tmp_path: Path, files: dict[str, str], found: list[set[tuple[str, ...]]]) -> None:
+    for name, code in files.items():
+        (tmp_path / f"{name}.py").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(code)
+    assert [circles(imports_between(tmp_path), kinds) for kinds in KINDS] == found
+
+
+def test_chains_are_counted_in_files(tmp_path: Path) -> None:
+    bodies = ["from .b import x", "def f():\n    from . import c", "if TYPE_CHECKING:\n    from . import d", ""]
+    for name, code in zip("abcd", bodies, strict=True):
+        (tmp_path / f"{name}.py").write_text(code)
+    assert longest_chain(imports_between(tmp_path)) == ("a.py", "b.py", "c.py")
 
 
 # --- lean import ----------------------------------------------------------------------------------------------------

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 import unicp
 from tests.test_conditional import CONFIG, playing
 from tests.tiny import FAMILIES
-from unicp import AdaCacheConfig, BudgetConfig, Profile, UniCPConfig, UnicpError, cli, efforts, inspection, tuner
+from unicp import AdaCacheConfig, BudgetConfig, Profile, UniCPConfig, UnicpError, cli
 from unicp.cli import measuring
-from unicp.engine.replay import Take
+from unicp.offline import candidates, inspect, trials
+from unicp.offline.replay import Take
 from unicp.policies import Step, config_from_dict
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
+from unicp.policies.plans.step_plan import StepPlan, alternating, computing, growing, halved, resampled
 from unicp.profiles import fingerprint
 from unicp.specs import find_spec
-from unicp.step_plans import StepPlan, alternating, computing, growing, halved, resampled
 
 WAN = FAMILIES["wan"]
 INSIDE = UniCPConfig(delta=50.0, edcw="online", pcas=False)
@@ -161,14 +162,14 @@ def tuned(inside: Any, pipe: Any = None, **more: Any) -> Profile:
 @pytest.fixture
 def winning(monkeypatch: pytest.MonkeyPatch, by_steps: None) -> None:
     """In ``tune`` plans with UniCP inside are the best ones, and such a step costs six tenths."""
-    own = tuner.Tuner._real
+    own = trials.Tuner._real
 
     def real(self: Any, plan: StepPlan, index: int, show: Any) -> Any:
         error, *more = own(self, plan, index, show)
         return (0.0 if plan.inside else error), *more
 
-    monkeypatch.setattr(tuner.Tuner, "_real", real)
-    monkeypatch.setattr(tuner.Tuner, "_inside_cost", lambda *_: 0.6)
+    monkeypatch.setattr(trials.Tuner, "_real", real)
+    monkeypatch.setattr(trials.Tuner, "_inside_cost", lambda *_: 0.6)
 
 
 @pytest.mark.usefixtures("winning")
@@ -191,7 +192,7 @@ def test_tune_offers_them_and_the_budget_plays_them(measured: bool, calibrated: 
     partial = {record.index for record in report.steps if record.action == "partial"}
     assert partial and partial <= set(wanted)
     assert torch.equal(WAN.generate(pipe, steps=20), plain)  # restored
-    assert "u UniCP inside" in inspection.text(profile)
+    assert "u UniCP inside" in inspect.text(profile)
     inside = config_from_dict(profile.metadata["inside"])
     other = inside.replace(profile=str(path) if measured else None, stack=config)
     with unicp.accelerate(pipe, other):
@@ -225,7 +226,7 @@ def test_a_target_whose_plan_has_none_leaves_the_modules_alone(tmp_path: Path) -
 
 def test_what_such_a_step_costs_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A skipped step takes 0.1 s, a whole one 2 s, one with UniCP inside 1.43; of one prompt, all is half as fast."""
-    run = tuner.Tuner(WAN.build(), {}, [None], {}, 0, efforts.EFFORTS["medium"], INSIDE, None)
+    run = trials.Tuner(WAN.build(), {}, [None], {}, 0, candidates.EFFORTS["medium"], INSIDE, None)
     run.state["seconds"] = {str(i): [41.0, 2.0] for i in range(3)}
     seen: list[StepPlan] = []
 
@@ -246,7 +247,9 @@ def test_what_such_a_step_costs_is_timed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_real_runs_have_it_inside() -> None:
     pipe = WAN.build()
     call = WAN.run(pipe, lambda run, **call: call)
-    run = tuner.Tuner(pipe, {"transformer": pipe.transformer}, [None], call, 0, efforts.EFFORTS["medium"], INSIDE, None)
+    run = trials.Tuner(
+        pipe, {"transformer": pipe.transformer}, [None], call, 0, candidates.EFFORTS["medium"], INSIDE, None
+    )
     run.state["sigmas"] = run.player.run(run.arguments(0)).sigmas
     every, began = growing(10, 10, 10, 0), time.perf_counter()
     whole, inside = (run._played(plan, 0, lambda *_: None) for plan in (every, replace(every, inside=PLAN.inside)))
@@ -256,17 +259,17 @@ def test_real_runs_have_it_inside() -> None:
 
 
 def test_where_it_saves_no_time_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuner.Tuner, "_inside_cost", lambda *_: 1.0)
+    monkeypatch.setattr(trials.Tuner, "_inside_cost", lambda *_: 1.0)
     tried: list[StepPlan] = []
-    own = tuner.Tuner._played
-    monkeypatch.setattr(tuner.Tuner, "_played", lambda self, *a: (tried.append(a[0]), own(self, *a))[1])
+    own = trials.Tuner._played
+    monkeypatch.setattr(trials.Tuner, "_played", lambda self, *a: (tried.append(a[0]), own(self, *a))[1])
     tuned(INSIDE)
     assert tried and not any(plan.inside for plan in tried)
-    assert efforts.cost_in_runs(8, "medium", inside=True) > efforts.cost_in_runs(8, "medium") + 1
+    assert candidates.cost_in_runs(8, "medium", inside=True) > candidates.cost_in_runs(8, "medium") + 1
 
 
 def test_what_cannot_act_inside_is_refused_before_any_run(calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuner.Tuner, "profile", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(trials.Tuner, "profile", lambda *_: pytest.fail("it ran"))
     for wrong in (AdaCacheConfig(), "budget", UniCPConfig(stack=BudgetConfig())):
         with pytest.raises(UnicpError, match="inside must be a UniCPConfig without a stack"):
             tuned(wrong)
@@ -279,7 +282,7 @@ def test_what_cannot_act_inside_is_refused_before_any_run(calibrated: Path, monk
 
 def test_an_unfinished_tuning_with_it_does_not_go_on_without(tmp_path: Path) -> None:
     whole, inside = (
-        tuner.Tuner(WAN.build(), {}, [None], {}, 0, efforts.EFFORTS["low"], config, tmp_path / "part")
+        trials.Tuner(WAN.build(), {}, [None], {}, 0, candidates.EFFORTS["low"], config, tmp_path / "part")
         for config in (None, INSIDE)
     )
     whole.checkpoint.save({})

@@ -17,10 +17,10 @@ import unicp
 from tests.contract import quietly
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig
-from unicp.engine.leap import leaps
+from unicp.engine.solver.leap import leaps
 from unicp.policies import Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
-from unicp.step_plans import growing
+from unicp.policies.plans.step_plan import growing
 
 WAN = FAMILIES["wan"]
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}

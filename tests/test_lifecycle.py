@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import unicp
-import unicp.session as session_module
+import unicp.hosts.diffusers.session as session_module
 from tests.contract import case, fresh, plain, profile_of, quietly, traces
 from tests.tiny import FAMILIES
 from unicp.errors import UnicpError, UnicpWarning
@@ -245,7 +245,7 @@ def test_an_acceleration_that_cannot_be_put_back_is_said(tmp_path: Path) -> None
 
 
 def test_a_session_keeps_the_last_reports_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unicp.session.KEPT_REPORTS", 3)
+    monkeypatch.setattr("unicp.hosts.diffusers.session.KEPT_REPORTS", 3)
     pipe = WAN.build()
     session = unicp.accelerate(pipe, METHODS["adacache"])
     kept = []
@@ -320,5 +320,5 @@ def test_two_hundred_runs_keep_nothing(config: Config) -> None:
     unicp.restore(pipe)
     assert torch.equal(WAN.generate(pipe), plain("wan"))
     gc.collect()
-    ours = [o for o in gc.get_objects() if str(type(o).__module__).startswith("unicp.engine")]
+    ours = [o for o in gc.get_objects() if str(type(o).__module__).startswith(("unicp.engine", "unicp.hosts"))]
     assert len(ours) < 100

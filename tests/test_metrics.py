@@ -8,14 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from unicp.metrics import (
-    frame_difference,
-    motion_ratio,
-    psnr,
-    relative_change,
-    ssim,
-    temporal_psnr,
-)
+from unicp.tensors.metrics import frame_difference, motion_ratio, psnr, relative_change, ssim, temporal_psnr
 
 NAN, INF = math.nan, math.inf
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unicp import fill, planning
-from unicp.planning import Limits, Trajectories
-from unicp.step_plans import SPREAD, Segment, StepPlan, computing, default, growing, halved, resampled
+from unicp.offline import search
+from unicp.offline.search import Limits, Trajectories
+from unicp.policies.plans.step_plan import SPREAD, Segment, StepPlan, computing, default, growing, halved, resampled
+from unicp.tensors import extrapolation
 
 
 def sigmas_of(steps: int, rng: np.random.Generator) -> Any:
@@ -29,7 +30,7 @@ def trajectories(steps: int, seed: int, prompts: int = 2, size: int = 12) -> tup
         powers = np.stack([sigmas[:-1] ** p for p in range(4)], 1)
         runs.append(powers @ rng.normal(size=(4, size)) + 0.05 * rng.normal(size=(steps, size)))
     gains = rng.uniform(0.5, 3.0, steps)
-    return Trajectories(sigmas=sigmas, grams=np.stack([planning.gram(v) for v in runs]), gains=gains), runs
+    return Trajectories(sigmas=sigmas, grams=np.stack([search.gram(v) for v in runs]), gains=gains), runs
 
 
 def every_plan(steps: int, limits: Limits) -> list[tuple[int, ...]]:
@@ -51,17 +52,17 @@ def additive(t: Trajectories, compute: tuple[int, ...]) -> float:
         if b == a + 1:
             continue
         best, corrected = np.inf, None
-        if planning.corrects(t, a, b):
-            left = planning.remainder(t, list(compute[: place + 1])[::-1], b)
+        if search.corrects(t, a, b):
+            left = search.remainder(t, list(compute[: place + 1])[::-1], b)
             corrected = np.array([left @ g @ left for g in t.grams])
-        for order, damping in planning.FILLS:
+        for order, damping in search.FILLS:
             if order > place:
                 continue
             nodes = list(compute[: place + 1])[::-1][: order + 1]
-            c = planning.deviation(t, nodes, b, damping)
+            c = search.deviation(t, nodes, b, damping)
             squares = np.maximum([c @ g @ c for g in t.grams], 0)
             if corrected is not None:
-                squares = planning.TRANSIENT**2 * squares + corrected
+                squares = search.TRANSIENT**2 * squares + corrected
             best = min(best, float(np.sum(t.gains[:, a + 1 : b].mean(1) ** 2 * squares)))
         total += best
     return float(total)
@@ -73,7 +74,7 @@ def test_the_search_equals_brute_force(steps: int, seed: int, warmup: int, coold
     t, _ = trajectories(steps, seed)
     # A path that the sum ranks low may have the smaller whole error: keep one, so that only the sum decides.
     limits = Limits(warmup=warmup, cooldown=cooldown, gap=3, power=2, tempering=1, keep=1)
-    found = planning.plans(t, limits)
+    found = search.plans(t, limits)
     by_number: dict[int, float] = {}
     for compute in every_plan(steps, limits):
         value = additive(t, compute)
@@ -88,7 +89,7 @@ def test_the_search_equals_brute_force(steps: int, seed: int, warmup: int, coold
 @given(st.integers(5, 14), st.integers(0, 10**6))
 def test_more_budget_never_costs_predicted_error(steps: int, seed: int) -> None:
     t, _ = trajectories(steps, seed)
-    found = planning.plans(t)
+    found = search.plans(t)
     errors = [found[number].predicted for number in sorted(found)]
     assert errors == sorted(errors, reverse=True)
     assert found[steps].predicted == 0
@@ -107,11 +108,11 @@ def test_the_gram_error_is_that_of_the_vectors(steps: int, seed: int) -> None:
     b = int(rng.integers(a + 2, steps + 1))
     nodes = [a, *sorted(rng.choice(a, size=min(a, int(rng.integers(0, 3))), replace=False), reverse=True)]
     damping = float(rng.uniform(0, 1))
-    c = planning.deviation(t, nodes, b, damping)
+    c = search.deviation(t, nodes, b, damping)
     for outputs, products in zip(runs, t.grams, strict=True):
         d = np.zeros(outputs.shape[1])
         for s in range(a + 1, b):
-            factors = fill.weights([t.sigmas[n] for n in nodes], t.sigmas[s], damping)
+            factors = extrapolation.weights([t.sigmas[n] for n in nodes], t.sigmas[s], damping)
             forecast = sum(f * outputs[n] for f, n in zip(factors, nodes, strict=True))
             d += (t.sigmas[s + 1] - t.sigmas[s]) * (forecast - outputs[s])
         scale = np.mean([v @ v for v in outputs])
@@ -121,10 +122,10 @@ def test_the_gram_error_is_that_of_the_vectors(steps: int, seed: int) -> None:
 def test_linear_forecasts_are_exact_on_linear_series_and_have_the_right_sign() -> None:
     sigmas = np.array([1.0, 0.9, 0.6, 0.5, 0.2, 0.0])
     outputs = np.stack([3 + 2 * sigmas[:-1], 1 - sigmas[:-1]], 1)
-    t = Trajectories(sigmas=sigmas, grams=planning.gram(outputs)[None])
+    t = Trajectories(sigmas=sigmas, grams=search.gram(outputs)[None])
     exact = StepPlan(steps=5, compute=(0, 1, 4), segments=(Segment(after=1, until=4, order=1, damping=1.0),))
-    assert planning.errors(t, exact) == pytest.approx(0, abs=1e-7)
-    c = planning.deviation(t, [1], 3, 1.0)  # step 2 repeats step 1
+    assert search.errors(t, exact) == pytest.approx(0, abs=1e-7)
+    c = search.deviation(t, [1], 3, 1.0)  # step 2 repeats step 1
     # Sigma falls, so the width is negative; the first output grows with sigma, so the repeated one is too large.
     assert (c @ outputs)[0] == pytest.approx((0.5 - 0.6) * (outputs[1, 0] - outputs[2, 0]))
     assert (c @ outputs)[0] < 0
@@ -135,19 +136,19 @@ def test_a_correction_is_exact_on_what_the_polynomial_can_follow() -> None:
     s = sigmas[:-1]
     outputs = np.stack([3 + 2 * s - s**2, 1 - s + 4 * s**2], 1)
     weights = np.array([-0.1, -0.4, -0.05, -0.3, -0.1, -0.2])  # not the differences of the sigmas
-    t = Trajectories(sigmas=sigmas, grams=planning.gram(outputs)[None], weights=weights)
-    assert planning.corrects(t, 1, 5)
-    left = planning.remainder(t, [1, 0], 5)
+    t = Trajectories(sigmas=sigmas, grams=search.gram(outputs)[None], weights=weights)
+    assert search.corrects(t, 1, 5)
+    left = search.remainder(t, [1, 0], 5)
     assert left @ outputs == pytest.approx(0, abs=1e-12)
     skipped = (Segment(after=1, until=5, order=1, damping=1.0),)
     plan = StepPlan(steps=6, compute=(0, 1, 5), segments=skipped)
     alone = StepPlan(steps=6, compute=(0, 1, 5), segments=skipped, correct=False)
-    corrected, plain = planning.errors(t, plan)[0], planning.errors(t, alone)[0]
-    assert corrected == pytest.approx(planning.TRANSIENT * plain, rel=1e-6) and plain > 0.01
+    corrected, plain = search.errors(t, plan)[0], search.errors(t, alone)[0]
+    assert corrected == pytest.approx(search.TRANSIENT * plain, rel=1e-6) and plain > 0.01
     # Where the computed step weighs next to nothing, its output cannot carry the correction.
     light = Trajectories(sigmas=sigmas, grams=t.grams, weights=np.array([-0.1, -0.4, -0.05, -0.3, -0.1, -0.01]))
-    assert not planning.corrects(light, 1, 5)
-    assert not planning.corrects(t, 1, 6)  # nothing is computed behind the end
+    assert not search.corrects(light, 1, 5)
+    assert not search.corrects(t, 1, 6)  # nothing is computed behind the end
 
 
 @settings(max_examples=20, deadline=None)
@@ -156,11 +157,11 @@ def test_the_mean_of_the_prompts_can_be_what_counts_or_the_worst(steps: int, see
     t, _ = trajectories(steps, seed, prompts=4)
     gains = np.array([10.0, 1, 1, 1])[:, None] * np.ones(steps)
     t = Trajectories(sigmas=t.sigmas, grams=t.grams, gains=gains)
-    mean, worst = (planning.plans(t, Limits(power=power, tempering=1)) for power in (0.0, 8.0))
+    mean, worst = (search.plans(t, Limits(power=power, tempering=1)) for power in (0.0, 8.0))
     for number in mean.keys() & worst.keys():
-        by_mean, by_worst = (planning.errors(t, found[number]) for found in (mean, worst))
-        assert mean[number].predicted == pytest.approx(planning.spread(by_mean, 0))
-        assert worst[number].predicted == pytest.approx(planning.spread(by_worst, 8))
+        by_mean, by_worst = (search.errors(t, found[number]) for found in (mean, worst))
+        assert mean[number].predicted == pytest.approx(search.spread(by_mean, 0))
+        assert worst[number].predicted == pytest.approx(search.spread(by_worst, 8))
 
 
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 8), st.integers(0, 6))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from benchmarks import readme
-from unicp.efforts import cost_in_runs
+from unicp.offline.candidates import cost_in_runs
 
 
 def test_the_figures_of_the_readme_are_the_committed_ones() -> None:

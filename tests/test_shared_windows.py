@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.unicp_literal import profiled_plan
-from unicp.calibration import planned
+from unicp.offline.calibrate import planned
 from unicp.policies import Step
 from unicp.policies.unicp import UniCPConfig, UniCPPolicy
 from unicp.policies.unit_errors import UnitErrors

@@ -21,8 +21,8 @@ from diffusers import (
 )
 
 from tests.tiny import FAMILIES
-from unicp.engine.replay import Player
-from unicp.engine.solver import Solver, _known_response, planned_response
+from unicp.engine.solver.response import Solver, _known_response, planned_response
+from unicp.offline.replay import Player
 
 SHAPE = (1, 4, 2, 3, 3)
 LINEAR = {

@@ -15,9 +15,10 @@ from diffusers import CogVideoXDPMScheduler, DDIMScheduler, EulerAncestralDiscre
 import unicp
 from tests.test_budget import interrupt, tuned
 from tests.tiny import FAMILIES
-from unicp import Profile, tuner
+from unicp import Profile
 from unicp.errors import UnicpError
-from unicp.planning import Trajectories
+from unicp.offline import trials
+from unicp.offline.search import Trajectories
 from unicp.profiles import identity
 
 WAN = FAMILIES["wan"]
@@ -25,14 +26,14 @@ WAN = FAMILIES["wan"]
 
 def tuned_on(prompts: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Profile:
     """On so many prompts, of which all have the same embeddings, as the tiny pipeline has no text encoder."""
-    own, embeds = tuner.Tuner.arguments, {}
+    own, embeds = trials.Tuner.arguments, {}
 
     def run(pipe: Any, **call: Any) -> Profile:
         embeds.update({name: call.pop(name) for name in list(call) if "embeds" in name})
         return unicp.tune(pipe, list(prompts), progress=False, **{**call, **more})
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuner.Tuner, "arguments", lambda self, i: {**own(self, i), "prompt": None, **embeds})
+        patch.setattr(trials.Tuner, "arguments", lambda self, i: {**own(self, i), "prompt": None, **embeds})
         profile: Profile = WAN.run(WAN.build(), run)
     return profile
 
@@ -70,14 +71,14 @@ def test_a_sampler_that_draws_noise_is_refused_where_it_draws_from_the_generator
 
 def test_plans_are_made_to_fit_the_first_half_of_the_prompts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[int] = []
-    own = tuner.Tuner._trajectories
+    own = trials.Tuner._trajectories
 
     def seen(self: Any) -> Trajectories:
         found = own(self)
         fitted.extend([len(found.grams), len(found.gains)])
         return found
 
-    monkeypatch.setattr(tuner.Tuner, "_trajectories", seen)
+    monkeypatch.setattr(trials.Tuner, "_trajectories", seen)
     profile = tuned_on("abcd", monkeypatch, effort="medium", target_speedup=1.5)
     assert fitted == [2, 2] and set(profile.metadata["gains"]) == {"0", "1"}
 
@@ -89,8 +90,8 @@ def test_plans_are_made_to_fit_the_first_half_of_the_prompts_alone(monkeypatch: 
 def test_that_few_prompts_judge_where_plans_fit_half_of_them_is_said(
     prompts: str, target: str, said: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(tuner, "ranked", lambda scores: sorted(scores, key=lambda kind: kind == "default"))
-    monkeypatch.setattr(tuner, "SURE", 2)
+    monkeypatch.setattr(trials, "ranked", lambda scores: sorted(scores, key=lambda kind: kind == "default"))
+    monkeypatch.setattr(trials, "SURE", 2)
     tuned_on(prompts, monkeypatch, effort="low", **{target: 1})
     few = "plans were made to fit 2 of the 3 prompts, so that 1 judge them; 4 prompts say with 80% confidence"
     assert any(few in str(each.message) for each in recwarn) == said
@@ -129,7 +130,7 @@ def test_arguments_are_told_apart_by_what_is_in_them_in_every_process() -> None:
 
 
 def test_what_tune_cannot_promise_or_take_is_said_before_any_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuner.Tuner, "profile", lambda *_: None)
+    monkeypatch.setattr(trials.Tuner, "profile", lambda *_: None)
     pipe = WAN.build()
     with pytest.warns(unicp.UnicpWarning, match="of 7 prompts, min_psnr promises little for others; 8 or more"):
         unicp.tune(pipe, list("abcdefg"), min_psnr=30, progress=False)
@@ -140,7 +141,7 @@ def test_what_tune_cannot_promise_or_take_is_said_before_any_run(monkeypatch: py
 
 
 def test_how_long_a_tuning_takes_is_said_first(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(tuner.Tuner, "profile", lambda *_: None)
+    monkeypatch.setattr(trials.Tuner, "profile", lambda *_: None)
     unicp.tune(WAN.build(), list("abcdefgh"), progress=True)
     assert "8 prompts, effort medium: about as long as" in capsys.readouterr().err
 
@@ -163,7 +164,7 @@ def test_what_was_measured_stays_until_the_profile_is_whole(tmp_path: Path, monk
         raise UnicpError("the calibration inside is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuner.Tuner, "_written", fails)
+        patch.setattr(trials.Tuner, "_written", fails)
         with pytest.raises(UnicpError, match="is gone"):
             tuned(checkpoint=tmp_path / "part.json")
     assert (tmp_path / "part.json").exists()
@@ -182,7 +183,7 @@ def test_a_tuning_does_not_go_on_with_other_weights(tmp_path: Path) -> None:
 
 
 def test_a_quality_that_only_the_whole_run_has_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuner.Tuner, "_real", lambda *_: (0.1, 45.0, {}))
+    monkeypatch.setattr(trials.Tuner, "_real", lambda *_: (0.1, 45.0, {}))
     with pytest.warns(unicp.UnicpWarning, match=r"min_psnr=60: only computing every step .* reached 45\.0 dB"):
         tuned(min_psnr=60, target_speedup=None)
 

@@ -17,14 +17,14 @@ import unicp
 from tests.contract import config_on, profile_of, quietly
 from tests.reference.unicp_literal import SelfCaching, profiled_plan, sliced_attention
 from tests.tiny import FAMILIES, wan_transformer
-from unicp.calibration import planned
+from unicp.engine.slicing.attention import SlicedAttention, basis, choose_ranks, instrumented, second_moments
+from unicp.engine.slicing.maps import MapAttention, attention_map
 from unicp.errors import UnicpError
-from unicp.maps import MapAttention, attention_map
+from unicp.offline.calibrate import planned
 from unicp.policies import Step
 from unicp.policies.unicp import UniCPConfig, UniCPPolicy
 from unicp.policies.unit_errors import UnitErrors
 from unicp.profiles import Profile
-from unicp.slicing import SlicedAttention, basis, choose_ranks, instrumented, second_moments
 
 WAN = FAMILIES["wan"]
 

@@ -10,9 +10,10 @@ import pytest
 from imageio_ffmpeg import read_frames
 from PIL import Image
 
-from unicp import metrics, video
 from unicp.demo import scenes
 from unicp.errors import UnicpError
+from unicp.files import video
+from unicp.tensors import metrics
 
 SIDE, FRAMES = 48, 9
 

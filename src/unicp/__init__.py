@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "accelerate": "session",
-    "restore": "session",
-    "Session": "session",
-    "SessionReport": "report",
-    "StepRecord": "report",
+    "accelerate": "hosts.diffusers.session",
+    "restore": "hosts.diffusers.session",
+    "Session": "hosts.diffusers.session",
+    "SessionReport": "engine.report",
+    "StepRecord": "engine.report",
     "AdaCacheConfig": "policies.adacache",
     "ScheduleConfig": "policies.schedule",
     "UniCPConfig": "policies.unicp",
     "BudgetConfig": "policies.budget",
-    "tune": "tuning",
-    "calibrate": "calibration",
+    "tune": "offline.tune",
+    "calibrate": "offline.calibrate",
     "Profile": "profiles",
     "compare": "bench.compare",
     "Comparison": "bench.comparison",
@@ -38,23 +38,23 @@ if TYPE_CHECKING:
     from . import demo as demo
     from .bench.compare import compare as compare
     from .bench.comparison import Comparison as Comparison
-    from .calibration import calibrate as calibrate
+    from .engine.report import SessionReport as SessionReport
+    from .engine.report import StepRecord as StepRecord
     from .errors import UnicpError as UnicpError
     from .errors import UnicpWarning as UnicpWarning
+    from .hosts.diffusers.session import Session as Session
+    from .hosts.diffusers.session import accelerate as accelerate
+    from .hosts.diffusers.session import restore as restore
+    from .offline.calibrate import calibrate as calibrate
+    from .offline.tune import tune as tune
     from .policies.adacache import AdaCacheConfig as AdaCacheConfig
     from .policies.budget import BudgetConfig as BudgetConfig
     from .policies.schedule import ScheduleConfig as ScheduleConfig
     from .policies.unicp import UniCPConfig as UniCPConfig
     from .profiles import Profile as Profile
-    from .report import SessionReport as SessionReport
-    from .report import StepRecord as StepRecord
-    from .session import Session as Session
-    from .session import accelerate as accelerate
-    from .session import restore as restore
     from .specs import BlockList as BlockList
     from .specs import ModelSpec as ModelSpec
     from .specs import register_spec as register_spec
-    from .tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -162,7 +162,7 @@ def content_of(config: Config) -> dict[str, Any]:
         UnicpError: there is no such profile.
     """
 
-    from .video import digest  # it needs numpy, which the command line must not wait for
+    from .files.video import digest  # it needs numpy, which the command line must not wait for
 
     def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
         found = {key: by_content(value) if isinstance(value, dict) else value for key, value in values.items()}

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..engine.report import readable_bytes
 from ..errors import UnicpError
-from ..report import readable_bytes
 from . import manifest as states
 from . import summary
 from .clips import Clip, Outcome, Recipe, groups

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError
-from ..video import digest
+from ..files.video import digest
 from .clips import Clip, Outcome
 
 PRIVATE = ".batch"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .. import video
+from ..files import video
 from .manifest import DONE, FAILED, Entry, Manifest, record_path
 from .progress import duration
 

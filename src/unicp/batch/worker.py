@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import video
 from ..errors import UnicpWarning, first_line
+from ..files import video
 from .clips import Clip, Maker, Outcome, Rank, Recipe, Rendered
 from .manifest import record_path
 

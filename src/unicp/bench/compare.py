@@ -14,12 +14,13 @@ from typing import Any
 from ..errors import UnicpError, UnicpWarning
 from ..profiles import weights_digest
 from . import quality, sprites, store
-from .comparison import Comparison, Failure, Point, Result
+from .comparison import Comparison
 from .harness import Made, denoisers_of, generate, step_count
 from .isolation import fresh
 from .observe import observing
 from .peers import Peer, Run, resolve
 from .provenance import environment, provenance
+from .results import Failure, Point, Result
 
 BASELINE = "unaccelerated"
 SHORT = 2

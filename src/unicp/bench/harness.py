@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..report import SessionReport
-from ..session import DENOISERS
+from ..engine.report import SessionReport
+from ..hosts.diffusers.session import DENOISERS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import metrics
+from ..tensors import metrics
 from .harness import denoisers_of
 
 

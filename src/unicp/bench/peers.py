@@ -128,7 +128,7 @@ class Ours(Peer):
         return code_version("methods")
 
     def apply(self, run: Run, label: str) -> Call:
-        from ..session import accelerate
+        from ..hosts.diffusers.session import accelerate
 
         run.reports.append(accelerate(run.pipe, self._configs[label]).report)
         return run.call
@@ -196,7 +196,7 @@ def _one(item: Any, peers: Mapping[str, Callable[[], Peer]]) -> Peer:
         return Ours(item.method, {_label(item): item})
     text = str(item)
     if text.endswith(".safetensors"):
-        from ..session import resolve_config
+        from ..hosts.diffusers.session import resolve_config
 
         config = resolve_config(text)
         return Ours(text.rpartition("/")[2].removesuffix(".safetensors"), config.spread() or {_label(config): config})

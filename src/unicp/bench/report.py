@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..video import staged
+from ..files.video import staged
 from .charts import COLOURS, Curve, Dot, lines, scatter, timeline
-from .comparison import Comparison, Point, Row
 from .quality import CAPTION, HIGHEST_PSNR, MEASURES, Measure
+from .results import Compared, Point, Row
 from .sprites import layout
 from .statistics import Estimate
 
@@ -35,7 +35,7 @@ class _Cell:
     small: tuple[str, ...] = ()
 
 
-def write(comparison: Comparison, path: Path, *, fps: float) -> Path:
+def write(comparison: Compared, path: Path, *, fps: float) -> Path:
     """Write the page whole or not at all.
 
     Raises:
@@ -47,7 +47,7 @@ def write(comparison: Comparison, path: Path, *, fps: float) -> Path:
     return path
 
 
-def html(comparison: Comparison, *, fps: float) -> str:
+def html(comparison: Compared, *, fps: float) -> str:
     """The page."""
     import jinja2
     from markupsafe import Markup
@@ -93,11 +93,11 @@ def _json(values: Any) -> str:
     return json.dumps(values, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _model(comparison: Comparison) -> str:
+def _model(comparison: Compared) -> str:
     return str(comparison.provenance.get("model", {}).get("pipeline", "pipeline"))
 
 
-def _colours(comparison: Comparison) -> dict[str, int]:
+def _colours(comparison: Compared) -> dict[str, int]:
     """A colour a method: ours first; fewer steps is grey."""
     names = list(dict.fromkeys(point.method for point in comparison.points))
     ordered = sorted(names, key=lambda name: not any(p.ours for p in comparison.points if p.method == name))
@@ -106,7 +106,7 @@ def _colours(comparison: Comparison) -> dict[str, int]:
     return {**found, **({"fewer-steps": GREY} if "fewer-steps" in names else {})}
 
 
-def forward(comparison: Comparison) -> dict[str, str]:
+def forward(comparison: Compared) -> dict[str, str]:
     """The point of each method that is nearest to :data:`MIDDLE`, by method: names of points."""
     return {
         name: min(rows, key=lambda row: abs(row.loop_speedup.value - MIDDLE)).name
@@ -146,7 +146,7 @@ def _figure(value: float, measure: Measure) -> str:
     return f"{value:.{measure.digits}f}" + (f" {measure.unit}" if measure.unit else "")
 
 
-def rankings(comparison: Comparison) -> list[tuple[float, list[tuple[str, float, bool]]]]:
+def rankings(comparison: Compared) -> list[tuple[float, list[tuple[str, float, bool]]]]:
     """At each of :data:`SPEEDS` the methods by PSNR, best first (:meth:`Comparison.at_speedup`)."""
     ours = {point.method for point in comparison.points if point.ours}
     found = []
@@ -190,7 +190,7 @@ def _bytes(count: int | None) -> str:
     return f"{size:.0f} {units[0]}" if size >= 100 or units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
-def _caption(comparison: Comparison) -> list[tuple[str, dict[str, float]]]:
+def _caption(comparison: Compared) -> list[tuple[str, dict[str, float]]]:
     shown = forward(comparison).values()
     points = [comparison.baseline, *(point for point in comparison.points if point.name in shown)]
     return [(point.name, right) for point in points if (right := point.caption_right()) is not None]
@@ -223,9 +223,7 @@ def _changes(baseline: Point) -> str:
     return lines(series, *titles, kind_of="for-desk") + lines(series, *titles, width=400, kind_of="for-phone")
 
 
-def _players(
-    comparison: Comparison, shown: Mapping[str, str], colours: Mapping[str, int], fps: float
-) -> dict[str, Any]:
+def _players(comparison: Compared, shown: Mapping[str, str], colours: Mapping[str, int], fps: float) -> dict[str, Any]:
     """What the page's script plays: sheets of frames by point and prompt, within :data:`MOST_BYTES`."""
     order = sorted(comparison.points, key=lambda point: (point.name not in shown.values(), not point.ours))
     videos: dict[str, dict[int, str]] = {}

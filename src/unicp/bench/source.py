@@ -9,9 +9,9 @@ from pathlib import Path
 from .. import __version__
 
 PACKAGE = Path(__file__).parent.parent
-APART = ("bench", "batch", "cli", "demo", "__main__.py", "inspection.py", "video.py")
+APART = ("bench/", "batch/", "cli/", "demo/", "__main__.py", "offline/inspect.py", "files/video.py")
 """Parts of the package that change no method."""
-SHOWING = ("charts.py", "comparison.py", "report.py", "statistics.py")
+SHOWING = ("charts.py", "comparison.py", "report.py", "results.py", "statistics.py")
 """Files of this folder that work on results that are there."""
 
 
@@ -39,7 +39,9 @@ def code_version(part: str, version: str = __version__) -> str:
     if ".dev" not in version:
         return version
     if part == "methods":
-        files = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in APART]
+        every = PACKAGE.rglob("*.py")
+        files = [path for path in every if not path.relative_to(PACKAGE).as_posix().startswith(APART)]
     else:
-        files = [PACKAGE / "metrics.py", *(p for p in (PACKAGE / "bench").glob("*.py") if p.name not in SHOWING)]
+        own = [path for path in (PACKAGE / "bench").glob("*.py") if path.name not in SHOWING]
+        files = [PACKAGE / "tensors" / "metrics.py", *own]
     return f"{version}+{digest(files)}"

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..video import to_uint8
+from ..files.video import to_uint8
 
 LARGEST = 320
 """Pixels of the long side of a frame in a sheet, at most; larger videos are scaled down."""

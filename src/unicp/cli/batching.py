@@ -23,9 +23,9 @@ from ..batch.names import hashed, vbench
 from ..batch.progress import counted, duration
 from ..batch.prompts import LARGEST_SEED, Row, read
 from ..errors import UnicpError
+from ..files.video import check_suffix, digest
 from ..policies import Config
 from ..profiles import content_of
-from ..video import check_suffix, digest
 from . import calls, making, options, pipelines
 from .pipelines import Model
 from .screen import messages, results

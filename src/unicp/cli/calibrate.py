@@ -46,7 +46,7 @@ def calibrate(
     texts = measuring.read_prompts(prompts, prompts_file, model, 4)
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     pipe, call = measuring.load(model, given, device, dtype)
-    from ..calibration import calibrate as run
+    from ..offline.calibrate import calibrate as run
     from ..policies.unicp import UniCPConfig
 
     assert isinstance(config, UniCPConfig)

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from .. import metrics
 from ..bench.harness import Made
+from ..tensors import metrics
 
 NOTE = (
     "One run each, after a warm-up: good for an impression. Medians of interleaved\n"

@@ -35,7 +35,7 @@ def inspect(
     if file.suffix.lower() != ".safetensors":
         screen.print(_video(file), markup=False, soft_wrap=True)
         return
-    from .. import inspection
+    from ..offline import inspect as inspection
     from ..profiles import Profile
 
     if kind not in ("png", "svg"):
@@ -56,7 +56,7 @@ def inspect(
 
 def _video(file: Path) -> str:
     """The report in the .json beside a video, as ``unicp generate`` printed it."""
-    from ..report import SessionReport, StepRecord
+    from ..engine.report import SessionReport, StepRecord
 
     record = file.with_suffix(".json")
     try:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import video
 from ..bench.harness import Made
+from ..files import video
 from ..policies import Config
 from . import comparing, records
 from .options import NONE
@@ -29,7 +29,7 @@ class Job:
     Attributes:
         call: arguments of the pipeline's call, without the prompt.
         method: as the user wrote it.
-        scale: ``None`` enlarges small videos (:func:`unicp.video.default_scale`).
+        scale: ``None`` enlarges small videos (:func:`unicp.files.video.default_scale`).
     """
 
     model: Model

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import video
 from ..batch.clips import Clip, Rank, Rendered
 from ..bench import harness
 from ..bench.harness import Made
 from ..errors import UnicpError
+from ..files import video
+from ..hosts.diffusers.session import Session, accelerate
 from ..policies import Config, config_from_dict
-from ..session import Session, accelerate
 from . import calls, options, pipelines, records
 from .pipelines import Model
 
@@ -59,7 +59,7 @@ class PipelineRecipe:
             return PipelineMaker(self, pipelines.load(self.model, place, number), place, number)
         import torch.distributed as dist
 
-        from ..engine import parallel
+        from ..hosts.diffusers import parallel
 
         dist.init_process_group(
             "nccl" if place.type == "cuda" else "gloo",

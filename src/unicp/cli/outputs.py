@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..batch.names import slug
 from ..errors import UnicpError
-from ..video import WRITERS, check_suffix, check_writable
+from ..files.video import WRITERS, check_suffix, check_writable
 
 
 @dataclass(frozen=True)

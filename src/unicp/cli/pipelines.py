@@ -60,7 +60,7 @@ class Model:
 
     def denoisers(self) -> Iterator[tuple[str, str]]:
         """Name and class name of each component that can be accelerated."""
-        from ..session import DENOISERS
+        from ..hosts.diffusers.session import DENOISERS
 
         for name in DENOISERS:
             entry = self.index.get(name)
@@ -142,7 +142,7 @@ def check_method(model: Model, config: Config | None) -> None:
         raise UnicpError(f"{model.name} is a {model.pipeline.__name__}, which has no diffusion transformer to work on")
     if config is None:
         return
-    from ..session import accelerate
+    from ..hosts.diffusers.session import accelerate
 
     for component, class_name in denoisers:
         denoiser = _without_weights(model, component, class_name)
@@ -158,8 +158,8 @@ def check_spread(model: Model, configs: Sequence[Config | None], size: int) -> N
     """
     import diffusers
 
-    from ..engine import parallel
-    from ..session import accelerate
+    from ..hosts.diffusers import parallel
+    from ..hosts.diffusers.session import accelerate
 
     for component, class_name in model.denoisers():
         kind = getattr(diffusers, class_name, None)

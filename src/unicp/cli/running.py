@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..bench.harness import Made, generate
+from ..engine.report import StepRecord
 from ..policies import Config
-from ..report import StepRecord
 from .screen import steps
 
 DONE = {"compute": "computed", "reuse": "reused", "forecast": "forecast", "leap": "leapt over", "partial": "partial"}
@@ -35,7 +35,7 @@ def make(pipe: Any, call: Mapping[str, Any], *, seed: int, config: Config | None
     Raises:
         RuntimeError: the pipeline returned no video, or one that holds values that are not numbers.
     """
-    from ..session import accelerate
+    from ..hosts.diffusers.session import accelerate
 
     with ExitStack() as stack:
         session = stack.enter_context(accelerate(pipe, config)) if config is not None else None

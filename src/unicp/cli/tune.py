@@ -52,11 +52,12 @@ def tune(
     from ..policies.budget import BudgetConfig
 
     BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)  # refused before anything is loaded
-    from .. import efforts, kinds, tuning
+    from ..offline import candidates
+    from ..offline import tune as tuning
 
-    if effort not in efforts.EFFORTS:
-        raise UnicpError(f"--effort must be one of {', '.join(efforts.EFFORTS)}, got {effort!r}")
-    acting = kinds.acting_inside(inside, effort) if inside is not None else None
+    if effort not in candidates.EFFORTS:
+        raise UnicpError(f"--effort must be one of {', '.join(candidates.EFFORTS)}, got {effort!r}")
+    acting = candidates.acting_inside(inside, effort) if inside is not None else None
     texts = measuring.read_prompts(prompts, prompts_file, model, 8)
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     pipe, call = measuring.load(model, given, device, dtype)

@@ -1,1 +1,1 @@
-"""Doing: the only place that knows torch modules and ``diffusers.hooks``."""
+"""Doing: acts out on one denoiser what a policy decides."""

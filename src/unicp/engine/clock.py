@@ -17,8 +17,8 @@ import torch
 from ..errors import UnicpError
 from ..policies import Step
 from ..specs import ModelSpec
-from .leap import at
-from .solver import planned_response
+from ..tensors.extrapolation import levels_at
+from .solver.response import planned_response
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Clock:
         self, index: int, place: float, names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A call's arguments with the timestep of a place of the grid in place of that of step ``index``."""
-        here, there = at(self._timesteps.double(), [index, place]).tolist()
+        here, there = levels_at(self._timesteps.double(), [index, place]).tolist()
         if self._timestep in kwargs:
             return args, {**kwargs, self._timestep: kwargs[self._timestep] * (there / here)}
         where = names.index(self._timestep)
@@ -191,7 +191,7 @@ class Clock:
         """The noise level at a place of the grid."""
         sigmas = self._sigmas(self.scheduler())
         assert sigmas is not None
-        return float(at(torch.tensor([*sigmas, 0.0]).double(), [place])[0])
+        return float(levels_at(torch.tensor([*sigmas, 0.0]).double(), [place])[0])
 
     def _told(self, timesteps: Any) -> tuple[float, ...] | None:
         """The solver's weights, if another denoiser's clock was asked when the run began: they are told before that."""

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from ..errors import UnicpError
+from ..hosts.diffusers import compiled, hooks, parallel
 from ..policies import Config, Plan, Policy, Step, make_policy
-from ..report import Generation, StepRecord
 from ..specs import BlockList, ModelSpec
-from . import compiled, hooks, parallel
+from ..tensors.layout import relayout
 from .clock import Clock, Tick
-from .inside import Inside, plan_book
-from .kept import BranchCache, check_streams, leading, residuals, shape_of
-from .layout import relayout
-from .leap import Leaper
+from .fills.branch_cache import BranchCache, check_streams, leading, residuals, shape_of
+from .fills.inside import Inside, plan_book
 from .measure import Probe, forecast_error
+from .report import Generation, StepRecord
+from .solver.leap import Leaper
 
 HOOK = "unicp"
 BLOCK_HOOK = "unicp_block"
@@ -90,7 +90,7 @@ class Executor:
         self._probe: Probe | None = None
         self.inside: Inside | None = None
         self.book: Any = None
-        self.leaper = Leaper(self)
+        self.leaper = Leaper(self.clock.scheduler, self._ahead if self.needs.leap else None)
         try:
             self._install(pipe)
         except BaseException:
@@ -283,6 +283,12 @@ class Executor:
             policy.observe(step, record.metric, record.motion)
             measured = dict(zip(named, values, strict=True))
             policy.observe_units(step, {name: (age, measured.get(name)) for name, (age, _) in changes.items()})
+
+    def _ahead(self, index: int) -> tuple[float, ...] | None:
+        """Where the solver goes from a step that was just computed."""
+        self.settle()  # the policy may doubt its plan by what this step measured
+        step, policy = self.clock.step, self.policies.get("")
+        return policy.leap(step) if policy is not None and step is not None and step.index == index else None
 
     # -- filling ---------------------------------------------------------------------------------------------------
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from .. import fill
 from ..errors import UnicpError
-from ..metrics import frame_difference, relative_change
+from ..hosts.diffusers.compiled import eagerly
 from ..policies import Needs
 from ..specs import BlockList, ModelSpec
-from .compiled import eagerly
-from .layout import by_frame
-from .parallel import gathered
+from ..tensors import extrapolation
+from ..tensors.groups import gathered
+from ..tensors.layout import by_frame
+from ..tensors.metrics import frame_difference, relative_change
 
 
 def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], sigma: float) -> Any:
@@ -24,7 +24,7 @@ def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], si
     """
     error = torch.full((), float("nan"), device=output.device)
     if kept and sigma not in sigmas and kept[0].shape == output.shape:
-        forecast = fill.extrapolate(kept[:2], fill.weights(sigmas[:2], sigma)).float().flatten(1)
+        forecast = extrapolation.extrapolate(kept[:2], extrapolation.weights(sigmas[:2], sigma)).float().flatten(1)
         truth = output.float().flatten(1)
         error = ((forecast - truth).norm(dim=1) / truth.norm(dim=1)).max()
     return torch.stack([error, torch.full_like(error, float("nan"))])

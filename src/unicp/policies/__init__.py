@@ -47,8 +47,8 @@ class Step:
         began: the run's first step, of whichever denoiser: above 0 for a video made from another one (``strength``).
         sigma: noise level, falling over the run.
         sigmas: noise levels of all steps of the run, or ``None`` where nobody says.
-        weights: what the pipeline's solver makes of the output of each step (``engine/solver.py``), where a policy
-            asked for it and it can be told.
+        weights: what the pipeline's solver makes of the output of each step (``engine/solver/response.py``), where a
+            policy asked for it and it can be told.
         leaps: the solver can take longer steps, where a policy asked for it.
         free: and to noise levels that lie between those of the run.
         starts: and a short first step before the long ones is worth its cost.
@@ -82,8 +82,8 @@ class Plan:
 
     Attributes:
         action: one of :data:`ACTIONS`.
-        damping: of a forecast, per spacing of the outputs it is made from (:func:`unicp.fill.weights`): 1 extrapolates
-            fully, 0 repeats the last value.
+        damping: of a forecast, per spacing of the outputs it is made from
+            (:func:`unicp.tensors.extrapolation.weights`): 1 extrapolates fully, 0 repeats the last value.
         order: of a forecast: degree of the extrapolation; ``None`` is the highest that is kept (``Needs.order``).
         place: where on the run's grid a computed step is evaluated, in steps: its own index if ``None``, else at most
             one step behind it.
@@ -132,7 +132,7 @@ class Needs:
         correct: at a computed step, make good what the forecasts since the last one were off by, as far as the new
             output shows it (:meth:`BranchCache.take`).
         steadiness: at every computed step measure how steadily the outputs change, and let forecasts go by it
-            (:func:`unicp.fill.steadiness`).
+            (:func:`unicp.tensors.extrapolation.steadiness`).
         unit_changes: compare the full output of every unit with the one before.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
         leap: where the solver can take longer steps, ask :meth:`Policy.leap` for them.

@@ -13,7 +13,7 @@ from ..errors import UnicpError
 from . import Config, Needs, Plan, Policy, Step, check_flag, check_number, no_numbers, register
 
 if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
-    from ..step_plans import Segment, StepPlan
+    from .plans.step_plan import Segment, StepPlan
 
 FEW_STEPS = 8
 """Runs of so many steps and fewer are told that skipping is the wrong tool; models distilled for few take 4 to 8."""
@@ -27,7 +27,8 @@ class BudgetConfig(Config):
     """Compute the steps that matter most for a given cost, forecast the others along sigma, and watch the forecasts.
 
     The plan comes from a profile that ``unicp.tune`` made, or, without one, is a default for models never seen
-    (:func:`unicp.step_plans.untuned`): it follows from the noise levels of the run and from what its solver can do.
+    (:func:`unicp.policies.plans.step_plan.untuned`): it follows from the noise levels of the run and from what its
+    solver can do.
 
     Attributes:
         profile: path of a profile with plans.
@@ -38,8 +39,8 @@ class BudgetConfig(Config):
             surely as the prompts of ``tune`` can tell (:attr:`Priced.safe_psnr`). ``accelerate`` refuses it without a
             profile.
         correct: at a computed step, make good what the forecasts before it were off by, as the new output shows it
-            and as far as steps are short and outputs change steadily (:func:`unicp.fill.firmness`,
-            :func:`unicp.fill.steadiness`).
+            and as far as steps are short and outputs change steadily (:func:`unicp.tensors.extrapolation.firmness`,
+            :func:`unicp.tensors.extrapolation.steadiness`).
         leap: share of the run's beginning in which the solver takes one long step to the next computed one, instead of
             several through forecasts, 0 to 1; behind it only where that step is longer than a twentieth of the run, and
             with 0 nowhere. Only multistep solvers (UniPC, DPM-Solver++, DEIS) and one denoiser; elsewhere there are
@@ -206,7 +207,7 @@ class PlanBook:
 
     @classmethod
     def _from_dict(cls, values: Mapping[str, Any]) -> PlanBook:
-        from ..step_plans import Segment, StepPlan
+        from .plans.step_plan import Segment, StepPlan
 
         plans = []
         for entry in values["plans"]:
@@ -282,7 +283,7 @@ class BudgetPolicy(Policy):
         self.book = errors
 
     def _begin(self, step: Step) -> None:
-        from ..step_plans import beginning, resampled
+        from .plans.step_plan import beginning, resampled
 
         config, count = self.config, step.count
         if self.book is not None:
@@ -313,7 +314,7 @@ class BudgetPolicy(Policy):
 
     def _untuned(self, step: Step) -> StepPlan:
         """The default plan, for the steps of the run that are left where it begins later (``strength``)."""
-        from ..step_plans import affordable, later, untuned
+        from .plans.step_plan import affordable, later, untuned
 
         config, steps = self.config, (step.count or 50) - step.began
         speedup = config.target_speedup or 1.0
@@ -368,7 +369,7 @@ class BudgetPolicy(Policy):
         blind, self._blind = self._blind, False
         self._computed.append(step.index)
         if alone:
-            from ..fill import DAMPING
+            from .plans.step_plan import DAMPING
 
             return Plan(action="conditional", order=1, damping=DAMPING)
         place = self._places.get(step.index)
@@ -378,7 +379,7 @@ class BudgetPolicy(Policy):
 
     def _override(self, after: int) -> None:
         """Halve the gap behind a computed step, if there is something left of the reserve."""
-        from ..step_plans import halved
+        from .plans.step_plan import halved
 
         assert self._plan is not None
         changed = halved(self._plan, after)

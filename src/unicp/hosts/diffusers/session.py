@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from .engine import hooks
-from .engine.compiled import original
-from .engine.executor import HOOK, Executor
-from .errors import UnicpError, UnicpWarning, unknown
-from .policies import Config, Needs, config_types, make_policy
-from .profiles import config_of, played
-from .report import Generation, SessionReport, StepRecord
-from .specs import ModelSpec, find_spec, known_specs
-from .specs.discovery import discover
+from ...engine.executor import HOOK, Executor
+from ...engine.report import Generation, SessionReport, StepRecord
+from ...errors import UnicpError, UnicpWarning, unknown
+from ...policies import Config, Needs, config_types, make_policy
+from ...profiles import config_of, played
+from ...specs import ModelSpec, find_spec, known_specs
+from ...specs.discovery import discover
+from . import hooks
+from .compiled import original
 
 DENOISERS = ("transformer", "transformer_2")
 """Components of a pipeline that are accelerated, where it has them."""

@@ -7,17 +7,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .calibration import check_prompts, progress_bar
-from .efforts import EFFORTS, cost_in_runs
-from .engine import hooks
-from .engine.executor import HOOK
-from .errors import UnicpError, UnicpWarning
-from .kinds import acting_inside
-from .policies import check_choice, check_number
-from .policies.budget import BudgetConfig
-from .profiles import Profile
-from .session import _denoisers, accelerate
-from .tuner import SURE, Tuner
+from ..engine.executor import HOOK
+from ..errors import UnicpError, UnicpWarning
+from ..hosts.diffusers import hooks
+from ..hosts.diffusers.session import _denoisers, accelerate
+from ..policies import check_choice, check_number
+from ..policies.budget import BudgetConfig
+from ..profiles import Profile
+from .calibrate import check_prompts, progress_bar
+from .candidates import EFFORTS, acting_inside, cost_in_runs
+from .trials import SURE, Tuner
 
 
 def tune(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..errors import UnicpError
+from ...errors import UnicpError
 
 
 def check_spread(kind: type, heads: Any, size: int) -> None:
@@ -86,17 +86,3 @@ def group_of(denoiser: Any) -> Any:
             "ring_anything), of which unicp cannot measure the whole; choose a size of video whose tokens divide evenly"
         )
     return mesh.get_group()
-
-
-def gathered(tokens: Any, group: Any) -> Any:
-    """The hidden states (B, T, C) of all processes, in order; of each the same share of tokens."""
-    parts = [torch.empty_like(tokens, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, tokens.contiguous(), group=group)
-    return torch.cat(parts, dim=1)
-
-
-def summed(values: Any, group: Any) -> Any:
-    """The sum over all processes."""
-    values = values.contiguous()
-    dist.all_reduce(values, group=group)
-    return values

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ..errors import UnicpError
-from ..maps import MapAttention
-from ..slicing import SlicedAttention
-from ..specs import Unit
-from . import hooks
-from .compiled import eagerly
-from .parallel import summed
+from ...errors import UnicpError
+from ...hosts.diffusers import hooks
+from ...hosts.diffusers.compiled import eagerly
+from ...specs import Unit
+from ...tensors.groups import summed
+from ..slicing.attention import SlicedAttention
+from ..slicing.maps import MapAttention
 
 UNIT_HOOK = "unicp_unit"
 Forward = Callable[[], Any]

@@ -14,7 +14,7 @@ from typing import Any
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import HookFunctionReference, StateManager
 
-from ..errors import UnicpError
+from ...errors import UnicpError
 from . import compiled
 
 

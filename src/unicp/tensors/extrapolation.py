@@ -13,8 +13,6 @@ import torch
 ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2}
 """Polynomial degree of each fill by name; a fill of degree n looks at the last n + 1 computed values."""
 
-DAMPING = 0.85
-"""Of forecasts, per spacing of the outputs they are made from; what did best on the demo model."""
 
 LEAST_WEIGHT = 0.2
 """A computed step whose output weighs less than this in the solver, relative to the skipped ones before it, is not
@@ -131,3 +129,30 @@ def extrapolate(values: Sequence[Any], factors: Sequence[float], part: Any = Non
     if part is not None:
         total = torch.lerp(values[0].to(wide), total, part.to(wide))
     return total.to(values[0].dtype)
+
+
+def levels_at(levels: torch.Tensor, places: Sequence[float]) -> torch.Tensor:
+    """Noise levels at places that count in steps and may lie between two of them, in the dtype of the levels.
+
+    Between two steps it is the cubic through the four nearest, which for the grids in use is what the scheduler would
+    have made of fewer steps, to a thousandth; it stays between its two neighbours.
+
+    Args:
+        levels: of all steps of the run, falling, (N,) or more.
+        places: at most one step beyond the last level.
+
+    >>> levels_at(torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]), [0, 1.5]).tolist()
+    [1.0, 0.625]
+    """
+    known, found = [float(level) for level in levels.tolist()], []
+    for place in places:
+        low = int(place)
+        if low == place:
+            found.append(known[low])
+            continue
+        first = min(max(low - 1, 0), max(len(known) - 4, 0))
+        nodes = range(first, min(first + 4, len(known)))
+        value = sum(w * known[n] for w, n in zip(weights(nodes, place), nodes, strict=True))
+        ends = sorted(known[low : low + 2])
+        found.append(min(max(value, ends[0]), ends[-1]))
+    return torch.tensor(found, dtype=levels.dtype, device=levels.device)

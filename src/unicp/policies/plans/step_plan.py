@@ -9,7 +9,8 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from .fill import DAMPING
+DAMPING = 0.85
+"""Of forecasts, per spacing of the outputs they are made from; what did best on the demo model."""
 
 LAST = 3
 """Steps at the end of a run that the default plan computes, but for high speeds."""

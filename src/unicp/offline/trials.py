@@ -14,22 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import metrics
-from .calibration import own_bar_hidden
-from .checkpoint import Checkpoint
-from .efforts import CHOICES, Effort
-from .engine.replay import Player, Take
-from .errors import UnicpError, UnicpWarning
-from .fill import weights
-from .kinds import DEFAULT, kinds, ranked
-from .planning import Trajectories, errors, gain_curve, gram, spread
-from .policies import Config, unconditional
-from .policies.budget import BudgetConfig, PlanBook, Priced
-from .policies.unicp import UniCPConfig
-from .pricing import BEST, Played, book
-from .profiles import Profile, content_of, fingerprint, identity, weights_digest
-from .session import accelerate
-from .step_plans import StepPlan, alternating, growing, nearest
+from ..errors import UnicpError, UnicpWarning
+from ..files.checkpoint import Checkpoint
+from ..hosts.diffusers.session import accelerate
+from ..policies import Config, unconditional
+from ..policies.budget import BudgetConfig, PlanBook, Priced
+from ..policies.plans.step_plan import StepPlan, alternating, growing, nearest
+from ..policies.unicp import UniCPConfig
+from ..profiles import Profile, content_of, fingerprint, identity, weights_digest
+from ..tensors import metrics
+from ..tensors.extrapolation import weights
+from .calibrate import own_bar_hidden
+from .candidates import CHOICES, DEFAULT, Effort, kinds, ranked
+from .expectation import BEST, Played, book
+from .replay import Player, Take
+from .search import Trajectories, errors, gain_curve, gram, spread
 
 SURE = 8
 """Prompts from which on what four of five reach is known with 80% confidence (:attr:`Priced.safe_psnr`)."""
@@ -320,7 +319,7 @@ class Tuner:
     def _written(self, config: BudgetConfig, book: PlanBook) -> Profile:
         import diffusers
 
-        from . import __version__
+        from .. import __version__
 
         about: dict[str, Mapping[str, Any]] = {
             name: {"class": type(d).__name__, "fingerprint": fingerprint(d), "sigmas": list(book.sigmas)}

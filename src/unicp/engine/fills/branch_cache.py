@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree  # diffusers registers its outputs there
 
-from .. import fill
-from ..errors import UnicpError
-from ..policies import Needs, Plan, Step
-from ..specs import BlockList
+from ...errors import UnicpError
+from ...policies import Needs, Plan, Step
+from ...specs import BlockList
+from ...tensors import extrapolation
 
 
 def shape_of(value: Any) -> Any:
@@ -93,7 +93,7 @@ class BranchCache:
 
     def _steadiness(self, output: Any) -> list[Any]:
         known = zip(pytree.tree_flatten(output)[0], *self.outputs[:2], strict=True)
-        return [fill.steadiness(*leaves) if isinstance(leaves[0], torch.Tensor) else None for leaves in known]
+        return [extrapolation.steadiness(*leaves) if isinstance(leaves[0], torch.Tensor) else None for leaves in known]
 
     def keep_output(self, sigma: float, output: Any, order: int) -> None:
         """Keep an output for a fill of this order."""
@@ -114,8 +114,9 @@ class BranchCache:
         ``sum_s w_s (better_s - forecast_s)``, with the solver's weights ``w``; divided by the weight of this step and
         added to its output, the latents get it all at once. The sum is linear in the kept outputs, so nothing but a
         few factors had to be remembered. How much of it is added follows from the length of the steps
-        (:func:`~unicp.fill.firmness`) and from how steadily the outputs change (:func:`~unicp.fill.steadiness`):
-        where they do not, what lies between two of them is not to be told from them.
+        (:func:`~unicp.tensors.extrapolation.firmness`) and from how steadily the outputs change
+        (:func:`~unicp.tensors.extrapolation.steadiness`): where they do not, what lies between two of them is not to be
+        told from them.
 
         Args:
             step: whose output it is.
@@ -126,19 +127,19 @@ class BranchCache:
         weight, known = step.weight, step.sigma in self.sigmas
         if steady is None or not skipped or not weight or known or step.weights is None:
             return output
-        if not fill.carries(weight, (w for _, w, _ in skipped)):
+        if not extrapolation.carries(weight, (w for _, w, _ in skipped)):
             return output
         nodes = [step.sigma, *self.sigmas[:2]]
         better, filled = [0.0] * (1 + len(self.sigmas)), [0.0] * (1 + len(self.sigmas))
         reused = 0.0  # of the newest kept output, where a forecast is not believed in full
         for at, w, used in skipped:
-            for place, factor in enumerate(fill.weights(nodes, at)):
+            for place, factor in enumerate(extrapolation.weights(nodes, at)):
                 better[place] += w / weight * factor
             for place, factor in enumerate(used):
                 filled[1 + place] += w / weight * factor
             reused += w / weight
         left = sum(map(abs, step.weights[step.index :]))
-        firm = fill.firmness(abs(weight), left, abs(better[0] * weight))
+        firm = extrapolation.firmness(abs(weight), left, abs(better[0] * weight))
         better[1] -= reused
         filled[1] -= reused
         leaves, structure = pytree.tree_flatten(output)
@@ -147,14 +148,16 @@ class BranchCache:
             if isinstance(new, torch.Tensor):
                 wide = torch.promote_types(new.dtype, torch.float32)
                 values = [new.to(wide), *(value.to(wide) for value in older)]
-                off = fill.extrapolate(values, better) - self._share(place) * fill.extrapolate(values, filled)
+                off = extrapolation.extrapolate(values, better) - self._share(place) * extrapolation.extrapolate(
+                    values, filled
+                )
                 new = (values[0] + firm * steady[place] * off).to(new.dtype)
             changed.append(new)
         return pytree.tree_unflatten(changed, structure)
 
     def _share(self, place: int) -> Any:
         """Share of a leaf's forecasts that is believed. None of it, where there are too few outputs to tell."""
-        return 0.0 if self.steady is None else fill.share(self.steady[place])
+        return 0.0 if self.steady is None else extrapolation.share(self.steady[place])
 
     def filled_output(self, step: Step, plan: Plan, needs: Needs, weight: float | None = None) -> tuple[Any, str]:
         """What stands in for the output at a step, and the action as records call it.
@@ -167,7 +170,7 @@ class BranchCache:
         """
         kept = 1 if plan.action == "reuse" else len(self.sigmas) if plan.order is None else 1 + plan.order
         sigmas = self.sigmas[:kept]
-        factors = fill.weights(sigmas, step.sigma, plan.damping)
+        factors = extrapolation.weights(sigmas, step.sigma, plan.damping)
         if weight:
             self.forecasts.append((step.sigma, weight, factors))
         leaves = []
@@ -176,6 +179,6 @@ class BranchCache:
             part = None
             if tensor and needs.steadiness and len(sigmas) > 1:
                 part = torch.as_tensor(self._share(place), device=known[0].device)
-            value = fill.extrapolate(known, factors, part) if tensor else known[0]
+            value = extrapolation.extrapolate(known, factors, part) if tensor else known[0]
             leaves.append(value.clone() if tensor and value is known[0] else value)
         return pytree.tree_unflatten(leaves, self.structure), "forecast" if len(sigmas) > 1 else "reuse"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UnicpError, unknown
+from ..errors import UnicpError, unknown
 
 VISIBLE = 288
 """Pixels of the short side up to which :func:`default_scale` enlarges small mp4 and gif videos."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .planning import Array, forecast_errors
-from .policies.budget import BudgetConfig, PlanBook, Priced
-from .step_plans import StepPlan, nearest
+from ..policies.budget import BudgetConfig, PlanBook, Priced
+from ..policies.plans.step_plan import StepPlan, nearest
+from .search import Array, forecast_errors
 
 BEST = 120.0
 """PSNR in dB of what cannot be told apart, so that a mean over prompts stays a number."""

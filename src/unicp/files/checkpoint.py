@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import UnicpError
+from ..errors import UnicpError
 
 
 class Checkpoint:

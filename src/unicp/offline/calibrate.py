@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from .engine import hooks
-from .engine.executor import HOOK
-from .engine.parallel import group_of
-from .engine.recorder import STACK, ErrorRecorder, MomentRecorder, Recorder, SlicingRecorder, Sums
-from .errors import UnicpError
-from .policies import Step, check_number
-from .policies.unicp import UniCPConfig, UniCPPolicy
-from .policies.unit_errors import UnitErrors
-from .profiles import Profile, fingerprint, identity, weights_digest
-from .session import _denoisers
-from .slicing import rank_grid
-from .specs import ATTENTION_KINDS, ModelSpec, find_spec, known_specs
+from ..engine.executor import HOOK
+from ..engine.slicing.attention import rank_grid
+from ..errors import UnicpError
+from ..hosts.diffusers import hooks
+from ..hosts.diffusers.parallel import group_of
+from ..hosts.diffusers.session import _denoisers
+from ..policies import Step, check_number
+from ..policies.unicp import UniCPConfig, UniCPPolicy
+from ..policies.unit_errors import UnitErrors
+from ..profiles import Profile, fingerprint, identity, weights_digest
+from ..specs import ATTENTION_KINDS, ModelSpec, find_spec, known_specs
+from .recorders import STACK, ErrorRecorder, MomentRecorder, Recorder, SlicingRecorder, Sums
 
 PHASES = ("errors", "bases", "slicing")
 """What one run of the pipeline measures: changes from step to step; second moments; what slicing would cost."""
@@ -259,7 +259,7 @@ class _Job:
             }
         import diffusers
 
-        from . import __version__
+        from .. import __version__
 
         metadata = {
             "versions": {"unicp": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},

@@ -12,7 +12,7 @@ unaccelerated run. Every segment of every plan is scored without running the mod
 
 The difference of sigmas is the weight that Euler's method gives an output. Multistep solvers give other ones: UniPC at
 12 steps a third of it to one step and twice as much to the next. The weights of the deployed solver stand in its place
-(:class:`unicp.engine.solver.Solver`).
+(:class:`unicp.engine.solver.response.Solver`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from . import fill
-from .step_plans import Segment, StepPlan, nearest
+from ..policies.plans.step_plan import DAMPING, Segment, StepPlan, nearest
+from ..tensors import extrapolation
 
 Array = NDArray[np.float64]
 
 TRANSIENT = 0.2
 """What stays of a corrected deviation by its having been there until then, as a share of it."""
 
-FILLS: tuple[tuple[int, float], ...] = ((0, 1.0), (1, fill.DAMPING))
+FILLS: tuple[tuple[int, float], ...] = ((0, 1.0), (1, DAMPING))
 """Candidates of a segment's forecast: polynomial degree in sigma, and damping per spacing of its nodes. A larger choice
 (other dampings, second order) promised less error and made more, in real runs of the demo model."""
 
@@ -98,7 +98,7 @@ def corrects(trajectories: Trajectories, after: int, until: int) -> bool:
     """Whether the computed step ``until`` can make good what the steps skipped since ``after`` were off by."""
     if until >= trajectories.steps:
         return False
-    return fill.carries(trajectories.weights[until], trajectories.weights[after + 1 : until])
+    return extrapolation.carries(trajectories.weights[until], trajectories.weights[after + 1 : until])
 
 
 def remainder(trajectories: Trajectories, nodes: Sequence[int], until: int) -> Array:
@@ -127,7 +127,7 @@ def _deviation(trajectories: Trajectories, nodes: Sequence[int], skipped: range,
     c = np.zeros(trajectories.steps)
     for s in skipped:
         width = trajectories.weights[s]
-        factors = fill.weights([float(sigmas[n]) for n in nodes], float(sigmas[s]), damping)
+        factors = extrapolation.weights([float(sigmas[n]) for n in nodes], float(sigmas[s]), damping)
         for node, factor in zip(nodes, factors, strict=True):
             c[node] += width * factor
         c[s] -= width
@@ -150,7 +150,7 @@ def forecast_errors(grams: Array, sigmas: Array, compute: Sequence[int]) -> dict
         nodes = compute[max(0, place - 2) : place][::-1]
         c = np.zeros(grams.shape[1])
         c[step] = -1.0
-        c[list(nodes)] += fill.weights([float(sigmas[n]) for n in nodes], float(sigmas[step]))
+        c[list(nodes)] += extrapolation.weights([float(sigmas[n]) for n in nodes], float(sigmas[step]))
         squares = np.maximum(np.einsum("i,pij,j->p", c, grams, c), 0.0) / np.maximum(grams[:, step, step], 1e-30)
         found[step] = (float(np.sqrt(squares).mean()), float(np.sqrt(squares).std()))
     return found

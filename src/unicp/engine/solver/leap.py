@@ -7,17 +7,14 @@ really takes, and its own code does the rest; at the steps in between neither th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from ..fill import weights
-from .solver import InPlace
-
-if TYPE_CHECKING:
-    from ..policies import Plan, Step
-    from .executor import Executor
+from ...policies import Plan, Step
+from ...tensors.extrapolation import levels_at
+from .response import InPlace
 
 SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler")
 """Their steps look at nothing but noise levels, the step's number and what they were given. Solvers of first order gain
@@ -45,14 +42,18 @@ class Leaper:
     so, and the solver has to see its path.
 
     Args:
-        executor: of the denoiser whose policy says where to go.
+        scheduler: gives the pipeline's scheduler, if there is one.
+        ask: told the index of a step that was just computed, says where the solver goes from there
+            (:meth:`Policy.leap`). ``None`` if no leaps are wanted.
 
     Attributes:
         alone: the pipeline has no other denoiser, whose turn might begin within a longer step.
     """
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+    def __init__(
+        self, scheduler: Callable[[], Any], ask: Callable[[int], tuple[float, ...] | None] | None = None
+    ) -> None:
+        self._find, self._ask = scheduler, ask
         self.alone = False
         self._scheduler: Any = None
         self._timesteps: Any = None  # of the run; set_timesteps makes new ones for every video
@@ -67,11 +68,11 @@ class Leaper:
 
     def begin(self) -> None:
         """A run begins; its timesteps are set. Schedulers that cannot leap, or are under way, are left alone."""
-        scheduler = self._executor.clock.scheduler()
+        scheduler = self._find()
         if scheduler is not None and scheduler is self._scheduler and scheduler.timesteps is self._timesteps:
             return  # it is still that run
         self._leave()
-        able = self.alone and self._executor.needs.leap and leaps(scheduler)
+        able = self.alone and self._ask is not None and leaps(scheduler)
         if not able or scheduler.step_index is not None:
             return
         self._scheduler, self._timesteps = scheduler, scheduler.timesteps
@@ -130,7 +131,7 @@ class Leaper:
             sample = self._signature.bind(*args, **kwargs).arguments["sample"]
             return (sample,) if self._kind is tuple else self._kind(prev_sample=sample)
         self._taken.append(self._next)
-        ahead = self._ask(index)
+        ahead = self._ask(index) if self._ask is not None else None
         if ahead is None:
             ahead = tuple(range(index + 1, len(self._timesteps)))
         else:
@@ -144,14 +145,6 @@ class Leaper:
             self._leave()
         return result
 
-    def _ask(self, index: int) -> tuple[float, ...] | None:
-        """Where the solver goes from this step."""
-        self._executor.settle()  # the policy may doubt its plan by what this step measured
-        step, policy = self._executor.clock.step, self._executor.policies.get("")
-        if policy is None or step is None or step.index != index:
-            return None
-        return policy.leap(step)
-
     def _shown(self, ahead: tuple[float, ...], args: Any, kwargs: Any) -> Any:
         """The solver's own step, with nothing before it but the steps it took, and those ahead behind it."""
         scheduler = self._scheduler
@@ -159,36 +152,9 @@ class Leaper:
         path = [*self._taken, *ahead]
         try:
             if path != list(range(int(path[0]), len(known[1]))):
-                scheduler.sigmas = torch.cat([at(known[0], path), known[0][len(known[1]) :]])
-                scheduler.timesteps = at(known[1], path)
+                scheduler.sigmas = torch.cat([levels_at(known[0], path), known[0][len(known[1]) :]])
+                scheduler.timesteps = levels_at(known[1], path)
                 scheduler.num_inference_steps, scheduler._step_index = len(path), len(self._taken) - 1
             return self._own(*args, **kwargs)
         finally:
             scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps, scheduler._step_index = known
-
-
-def at(levels: torch.Tensor, places: Sequence[float]) -> torch.Tensor:
-    """Noise levels at places that count in steps and may lie between two of them, in the dtype of the levels.
-
-    Between two steps it is the cubic through the four nearest, which for the grids in use is what the scheduler would
-    have made of fewer steps, to a thousandth; it stays between its two neighbours.
-
-    Args:
-        levels: of all steps of the run, falling, (N,) or more.
-        places: at most one step beyond the last level.
-
-    >>> at(torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]), [0, 1.5]).tolist()
-    [1.0, 0.625]
-    """
-    known, found = [float(level) for level in levels.tolist()], []
-    for place in places:
-        low = int(place)
-        if low == place:
-            found.append(known[low])
-            continue
-        first = min(max(low - 1, 0), max(len(known) - 4, 0))
-        nodes = range(first, min(first + 4, len(known)))
-        value = sum(w * known[n] for w, n in zip(weights(nodes, place), nodes, strict=True))
-        ends = sorted(known[low : low + 2])
-        found.append(min(max(value, ends[0]), ends[-1]))
-    return torch.tensor(found, dtype=levels.dtype, device=levels.device)

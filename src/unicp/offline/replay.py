@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree  # diffusers registers its outputs there
 
+from ..engine.clock import Clock
+from ..engine.fills.branch_cache import leading
+from ..engine.solver.response import InPlace, Solver
 from ..errors import UnicpError
+from ..hosts.diffusers import hooks
 from ..specs import find_spec
-from . import hooks
-from .clock import Clock
-from .kept import leading
-from .solver import InPlace, Solver
 
 REPLAY_HOOK = "unicp_replay"
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
+from ..engine.clock import Clock, Tick
+from ..engine.fills.units import output_change, parts, worst
+from ..engine.measure import Probe
+from ..engine.slicing.attention import SlicedAttention, basis, instrumented, rank_grid, second_moments
+from ..hosts.diffusers import hooks
 from ..policies import Needs
-from ..slicing import SlicedAttention, basis, instrumented, rank_grid, second_moments
 from ..specs import ATTENTION_KINDS, ModelSpec
-from . import hooks
-from .clock import Clock, Tick
-from .layout import relayout
-from .measure import Probe
-from .units import output_change, parts, worst
+from ..tensors.layout import relayout
 
 RECORDER_HOOK = "unicp_recorder"
 STACK = "stack"

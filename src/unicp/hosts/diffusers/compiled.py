@@ -15,7 +15,7 @@ from torch._C._dynamo.eval_frame import set_eval_frame
 from torch._dynamo.decorators import skip
 from torch._dynamo.exc import Unsupported as Unsupported
 
-from ..errors import UnicpError
+from ...errors import UnicpError
 
 SLOT = "_compiled_call_impl"
 """Where ``torch.nn.Module.compile`` puts what is called instead of the module. The same since torch 2.1."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import UnicpError
-from ..maps import MapAttention
-from ..policies import Config, Needs, Plan, Policy
-from ..policies.budget import PlanBook
-from ..profiles import DenoiserProfile, Profile
+from ...errors import UnicpError
+from ...policies import Config, Needs, Plan, Policy
+from ...policies.budget import PlanBook
+from ...profiles import DenoiserProfile, Profile
+from ...specs import ATTENTION_KINDS, ModelSpec, Unit
+from ..clock import Tick
 from ..report import StepRecord
-from ..slicing import SlicedAttention, basis, choose_ranks
-from ..specs import ATTENTION_KINDS, ModelSpec, Unit
-from .clock import Tick
+from ..slicing.attention import SlicedAttention, basis, choose_ranks
+from ..slicing.maps import MapAttention
 from .units import UnitCall, Units
 
 

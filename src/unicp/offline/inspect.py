@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .calibration import planned
-from .errors import UnicpError, missing_extra
-from .policies.budget import PlanBook
-from .policies.unicp import UniCPConfig
-from .profiles import DenoiserProfile, Profile
-from .slicing import choose_ranks
-from .specs import ATTENTION_KINDS
+from ..engine.slicing.attention import choose_ranks
+from ..errors import UnicpError, missing_extra
+from ..policies.budget import PlanBook
+from ..policies.unicp import UniCPConfig
+from ..profiles import DenoiserProfile, Profile
+from ..specs import ATTENTION_KINDS
+from .calibrate import planned
 
 COLUMNS = 60
 """Columns of a line of steps; longer runs are drawn at every second step, or third, and so on."""

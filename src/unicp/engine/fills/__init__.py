@@ -1,0 +1,1 @@
+"""What is kept from one computed step to the next, and what it stands in for."""

@@ -1,0 +1,1 @@
+"""Hosts: what calls the denoiser. One package each."""

@@ -1,0 +1,1 @@
+"""What runs before a video is made: calibrating, tuning, looking into profiles."""

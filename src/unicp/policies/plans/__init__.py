@@ -1,0 +1,1 @@
+"""Plans of a run: which denoising steps to compute, and what fills the others."""

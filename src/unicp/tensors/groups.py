@@ -1,0 +1,22 @@
+"""Tensors of which each process of a group has a part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def gathered(tokens: Any, group: Any) -> Any:
+    """The hidden states (B, T, C) of all processes, in order; of each the same share of tokens."""
+    parts = [torch.empty_like(tokens, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, tokens.contiguous(), group=group)
+    return torch.cat(parts, dim=1)
+
+
+def summed(values: Any, group: Any) -> Any:
+    """The sum over all processes."""
+    values = values.contiguous()
+    dist.all_reduce(values, group=group)
+    return values
