@@ -23,6 +23,7 @@ from tests.tiny import FAMILIES
 from unicp.errors import UnicpError, UnicpWarning
 from unicp.policies import Config
 from unicp.specs import BlockList
+from unicp.tensors import extrapolation
 
 WAN = FAMILIES["wan"]
 METHODS = {
@@ -118,7 +119,9 @@ def test_everything_is_freed_with_the_pipeline(config: Config) -> None:
 
 
 @methods
-def test_the_same_transformer_in_two_pipelines(config: Config) -> None:
+def test_the_same_transformer_in_two_pipelines(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Outputs of a random model turn off at every step, which by itself corrects nothing.
+    monkeypatch.setattr(extrapolation, "steadiness", lambda new, *_: torch.ones(len(new), *(1,) * (new.ndim - 1)))
     pipe = WAN.build()
     twin = WAN.build()
     twin.transformer = pipe.transformer

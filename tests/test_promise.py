@@ -1,0 +1,171 @@
+"""A target is a promise: no default plan is worse than plain fewer steps, and corrections do no harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import unicp
+from tests.contract import quietly
+from tests.tiny import FAMILIES
+from unicp import BudgetConfig
+from unicp.policies.plans.step_plan import FEW, affordable, untuned
+
+WAN = FAMILIES["wan"]
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+SCHEDULERS: dict[str, Callable[[], Any]] = {
+    "euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0),
+    "unipc": lambda: diffusers.UniPCMultistepScheduler(**FLOW),
+    "unipc-3": lambda: diffusers.UniPCMultistepScheduler(**FLOW, solver_order=3),
+    "dpm++": lambda: diffusers.DPMSolverMultistepScheduler(**FLOW),
+    "deis": lambda: diffusers.DEISMultistepScheduler(**FLOW),
+}
+PIPE = WAN.build()
+STARTED: list[float] = []  # sizes of latents that a linear problem was given
+
+
+def ends(scheduler: str, steps: int, slope: Callable[[float], float], config: BudgetConfig | None) -> torch.Tensor:
+    """The latents where a linear problem ends, dx/dsigma = slope(sigma) x, in place of the denoiser."""
+    PIPE.scheduler = SCHEDULERS[scheduler]()
+    plain = PIPE.transformer.forward
+
+    def linear(hidden_states: Any, timestep: Any, **_: Any) -> Any:
+        STARTED.append(float(hidden_states.norm()))
+        return (slope(max(float(timestep.max()) / 1000, 1e-3)) * hidden_states,)
+
+    PIPE.transformer.forward = linear
+    try:
+        if config is None:
+            return WAN.generate(PIPE, steps=steps)
+        with unicp.accelerate(PIPE, config):
+            return quietly(lambda: WAN.generate(PIPE, steps=steps))
+    finally:
+        PIPE.transformer.forward = plain
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    scheduler=st.sampled_from(list(SCHEDULERS)),
+    steps=st.integers(4, 50),
+    slope=st.sampled_from([-2.0, -0.5, 0.5, 1.0, 3.0]),
+    stiff=st.sampled_from([None, 0.5, 1.0]),
+    speed=st.sampled_from([1.5, 2.0, 3.0]),
+    leap=st.sampled_from([0.0, 0.6]),
+)
+def test_on_linear_problems_a_corrected_run_is_no_further_off_and_bounded(
+    scheduler: str, steps: int, slope: float, stiff: float | None, speed: float, leap: float
+) -> None:
+    """With a slope of its own, or that of what lies off the data, ``stiff / sigma``: the solver's own bounds hold."""
+    problem = (lambda _: slope) if stiff is None else (lambda sigma: stiff / sigma)
+    plain = ends(scheduler, steps, problem, None)
+    config = BudgetConfig(target_speedup=speed, leap=leap)
+    corrected, bare = (ends(scheduler, steps, problem, config.replace(correct=on)) for on in (True, False))
+    off, without = float((corrected - plain).norm()), float((bare - plain).norm())
+    size = float(plain.norm())
+    assert off <= 1.03 * without + 0.02 * max(size, 1e-3 * STARTED[0])
+    STARTED.clear()
+    longer = float(ends(scheduler, max(2, int(steps / speed)), problem, None).norm())
+    assert float(corrected.norm()) <= 3 * max(size, longer, STARTED[0])
+
+
+@pytest.mark.parametrize(("scheduler", "steps", "fewer"), [("unipc", 12, 6), ("dpm++", 8, 4), ("unipc", 9, 3)])
+def test_leaps_all_the_way_are_what_fewer_steps_are(scheduler: str, steps: int, fewer: int) -> None:
+    """Where the noise levels of fewer steps are among those of the run."""
+    PIPE.scheduler = SCHEDULERS[scheduler]()
+    wanted = WAN.generate(PIPE, steps=fewer)
+    with unicp.accelerate(PIPE, BudgetConfig(target_speedup=steps / fewer)) as session:
+        made = WAN.generate(PIPE, steps=steps)
+        assert session.report().computed_steps == fewer
+    # Their timesteps are whole numbers, which can be rounded to another side.
+    assert float((made - wanted).norm() / wanted.norm()) < 5e-3
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "dpm++"])
+@pytest.mark.parametrize(("steps", "speed"), [(12, 2.5), (20, 3.0), (8, 1.5)])
+def test_the_denoiser_is_called_at_the_levels_of_fewer_steps(scheduler: str, steps: int, speed: float) -> None:
+    """Where they lie between those of the run, too, and reports say at which."""
+    PIPE.scheduler = SCHEDULERS[scheduler]()
+    seen: list[float] = []
+
+    def look(_: Any, __: Any, kwargs: Any) -> None:
+        seen.append(float(kwargs["timestep"].max()))
+
+    handle = PIPE.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    count = affordable(steps, speed)
+    WAN.generate(PIPE, steps=count)
+    wanted = seen[::2]
+    seen.clear()
+    with unicp.accelerate(PIPE, BudgetConfig(target_speedup=speed)) as session:
+        WAN.generate(PIPE, steps=steps)
+        sigmas = [r.sigma for r in session.report().steps if r.action == "compute"][::2]
+    handle.remove()
+    assert [1000 * sigma for sigma in sigmas] == pytest.approx(wanted, abs=4)
+    shown = PIPE.scheduler.timesteps.tolist()
+    PIPE.scheduler.set_timesteps(steps)
+    assert shown == PIPE.scheduler.timesteps.tolist()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    levels=st.lists(st.floats(0.01, 1), min_size=2, max_size=60, unique=True),
+    speed=st.floats(1, 6),
+    leaps=st.booleans(),
+    free=st.booleans(),
+    starts=st.booleans(),
+    doubled=st.booleans(),
+)
+def test_plans_for_any_noise_levels_are_sound(
+    levels: list[float], speed: float, leaps: bool, free: bool, starts: bool, doubled: bool
+) -> None:
+    sigmas = sorted(levels, reverse=True)
+    if doubled:
+        sigmas = sorted([*sigmas, *sigmas[1:]], reverse=True)
+    computed = affordable(len(sigmas), speed)
+    plan = untuned(sigmas, computed, leaps=leaps, free=free, starts=starts)
+    assert plan.compute[0] == 0 and len(plan.compute) <= computed
+    assert len(plan.compute) >= min(computed, len(sigmas) - 2)
+    assert all(0 <= step < len(sigmas) for step in plan.compute)
+    if plan.places:
+        assert leaps and free and [int(place) for place in plan.places] == list(plan.compute)
+        assert plan.places[-1] <= len(sigmas) - 1
+
+
+def test_uneven_lists_are_planned_by_sigma() -> None:
+    """Four tiny steps and four long ones, as of a distilled model: the long ones are computed."""
+    distilled = [1.0, 0.993, 0.987, 0.981, 0.975, 0.909, 0.725, 0.422]
+    assert untuned(distilled, 4).compute == (0, 5, 6, 7)
+    assert untuned(distilled, 4, leaps=True, free=True).compute == (0, 5, 6, 7)
+
+
+def test_a_last_step_too_short_to_matter_is_skipped() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(20)
+    sigmas = scheduler.sigmas.tolist()[:20]
+    for computed in range(2, 20):
+        assert 19 not in untuned(sigmas, computed).compute
+
+
+def test_of_twice_visited_levels_the_second_visit_repeats_the_first() -> None:
+    scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(12)
+    sigmas = scheduler.sigmas.tolist()[:23]
+    assert untuned(sigmas, 11).compute == (0, *range(1, 21, 2))
+    assert untuned(sigmas, 13).compute == (0, 1, 2, *range(3, 22, 2))
+    assert len(untuned(sigmas, FEW - 1).compute) == FEW - 1
+
+
+@pytest.mark.parametrize(("steps", "speed", "given"), [(4, 3, "2x"), (8, 3, "2.67x"), (12, 2.5, None), (50, 3, None)])
+def test_a_target_that_the_steps_cannot_give_is_said(steps: int, speed: float, given: str | None) -> None:
+    PIPE.scheduler = SCHEDULERS["unipc"]()
+    with unicp.accelerate(PIPE, BudgetConfig(target_speedup=speed)) as session:
+        WAN.generate(PIPE, steps=steps)
+        notes = "\n".join(session.report().notes)
+    assert ("num_inference_steps" in notes and f"for {given} by the steps" in notes) == (given is not None)
+    assert ("leaves little to skip" in notes) == (steps <= 8)
