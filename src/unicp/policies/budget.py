@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -398,13 +398,22 @@ class BudgetPolicy(Policy):
         if plan.places:  # leaps all the way; the next step may lie beyond the next noise level without one between
             self._leapt = next((s for s in plan.compute if s > step.index), plan.steps)
             return tuple([place for s, place in self._places.items() if s > step.index])
-        if segment is None:
-            return None
-        # Late in a run forecasts over a short gap are the better ones (measured on the demo model, 30 and 50 steps).
-        if segment.until > self.config.leap * plan.steps and 20 * (segment.until - segment.after) <= plan.steps:
+        if segment is None or not self._long(segment, plan):
             return None
         self._leapt = segment.until
-        return tuple(range(segment.until, plan.steps))
+        return tuple(self._route(segment.until, plan))
+
+    def _long(self, segment: Segment, plan: StepPlan) -> bool:
+        """Whether the solver takes one long step over these skipped steps."""
+        # Late in a run forecasts over a short gap are the better ones (measured on the demo model, 30 and 50 steps).
+        return segment.until <= self.config.leap * plan.steps or 20 * (segment.until - segment.after) > plan.steps
+
+    def _route(self, step: int, plan: StepPlan) -> Iterator[int]:
+        """The steps that the solver takes from this one on: it looks at how many are left."""
+        while step < plan.steps:
+            yield step
+            segment = self._fills.get(step + 1)
+            step = segment.until if segment is not None and self._long(segment, plan) else step + 1
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         if change is None or not math.isfinite(change):

@@ -25,6 +25,9 @@ SPREAD = 2.08
 LONG_RUN = 25
 """Steps from which on the default plan forecasts and leaps as it was found to on runs of 30 and 50 steps."""
 
+SHORT_RUN = 16
+"""Steps below which a solver that leaps takes all of them evenly, however many are computed."""
+
 FEW = 8
 """Computed steps below which the default plan spaces them evenly, as fewer steps would be."""
 
@@ -198,10 +201,11 @@ def untuned(
     A multistep solver that can leap and has few steps is given just what fewer steps would be, evenly along the run.
     Where it gains from a short first step, it gets one from :data:`FEW` computed steps on: the first of its long steps
     is then taken from two outputs in place of one. In a run of :data:`LONG_RUN` steps or more it is :func:`default`.
-    Where the solver takes every step, skipped ones are forecasts: evenly spaced where few are computed, else behind
-    first steps in full with gaps that grow (:func:`growing`). Of ``K`` computed steps of ``N`` those first ones are
-    ``K^2 / 2N``. A last step too short to matter is skipped, a noise level that is visited twice computed once
-    before one is visited again, and where lengths of steps jump, the plan goes by them.
+    Where the solver takes every step and few are computed, they are spaced evenly and their outputs repeated, which for
+    solvers of first order is what longer steps are; else skipped ones are forecasts, behind first steps in full and in
+    gaps that grow (:func:`growing`). Of ``K`` computed steps of ``N`` those first ones are ``K^2 / 2N``. A last step
+    too short to matter is skipped, a noise level that is visited twice is computed once before one is visited again,
+    and where lengths of steps jump, the plan goes by them.
 
     Args:
         sigmas: noise levels of the run (N,), falling to 0 after the last.
@@ -238,7 +242,7 @@ def untuned(
         return default(steps, computed)
     if leaps:
         starts &= computed >= FEW
-        if starts and computed > 0.55 * steps and steps >= 16:
+        if starts and computed > 0.55 * steps and steps >= SHORT_RUN:
             return default(steps, computed)
         places = [body * i / computed for i in range(computed)]
         if starts:
@@ -248,8 +252,7 @@ def untuned(
         even = computing(steps, {int(place) for place in places})
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
     if computed < FEW:
-        order = 1 if computed > 3 else 0  # of three outputs the last one tells too late where they go
-        return computing(steps, {round(body * i / computed) for i in range(computed)}, order)
+        return computing(steps, {round(body * i / computed) for i in range(computed)}, order=0)
     first = max(1, round(computed**2 / (2 * steps)))
     return computing(steps, growing(body, computed, first).compute)
 
@@ -265,7 +268,8 @@ def _twice(
     plan = untuned(levels, min(computed, len(levels)), warmup=warmup, cooldown=cooldown)
     compute = {visits[i] for i in plan.compute}
     again = [i for i in range(len(sigmas)) if i not in visits]
-    return computing(len(sigmas), {*compute, *again[: computed - len(compute)]})
+    order = max([segment.order for segment in plan.segments], default=0)
+    return computing(len(sigmas), {*compute, *again[: computed - len(compute)]}, order)
 
 
 def _by_length(sigmas: Sequence[float], lengths: Sequence[float], computed: int) -> tuple[int, ...]:
