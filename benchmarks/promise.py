@@ -39,6 +39,7 @@ AT_ONCE = 8
 DISTILLED = (1.0, 0.993, 0.987, 0.981, 0.975, 0.909, 0.725, 0.422)
 """The noise levels of LTX's distilled model, as diffusers documents them."""
 STEEP = (1.0, 0.99, 0.97, 0.94, 0.9, 0.84, 0.76, 0.66, 0.54, 0.4, 0.25, 0.1)
+PICTURE = Path(__file__).parent.parent / "docs" / "images" / "promise.png"
 PARTS = common.RESULTS / "promise.parts"
 ADACACHE = {f"adacache-forecast x {factor:g}": factor for factor in (0.6, 1.0, 2.5)}
 
@@ -198,6 +199,11 @@ def margins(row: dict[str, Any]) -> tuple[float, float]:
     return mean(row["psnr"]) - mean(row["fewer"]), min(row["psnr"]) - min(row["fewer"])
 
 
+def steps_of(row: dict[str, Any]) -> int:
+    """The number of steps in a row's situation."""
+    return int(row["situation"].split(", ")[1].split()[0])
+
+
 def shown(row: dict[str, Any]) -> str:
     """A line for a row."""
     over, worst = margins(row)
@@ -207,6 +213,52 @@ def shown(row: dict[str, Any]) -> str:
         f"{min(row['psnr']):5.1f}   fewer ({row['fewer_steps']}) {mean(row['fewer']):5.1f} /{min(row['fewer']):5.1f}"
         f"   {over:+6.1f} /{worst:+6.1f}"
     )
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The budget's margins, a line a situation, in Markdown: of the mean over captions and of the worst one."""
+    budgets = {(row["situation"], row["method"]): row for row in rows if row["method"].startswith("budget")}
+    heads = [f"budget {speed:g}x" for speed in SPEEDS]
+    lines = [
+        "| situation | " + " | ".join(f"{head.split()[1]}" for head in heads) + " |",
+        "|---|" + "---:|" * len(heads),
+    ]
+    for situation in dict.fromkeys(row["situation"] for row in rows):
+        cells = []
+        for head in heads:
+            row = budgets.get((situation, head))
+            over, worst = margins(row) if row is not None else (0.0, 0.0)
+            cells.append("–" if row is None else f"{over + 0.0:+.1f} / {worst + 0.0:+.1f}")
+        lines.append(f"| {situation} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """A picture of the budget's margins: a cell for each situation and speed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row["situation"] for row in rows))
+    figure, sides = pyplot.subplots(1, 2, figsize=(9, 0.6 + 0.24 * len(names)), sharey=True, layout="constrained")
+    for side, title, which in zip(sides, ("mean over captions", "worst caption"), (0, 1), strict=True):
+        cells = [[float("nan")] * len(SPEEDS) for _ in names]
+        for row in rows:
+            for column, speed in enumerate(SPEEDS):
+                if row["method"] == f"budget {speed:g}x":
+                    cells[names.index(row["situation"])][column] = margins(row)[which]
+        side.imshow(cells, cmap="RdBu", vmin=-10, vmax=10, aspect="auto")
+        for y, line in enumerate(cells):
+            for x, value in enumerate(line):
+                if value == value:
+                    dark = abs(value) > 6
+                    side.text(x, y, f"{value:+.1f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+        side.set_xticks(range(len(SPEEDS)), [f"{speed:g}x" for speed in SPEEDS])
+        side.set_title(f"{title}, dB above fewer steps", fontsize=9)
+    sides[0].set_yticks(range(len(names)), names, fontsize=7)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def measure(situation: Situation, maker: Maker, methods: dict[str, Config], path: Path | None) -> list[dict[str, Any]]:
@@ -225,6 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--only", nargs="+", help="schedulers; the table is written when all of them are measured")
+    parser.add_argument("--collect", action="store_true", help="measure nothing: write the table of what is there")
     parser.add_argument("--budget-only", action="store_true", help="leave AdaCache out for now")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
@@ -239,7 +292,7 @@ def main() -> None:
         methods = configs(situation.steps)
         if args.budget_only:
             methods = {name: config for name, config in methods.items() if name.startswith("budget")}
-        if args.only and situation.scheduler not in args.only:
+        if args.collect or (args.only and situation.scheduler not in args.only):
             found = figures.read(path)["rows"] if path is not None and path.exists() else []
             left += len(found) < len(methods)
             rows += found
@@ -248,6 +301,7 @@ def main() -> None:
     if not args.quick:
         kept = [dataclasses.asdict(situation) for situation in chosen]
         common.save("promise", {"prompts": maker.prompts, "situations": kept, "results": rows, "missing": left})
+        draw(rows, PICTURE)
 
 
 if __name__ == "__main__":
