@@ -29,7 +29,11 @@ def block() -> str:
     budget = figures.read(RESULTS / "budget.json")
     chosen = list(budget["chosen"].values())
     unbeaten = f"any of {len(chosen)}" if set(chosen) == {DEFAULT} else f"{chosen.count(DEFAULT)} of {len(chosen)}"
-    places = ["What was measured where: below the table. Speed-ups are over unaccelerated runs of the same hour."]
+    places = [
+        "What was measured where: below the table. Speed-ups are over unaccelerated runs of the same hour.",
+        "`budget` and `adacache-forecast` are older than their present forecasts and corrections; those, against fewer",
+        "steps and under many schedulers: [docs/results.md](docs/results.md#the-default-plan-against-fewer-steps).",
+    ]
     provenance = ada["provenance"]
     machine, versions = provenance["machine"], provenance["versions"]
     lines = [
@@ -322,10 +326,10 @@ def _promise() -> list[str]:
     lines = [
         "## The default plan against fewer steps",
         "",
-        f"`BudgetConfig(target_speedup=...)` without a profile, on {len(measured['prompts'])} captions the model never saw:",
-        "how much nearer its videos are to the unaccelerated ones of the same scheduler than those of fewer steps that",
-        "evaluate the denoiser as often; of the mean PSNR over captions / of the worst caption of each, in dB. `ddim` and",
-        "`cogvideox-dpm` are the proving ground's CogVideoX, all others the demo model.",
+        f"`BudgetConfig(target_speedup=...)` without a profile, on {len(measured['prompts'])} captions no model saw:",
+        "how much nearer its videos are to the unaccelerated ones of the same scheduler than those of fewer steps",
+        "that evaluate the denoiser as often; of the mean PSNR over captions / of the worst one of each, in dB.",
+        "`ddim` and `cogvideox-dpm` are the proving ground's CogVideoX, all others the demo model.",
         "",
         *promise.table(measured["results"]),
         "",
