@@ -174,24 +174,29 @@ class Clock:
         if self._rising or self._wave or self._timesteps is None or getattr(timestep, "ndim", 2) > 1:
             return False
         assert self.step is not None
-        level, (own, _) = float(self._timesteps[self.step.index]), self._noise_level(call)
+        level, (own, _) = self._levels()[self.step.index], self._noise_level(call)
         return any(self._same(level, own * scale) for scale in (1.0, 1000.0))
 
     def moved(
         self, index: int, place: float, names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A call's arguments with the timestep of a place of the grid in place of that of step ``index``."""
-        here, there = levels_at(self._timesteps.double(), [index, place]).tolist()
+        here, there = levels_at(self._levels(), [index, place])
+
+        def move(timestep: Any) -> Any:
+            moved = timestep * (there / here)  # whatever share of the scheduler's it is
+            return moved if timestep.is_floating_point() else moved.round().to(timestep.dtype)
+
         if self._timestep in kwargs:
-            return args, {**kwargs, self._timestep: kwargs[self._timestep] * (there / here)}
+            return args, {**kwargs, self._timestep: move(kwargs[self._timestep])}
         where = names.index(self._timestep)
-        return (*args[:where], args[where] * (there / here), *args[where + 1 :]), kwargs
+        return (*args[:where], move(args[where]), *args[where + 1 :]), kwargs
 
     def sigma_at(self, place: float) -> float:
         """The noise level at a place of the grid."""
         sigmas = self._sigmas(self.scheduler())
         assert sigmas is not None
-        return float(levels_at(torch.tensor([*sigmas, 0.0]).double(), [place])[0])
+        return levels_at([*sigmas, 0.0], [place])[0]
 
     def _told(self, timesteps: Any) -> tuple[float, ...] | None:
         """The solver's weights, if another denoiser's clock was asked when the run began: they are told before that."""
@@ -243,12 +248,14 @@ class Clock:
 
     def _levels_ahead(self) -> list[tuple[int, float]]:
         """The scheduler's timesteps after the current step, with their indices."""
-        if self._timesteps is None:
-            return []
-        if self._noise_levels is None:
-            self._noise_levels = [float(t) for t in self._timesteps.tolist()]
         start = self.step.index + 1 if self.step is not None else 0
-        return list(enumerate(self._noise_levels))[start:]
+        return list(enumerate(self._levels()))[start:]
+
+    def _levels(self) -> list[float]:
+        """The scheduler's timesteps, read once a run."""
+        if self._noise_levels is None:
+            self._noise_levels = [] if self._timesteps is None else [float(t) for t in self._timesteps.tolist()]
+        return self._noise_levels
 
     @staticmethod
     def _same(level: float, noise: float) -> bool:
@@ -271,8 +278,7 @@ class Clock:
         if self._run is None:
             if self._wave or self._timesteps is None:
                 return None
-            levels = [float(level) for level in self._timesteps.tolist()]
-            self._run = tuple(self._sigma_of(scheduler, index, level) for index, level in enumerate(levels))
+            self._run = tuple(self._sigma_of(scheduler, index, level) for index, level in enumerate(self._levels()))
         return self._run
 
     def _sigma_of(self, scheduler: Any, index: int, noise: float | None) -> float:

@@ -131,28 +131,28 @@ def extrapolate(values: Sequence[Any], factors: Sequence[float], part: Any = Non
     return total.to(values[0].dtype)
 
 
-def levels_at(levels: torch.Tensor, places: Sequence[float]) -> torch.Tensor:
-    """Noise levels at places that count in steps and may lie between two of them, in the dtype of the levels.
+def levels_at(levels: Sequence[float], places: Iterable[float]) -> list[float]:
+    """Noise levels at places that count in steps and may lie between two of them.
 
     Between two steps it is the cubic through the four nearest, which for the grids in use is what the scheduler would
     have made of fewer steps, to a thousandth; it stays between its two neighbours.
 
     Args:
-        levels: of all steps of the run, falling, (N,) or more.
-        places: at most one step beyond the last level.
+        levels: of all steps of the run, falling.
+        places: at most the last level's.
 
-    >>> levels_at(torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]), [0, 1.5]).tolist()
+    >>> levels_at([1.0, 0.75, 0.5, 0.25, 0.0], [0, 1.5])
     [1.0, 0.625]
     """
-    known, found = [float(level) for level in levels.tolist()], []
+    found = []
     for place in places:
         low = int(place)
         if low == place:
-            found.append(known[low])
+            found.append(levels[low])
             continue
-        first = min(max(low - 1, 0), max(len(known) - 4, 0))
-        nodes = range(first, min(first + 4, len(known)))
-        value = sum(w * known[n] for w, n in zip(weights(nodes, place), nodes, strict=True))
-        ends = sorted(known[low : low + 2])
+        first = min(max(low - 1, 0), max(len(levels) - 4, 0))
+        nodes = range(first, min(first + 4, len(levels)))
+        value = sum(w * levels[n] for w, n in zip(weights(nodes, place), nodes, strict=True))
+        ends = sorted(levels[low : low + 2])
         found.append(min(max(value, ends[0]), ends[-1]))
-    return torch.tensor(found, dtype=levels.dtype, device=levels.device)
+    return found

@@ -76,6 +76,7 @@ class Leaper:
         if not able or scheduler.step_index is not None:
             return
         self._scheduler, self._timesteps = scheduler, scheduler.timesteps
+        self._grid = [levels.double().tolist() for levels in (scheduler.sigmas, scheduler.timesteps)]
         self._before = vars(scheduler).get("step")  # somebody else's, on the instance too
         self._own = scheduler.step
         scheduler.step = self._placed = InPlace(scheduler, self.step)
@@ -152,8 +153,9 @@ class Leaper:
         path = [*self._taken, *ahead]
         try:
             if path != list(range(int(path[0]), len(known[1]))):
-                scheduler.sigmas = torch.cat([levels_at(known[0], path), known[0][len(known[1]) :]])
-                scheduler.timesteps = levels_at(known[1], path)
+                sigmas, timesteps = (levels_at(levels, path) for levels in self._grid)
+                scheduler.sigmas = torch.cat([known[0].new_tensor(sigmas), known[0][len(known[1]) :]])
+                scheduler.timesteps = torch.tensor(timesteps, device=known[1].device).to(known[1].dtype)
                 scheduler.num_inference_steps, scheduler._step_index = len(path), len(self._taken) - 1
             return self._own(*args, **kwargs)
         finally:
