@@ -150,15 +150,19 @@ def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
     return {"median": median(pairs), "min": min(pairs), "max": max(pairs)}
 
 
-def save(name: str, figures: dict[str, Any]) -> Path:
-    """Write figures with machine, versions and command to ``benchmarks/results/NAME.json``."""
+def save(name: str, figures: dict[str, Any], made_by: str | None = None) -> Path:
+    """Write figures with machine, versions and command to ``benchmarks/results/NAME.json``.
+
+    Args:
+        made_by: the command that makes them, if it is not this process's own: of work that several shared.
+    """
     import diffusers
     import transformers
 
     RESULTS.mkdir(exist_ok=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     provenance = {
-        "command": command(),
+        "command": made_by or command(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
         "versions": {

@@ -300,7 +300,9 @@ def main() -> None:
             rows += measure(situation, maker, methods, path)
     if not args.quick:
         kept = [dataclasses.asdict(situation) for situation in chosen]
-        common.save("promise", {"prompts": maker.prompts, "situations": kept, "results": rows, "missing": left})
+        made_by = "python -m benchmarks.promise" + " --budget-only" * args.budget_only
+        found = {"prompts": maker.prompts, "situations": kept, "results": rows, "missing": left}
+        common.save("promise", found, made_by)
         draw(rows, PICTURE)
 
 
