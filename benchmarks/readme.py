@@ -278,7 +278,7 @@ def page() -> str:
     lines = [
         "# Results",
         "",
-        "Written by `python -m benchmarks.readme` from `benchmarks/results/`. All of it is one small model on a CPU:",
+        "Written by `python -m benchmarks.readme` from `benchmarks/results/`. All of it is small models on a CPU:",
         "how the methods behave, not what a large model on a GPU will show. Quality is against the unaccelerated video",
         "of the same caption and seed. Arithmetic: share of the denoiser's parameters that calls run through.",
         "",
