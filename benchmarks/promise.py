@@ -1,6 +1,6 @@
 """Is the default plan ever worse than plain fewer steps? Schedulers, step counts and calls, one cell each.
 
-    python -m benchmarks.promise [--quick] [--prompts 16] [--only euler unipc]
+    python -m benchmarks.promise [--quick] [--prompts 16] [--only euler unipc] [--steps 50 30]
 
 A cell is a scheduler, a number of steps, a speed and what else is asked of the call (guidance, flow shift, strength, a
 list of sigmas). In it the budget without a profile, AdaCache with forecasts, and fewer steps that evaluate the denoiser
@@ -8,7 +8,8 @@ as often, each against the unaccelerated video of the same scheduler, caption an
 is timed. Heun evaluates the denoiser twice a step, so half as many of its steps cost the same.
 
 Resumable: what was measured lies in benchmarks/results/promise.parts, one file a situation, and two processes with
-different ``--only`` can share the work. ``--quick`` measures a few situations on four captions, and writes nothing.
+different ``--only`` or ``--steps`` can share the work. ``--quick`` measures a few situations on four captions, and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -277,6 +278,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--only", nargs="+", help="schedulers; the table is written when all of them are measured")
+    parser.add_argument("--steps", nargs="+", type=int, help="the same for numbers of steps")
     parser.add_argument("--collect", action="store_true", help="measure nothing: write the table of what is there")
     parser.add_argument("--budget-only", action="store_true", help="leave AdaCache out for now")
     parser.add_argument("--quick", action="store_true")
@@ -292,7 +294,8 @@ def main() -> None:
         methods = configs(situation.steps)
         if args.budget_only:
             methods = {name: config for name, config in methods.items() if name.startswith("budget")}
-        if args.collect or (args.only and situation.scheduler not in args.only):
+        wanted = situation.scheduler in (args.only or SCHEDULERS) and situation.steps in (args.steps or STEPS)
+        if args.collect or not wanted:
             found = figures.read(path)["rows"] if path is not None and path.exists() else []
             left += len(found) < len(methods)
             rows += found
