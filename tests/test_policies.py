@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import unicp
 from unicp import policies
 from unicp.policies import Config, Needs, Plan, Policy, Step, config_from_dict, make_policy, register
+from unicp.policies import config as policy_config
 from unicp.policies.adacache import CODEBOOKS, AdaCachePolicy, rescale
 
 quick = settings(max_examples=60, deadline=None)
@@ -328,7 +329,7 @@ def test_a_config_without_a_policy() -> None:
 
 
 def test_a_policy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policies, "_REGISTRY", dict(policies._REGISTRY))
+    monkeypatch.setattr(policy_config, "_REGISTRY", dict(policy_config._REGISTRY))
 
     class Mine(Config):
         method = "mine"

@@ -8,19 +8,8 @@ from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import UnicpError
-from . import (
-    Config,
-    Needs,
-    Plan,
-    Policy,
-    Step,
-    check_choice,
-    check_flag,
-    check_number,
-    check_tuple,
-    no_numbers,
-    register,
-)
+from .base import Needs, Plan, Policy, Step, no_numbers
+from .config import Config, check_choice, check_flag, check_number, check_tuple, register
 
 
 class Codebook(NamedTuple):

@@ -10,7 +10,8 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import UnicpError
-from . import Config, Needs, Plan, Policy, Step, check_flag, check_number, no_numbers, register
+from .base import Needs, Plan, Policy, Step, no_numbers
+from .config import Config, check_flag, check_number, register
 
 if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
     from .plans.step_plan import Segment, StepPlan

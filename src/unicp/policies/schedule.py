@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import UnicpError
-from . import Config, Needs, Plan, Policy, Step, check_choice, check_number, check_tuple, register
+from .base import Needs, Plan, Policy, Step
+from .config import Config, check_choice, check_number, check_tuple, register
 
 FILLS = ("reuse", "linear", "quadratic")
 UNITS = ("output", "stack")

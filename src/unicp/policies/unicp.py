@@ -15,20 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..errors import UnicpError
-from . import (
-    Config,
-    Needs,
-    Plan,
-    Policy,
-    Step,
-    check_choice,
-    check_flag,
-    check_number,
-    config_from_dict,
-    make_policy,
-    no_numbers,
-    register,
-)
+from .base import Needs, Plan, Policy, Step, no_numbers
+from .config import Config, check_choice, check_flag, check_number, config_from_dict, make_policy, register
 from .unit_errors import UnitErrors, shared_error
 
 SHIFTS = ("switch", "blend", "delta", "off")

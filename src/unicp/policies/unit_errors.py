@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from . import Step
+from .base import Step
 
 
 def shared_error(limit: float, errors: Iterable[tuple[float, float]]) -> float:
