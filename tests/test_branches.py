@@ -138,9 +138,8 @@ def test_swapped_branches_would_be_noticed() -> None:
 
     def callback(_: Any, i: int, *__: Any) -> dict[str, Any]:
         if i == 1:
-            caches = session._executors[0]._caches
-            a, b = caches["cond"], caches["uncond"]
-            a.residuals, b.residuals = b.residuals, a.residuals
+            fills = session._hooked[0].run._fills
+            fills["cond"], fills["uncond"] = fills["uncond"], fills["cond"]
         return {}
 
     wrong = chosen.generate(pipe, callback=callback)
@@ -310,7 +309,7 @@ def test_the_first_denoiser_keeps_nothing_once_the_second_works() -> None:
     owners: list[list[int]] = []
 
     def callback(_: Any, i: int, *__: Any) -> dict[str, Any]:
-        owners.append([len(executor.tensors()) for executor in session._executors])
+        owners.append([len(each.run.tensors()) if each.run else 0 for each in session._hooked])
         return {}
 
     chosen.generate(pipe, callback=callback)

@@ -61,7 +61,7 @@ def steps(count: int) -> list[Step]:
 )
 def test_without_a_profile_the_default_plan_is_played(speed: float, compute: Sequence[int]) -> None:
     policy = BudgetPolicy(BudgetConfig(target_speedup=speed))
-    done = [policy.plan(step).action for step in steps(50)]
+    done = [policy.decide(step).action for step in steps(50)]
     assert [i for i, action in enumerate(done) if action == "compute"] == list(compute)
     assert len(compute) == int(50 / speed)
 
@@ -69,14 +69,14 @@ def test_without_a_profile_the_default_plan_is_played(speed: float, compute: Seq
 def test_a_speed_that_a_number_of_steps_makes_exactly_is_that_number() -> None:
     assert 33 / 1.1 < 30  # as computers divide
     policy = BudgetPolicy(BudgetConfig(target_speedup=1.1))
-    assert sum(policy.plan(step).action == "compute" for step in steps(33)) == 30
+    assert sum(policy.decide(step).action == "compute" for step in steps(33)) == 30
 
 
 def computed_by(policy: BudgetPolicy, count: int, errors: dict[int, float]) -> list[int]:
     """The steps that a policy computes in a run, if its forecasts are off by so much there."""
     computed = []
     for step in steps(count):
-        if policy.plan(step).action == "compute":
+        if policy.decide(step).action == "compute":
             computed.append(step.index)
             policy.observe(step, errors[step.index], None)
     return computed
@@ -163,7 +163,7 @@ def test_a_book_survives_json() -> None:
 def test_what_is_no_number_is_never_a_reason_to_forecast() -> None:
     policy = BudgetPolicy(BudgetConfig(target_speedup=2, override_reserve=0.01))
     for step in steps(30):
-        assert policy.plan(step).action == "compute"
+        assert policy.decide(step).action == "compute"
         policy.observe(step, None, None)
     assert "29 measurements were not finite numbers" in policy.notes()[-1]
 

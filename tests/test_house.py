@@ -34,14 +34,7 @@ BESIDE = {"files": {"errors"}, "demo": {"tensors"}, "__main__": {"cli"}}  # neig
 ONLY = {"demo": {"errors", "tensors"}}  # of all that is below and beside
 MAX_CHAIN = 9  # files
 # Imports against the floors that have yet to be turned round. One that is mended is taken out of this list.
-FLOORS_NOT_YET: list[str] = [
-    "engine/executor.py imports unicp.hosts.diffusers.compiled",
-    "engine/executor.py imports unicp.hosts.diffusers.hooks",
-    "engine/executor.py imports unicp.hosts.diffusers.parallel",
-    "engine/fills/units.py imports unicp.hosts.diffusers.compiled.eagerly",
-    "engine/fills/units.py imports unicp.hosts.diffusers.hooks",
-    "engine/measure.py imports unicp.hosts.diffusers.compiled.eagerly",
-]
+FLOORS_NOT_YET: list[str] = []
 # Circles that have yet to be opened.
 CIRCLES_NOT_YET: set[tuple[str, ...]] = set()
 

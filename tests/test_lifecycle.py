@@ -129,7 +129,7 @@ def test_the_same_transformer_in_two_pipelines(config: Config, monkeypatch: pyte
     first = quietly(lambda: WAN.generate(pipe))
     second = quietly(lambda: WAN.generate(twin))
     # Nothing is known of the twin's scheduler: neither does its solver leap, nor are forecasts corrected.
-    assert torch.equal(first, second) != session._executors[0].needs.correct
+    assert torch.equal(first, second) != session._hooked[0].needs.correct
     one, other = ([(r.index, r.branch, r.action) for r in report.steps] for report in session.reports)
     assert [(index, branch, action.replace("leap", "forecast")) for index, branch, action in one] == other
     unicp.restore(twin)
@@ -198,7 +198,7 @@ def test_a_refused_acceleration_leaves_the_one_before(
             spec = unicp.ModelSpec(family="toy", classes=(), block_lists=(unknown,), frames=lambda *_: 1)
             unicp.accelerate(pipe.transformer, unicp.AdaCacheConfig(metric_kind="mlp"), spec=spec)
         else:
-            made, real = [], session_module.Executor
+            made, real = [], session_module.HookedDenoiser
 
             def once_interrupted(*arguments: Any) -> Any:
                 made.append(real(*arguments))
@@ -207,7 +207,7 @@ def test_a_refused_acceleration_leaves_the_one_before(
                     raise KeyboardInterrupt
                 return made[-1]
 
-            monkeypatch.setattr(session_module, "Executor", once_interrupted)
+            monkeypatch.setattr(session_module, "HookedDenoiser", once_interrupted)
             unicp.accelerate(pipe, "adacache")
     assert hooked(pipe.transformer) == before
     assert torch.equal(quietly(lambda: WAN.generate(pipe)), video)

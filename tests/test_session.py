@@ -175,7 +175,7 @@ def test_the_transformer_alone(family: str, name: str) -> None:
     assert {r.branch for r in reports[0].steps} == set(chosen.branches)
     # Wan's pipeline says all there is to know through cache_context, but for what its solver makes of the outputs: of
     # a transformer alone, forecasts are not corrected.
-    if family == "wan" and not OLDER and not session._executors[0].needs.correct:
+    if family == "wan" and not OLDER and not session._hooked[0].needs.correct:
         assert torch.equal(first, fresh(family, name)[0])
     unicp.restore(pipe.transformer)
     assert torch.equal(chosen.generate(pipe), plain(family))

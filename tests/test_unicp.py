@@ -91,7 +91,7 @@ def test_an_online_window_grows_by_one_and_a_spike_resets_it() -> None:
     trace, computed_at = [], 0
     for index in range(16):
         step = Step(index=index, count=16, position=index, sigma=1 - index / 16)
-        plan = policy.plan(step)
+        plan = policy.decide(step)
         action = plan.units.get("a", "compute")
         trace.append(action[0])
         if action == "compute":
@@ -107,7 +107,7 @@ def test_what_is_no_number_is_never_a_reason_to_reuse(change: float | None) -> N
     policy.attach({"a": "self_attention"}, (), None)
     for index in range(6):
         step = Step(index=index, count=6, position=index, sigma=1 - index / 6)
-        assert policy.plan(step).action == "compute"
+        assert policy.decide(step).action == "compute"
         policy.observe_units(step, {"a": (1, change)})
 
 
@@ -116,8 +116,8 @@ def test_blending_weighs_by_the_inverse_squares_of_the_errors() -> None:
     policy = UniCPPolicy(UniCPConfig(delta=0.2, delta_prune=0.2, dws="blend", warmup_steps=1, max_window=1))
     policy.attach({"a": "self_attention"}, (), errors)
     steps = [Step(index=i, count=6, position=i, sigma=s) for i, s in enumerate(errors.sigmas)]
-    policy.plan(steps[0])
-    plan = policy.plan(steps[1])
+    policy.decide(steps[0])
+    plan = policy.decide(steps[1])
     assert plan.units == {"a": "blend"}
     assert plan.weights["a"] == pytest.approx(0.09 / (0.09 + 0.01))
 
@@ -393,7 +393,7 @@ def test_a_map_is_used_where_the_output_changed_too_much() -> None:
     trace = []
     for index in range(8):
         step = Step(index=index, count=8, position=index, sigma=1 - index / 8)
-        action = policy.plan(step).units.get("a", "compute")
+        action = policy.decide(step).units.get("a", "compute")
         trace.append(action[0])
         if action == "compute":
             policy.observe_units(step, {"a": (1, 0.5 if index else None), "a/map": (1, 0.02 if index else None)})

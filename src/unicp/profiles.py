@@ -23,7 +23,7 @@ KEY = "unicp"
 UNIT_TENSORS = ("cache_mean", "cache_max", "moment_qk", "moment_v", "slicing")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Profile:
     """A config, and what was measured to make it.
 
@@ -31,11 +31,16 @@ class Profile:
         config: the config that ``accelerate`` uses when it is given the profile.
         tensors: measurements by name.
         metadata: further plain values (model, scheduler, steps, ...).
+        path: of the file that it was read from or saved to last, if any.
     """
 
     config: Config
-    tensors: Mapping[str, Any] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    path: str | None = None
+
+    def __str__(self) -> str:
+        return self.path or "that was not saved"
 
     def of(self, denoiser: str) -> DenoiserProfile:
         """What it holds of one denoiser, by the name its pipeline gives it.
@@ -59,23 +64,65 @@ class Profile:
             raise UnicpError(f"the profile's calibration of {denoiser!r} is damaged: {wrong}; make it again")
         return part
 
+    def opened(self, denoiser: Any, name: str, pipe: Any) -> DenoiserProfile:
+        """What it holds of a denoiser, seen to be of this very model and of the pipeline's scheduler.
+
+        Raises:
+            UnicpError: it is not.
+        """
+        part = self.of(name)
+        part.check_model(denoiser)
+        scheduler = type(getattr(pipe, "scheduler", None)).__name__
+        made = self.metadata.get("scheduler")
+        if pipe is not None and made != scheduler:
+            # Other sigmas of the same scheduler are translated; another one may mean other things by them.
+            made = made if isinstance(made, str) and made.isidentifier() else repr(made)
+            raise UnicpError(
+                f"the profile {self} was made with a {made:.80}, this pipeline has a {scheduler}; "
+                "make it again with that one"
+            )
+        return part
+
+    def book(self, config: BudgetConfig) -> PlanBook:
+        """Its plans.
+
+        Raises:
+            UnicpError: there are none, or none that reaches the target.
+        """
+        if not isinstance(self.metadata.get("budget"), dict):
+            raise UnicpError(f"the profile {self} holds no plans; make one with: unicp tune")
+        book = PlanBook.from_dict(self.metadata["budget"])
+        book.choose(config)
+        return book
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file, whole or not at all."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = Path(path)
-        text = json.dumps({"format": FORMAT, "config": self.config.to_dict(), "metadata": dict(self.metadata)})
         part = path.with_name(path.name + ".part")
         try:
-            # Copies: the format takes neither tensors that share memory nor transposed ones.
-            save_file({k: t.detach().contiguous().clone() for k, t in self.tensors.items()}, part, metadata={KEY: text})
+            tensors, about = self._written()
+            save_file(tensors, part, metadata=about)
             part.replace(path)
+            object.__setattr__(self, "path", os.fspath(path))
         except (OSError, SafetensorError) as error:
             raise UnicpError(f"cannot write the profile {path}: {getattr(error, 'strerror', None) or error}") from error
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
+
+    def _written(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """What goes into a file. Copies: the format takes neither tensors that share memory nor transposed ones."""
+        text = json.dumps({"format": FORMAT, "config": self.config.to_dict(), "metadata": dict(self.metadata)})
+        return {k: t.detach().contiguous().clone() for k, t in self.tensors.items()}, {KEY: text}
+
+    def digest(self) -> str:
+        """SHA-256 of the file that it would be saved as."""
+        from safetensors.torch import save
+
+        return hashlib.sha256(save(*self._written())).hexdigest()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
@@ -111,7 +158,7 @@ class Profile:
         if not isinstance(config, dict) or not isinstance(metadata, dict):
             raise UnicpError(f"the metadata of the profile {path} is damaged: config and metadata must be mappings")
         try:
-            return cls(config=config_from_dict(config), tensors=tensors, metadata=metadata)
+            return cls(config=config_from_dict(config), tensors=tensors, metadata=metadata, path=os.fspath(path))
         except (UnicpError, TypeError, OverflowError, RecursionError) as error:
             raise UnicpError(f"the config in the profile {path} does not hold: {error!s:.400}") from error
 
@@ -120,28 +167,45 @@ def _missing(path: str | os.PathLike[str]) -> UnicpError:
     return UnicpError(f"there is no profile {path}; make one with: unicp calibrate, or unicp tune")
 
 
-def config_of(path: str | os.PathLike[str]) -> Config:
-    """The config of a profile, ready for use: one that needs what was measured finds it in the same file."""
-    config = Profile.load(path).config
+def config_of(profile: Profile | str | os.PathLike[str]) -> Config:
+    """The config of a profile, ready for use: one that needs what was measured finds it in the same one."""
+    loaded = profile if isinstance(profile, Profile) else Profile.load(profile)
+    config = loaded.config
     if getattr(getattr(config, "stack", None), "profile", None) is not None:
         raise UnicpError(
-            f"the config in the profile {path} names another profile in its stack; give both by yourself: "
+            f"the config in the profile {loaded} names another profile in its stack; give both by yourself: "
             "UniCPConfig(profile=..., stack=BudgetConfig(profile=..., ...))"
         )
     if isinstance(config, (UniCPConfig, BudgetConfig)):  # never another file, whatever this one says
-        return config.replace(profile=os.fspath(path))
+        return config.replace(profile=profile if isinstance(profile, Profile) else os.fspath(profile))
     return config
+
+
+def read(config: Config) -> Config:
+    """The config with profiles in place of their paths: each is read once, here.
+
+    Raises:
+        UnicpError: one is missing or damaged.
+    """
+    stack = getattr(config, "stack", None)
+    if stack is not None:
+        config = config.replace(stack=read(stack))
+    path = getattr(config, "profile", None)
+    return config if path is None or isinstance(path, Profile) else config.replace(profile=Profile.load(path))
 
 
 def played(config: Config) -> Config:
     """What carries a config out: of a budget whose plan has UniCP inside some steps, that UniCP over the budget.
 
+    Args:
+        config: with its profiles read (:func:`read`).
+
     Raises:
-        UnicpError: its profile is missing or damaged, or has no plan that reaches the target.
+        UnicpError: its profile is damaged, or has no plan that reaches the target.
     """
     if not isinstance(config, BudgetConfig) or config.profile is None:
         return config
-    about = Profile.load(config.profile).metadata
+    about = config.profile.metadata
     if not isinstance(about.get("inside"), dict) or not isinstance(about.get("budget"), dict):
         return config
     if not PlanBook.from_dict(about["budget"]).choose(config).plan.inside:
@@ -164,16 +228,18 @@ def content_of(config: Config) -> dict[str, Any]:
 
     from .files.video import digest  # it needs numpy, which the command line must not wait for
 
-    def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
-        found = {key: by_content(value) if isinstance(value, dict) else value for key, value in values.items()}
-        profile = values.get("profile")
-        if profile is None:
-            return found
+    profile, stack = getattr(config, "profile", None), getattr(config, "stack", None)
+    named = [name for name in ("profile", "stack") if getattr(config, name, None) is not None]
+    found = config.replace(**dict.fromkeys(named)).to_dict()
+    if stack is not None:
+        found["stack"] = content_of(stack)
+    if isinstance(profile, Profile):
+        found["profile"] = profile.digest()
+    elif profile is not None:
         if not Path(profile).is_file():
             raise _missing(profile)
-        return {**found, "profile": digest(Path(profile))}
-
-    return by_content(config.to_dict())
+        found["profile"] = digest(Path(profile))
+    return found
 
 
 def identity(value: Any) -> Any:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ..engine.executor import HOOK
 from ..engine.slicing.attention import rank_grid
 from ..errors import UnicpError
 from ..hosts.diffusers import hooks
+from ..hosts.diffusers.hooks import HOOK
 from ..hosts.diffusers.parallel import group_of
 from ..hosts.diffusers.session import _denoisers
 from ..policies import Step, check_number
@@ -289,7 +289,7 @@ def planned(config: UniCPConfig, errors: UnitErrors, units: Mapping[str, str]) -
     plans = []
     for position, sigma in enumerate(errors.sigmas):
         step = Step(index=first + position, count=errors.steps, position=position, sigma=sigma)
-        plan = policy.plan(step)
+        plan = policy.decide(step)
         plans.append({unit: plan.units.get(unit, "compute") for unit in units})
     return plans
 

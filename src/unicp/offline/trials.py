@@ -217,8 +217,8 @@ class Tuner:
         if plan.inside and self.inside is not None:
             config = self.inside.replace(stack=config)
         with accelerate(self.pipe, config) as session:
-            for executor in session._executors:
-                executor.book = PlanBook(
+            for each in session._hooked:
+                each.parts.book = PlanBook(
                     sigmas=tuple(self.state["sigmas"][:-1]), plans=(Priced(plan=plan, speedup=1.0),)
                 )
             take = Player(self.pipe, {}).run(self.arguments(index), on_step=show)

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..engine.executor import HOOK
 from ..errors import UnicpError, UnicpWarning
 from ..hosts.diffusers import hooks
+from ..hosts.diffusers.hooks import HOOK
 from ..hosts.diffusers.session import _denoisers, accelerate
 from ..policies import check_choice, check_number
 from ..policies.budget import BudgetConfig

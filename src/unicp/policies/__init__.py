@@ -7,7 +7,7 @@ enumerate :func:`config_types`.
 
 from __future__ import annotations
 
-from .base import ACTIONS, UNIT_ACTIONS, Needs, Plan, Policy, Step, no_numbers, unconditional
+from .base import ACTIONS, UNIT_ACTIONS, Decision, Needs, Policy, Step, no_numbers, unconditional
 from .config import (
     Config,
     check_choice,
@@ -25,7 +25,7 @@ __all__ = [
     "UNIT_ACTIONS",
     "Config",
     "Needs",
-    "Plan",
+    "Decision",
     "Policy",
     "Step",
     "check_choice",

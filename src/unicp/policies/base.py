@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ACTIONS = ("compute", "reuse", "forecast", "partial", "conditional")
-"""What can be planned for a step: all of the denoiser runs; a cached value is added; its output is extrapolated; some
-units of it run; it runs, but for the unconditional branch, whose output is extrapolated."""
+ACTIONS = ("compute", "reuse", "forecast", "leap", "partial", "conditional")
+"""What can be decided for a step: all of the denoiser runs; what was kept stands in; its output is extrapolated; the
+solver has gone beyond the step, so that no output counts; some units of it run; it runs, but for the unconditional
+branch, whose output is extrapolated."""
 UNIT_ACTIONS = ("compute", "reuse", "map", "slice", "blend", "delta")
 """What can happen to a unit in a partial call: it ran in full; its kept output was used; it ran on its kept attention
 map; it ran sliced; the sliced and the kept output were mixed; the kept output was moved by the change of the sliced."""
@@ -67,11 +68,16 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Decision:
     """What to do at a step.
 
     Attributes:
         action: one of :data:`ACTIONS`.
+        until: of a computed step: where the solver goes directly from it, in steps of the run; the next step if
+            ``None``. It may lie between two steps where ``Step.free`` says so: what comes next is then computed at the
+            step that was passed last. Only where ``Step.leaps`` says that the solver can; the steps between are then
+            to be decided ``"leap"``.
+        further: where the solver is going from ``until`` on, in order: solvers look at how many steps are left.
         damping: of a forecast, per spacing of the outputs it is made from
             (:func:`unicp.tensors.extrapolation.weights`): 1 extrapolates fully, 0 repeats the last value.
         order: of a forecast: degree of the extrapolation; ``None`` is the highest that is kept (``Needs.order``).
@@ -83,6 +89,8 @@ class Plan:
     """
 
     action: str
+    until: float | None = None
+    further: tuple[float, ...] = ()
     damping: float = 1.0
     order: int | None = None
     place: float | None = None
@@ -95,7 +103,7 @@ class Plan:
         """Whether the denoiser itself is called."""
         return self.action in ("compute", "partial")
 
-    def of_branch(self, branch: str) -> Plan:
+    def of_branch(self, branch: str) -> Decision:
         """What a guidance branch does."""
         if self.action != "conditional":
             return self
@@ -120,12 +128,12 @@ class Needs:
         check: at every computed step compare the denoiser's output with what a forecast would have made of it; that is
             then the change that :meth:`Policy.observe` is given.
         correct: at a computed step, make good what the forecasts since the last one were off by, as far as the new
-            output shows it (:meth:`BranchCache.take`).
+            output shows it (:meth:`unicp.engine.fills.kept.Kept.keep`).
         steadiness: at every computed step measure how steadily the outputs change, and let forecasts go by it
             (:func:`unicp.tensors.extrapolation.steadiness`).
         unit_changes: compare the full output of every unit with the one before.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
-        leap: where the solver can take longer steps, ask :meth:`Policy.leap` for them.
+        leap: let the solver take longer steps, where it can (``Step.leaps``, ``Decision.until``).
     """
 
     keep: str
@@ -166,7 +174,7 @@ class Policy(abc.ABC):
         """What the engine has to keep and to measure."""
 
     @abc.abstractmethod
-    def plan(self, step: Step) -> Plan:
+    def decide(self, step: Step) -> Decision:
         """The decision for this step. Called once a step, in order."""
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:  # noqa: B027
@@ -183,15 +191,6 @@ class Policy(abc.ABC):
 
     def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:  # noqa: B027
         """Take note of what the units that were computed in full measured."""
-
-    def leap(self, step: Step) -> tuple[float, ...] | None:
-        """Where the solver goes from a step that was just computed: the places of its further steps, in order.
-
-        Places count steps of the run and may lie between two of them where ``Step.free`` says so; the next one is then
-        computed at the step it has passed last. With none left the solver goes to the end. ``None`` is the next step.
-        What a policy says here it keeps to: :meth:`plan` computes none of the steps between.
-        """
-        return None
 
     def notes(self) -> list[str]:
         """What a user should know of this generation beside the records; one sentence each."""

@@ -49,11 +49,25 @@ class Config:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the method's name under ``"method"``."""
-        return {"method": self.method, **dataclasses.asdict(self)}
+        """Plain values, with the method's name under ``"method"``; of a profile its path.
+
+        Raises:
+            UnicpError: a profile was never saved.
+        """
+        return {"method": self.method, **{f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if hasattr(value, "tensors"):
+        if value.path is None:
+            raise UnicpError("a config that holds a profile can be written down once the profile is saved: save it")
+        return value.path
+    return value
 
 
 def _check_keys(kind: type[Config], values: Mapping[str, Any]) -> None:
@@ -137,3 +151,13 @@ def check_number(name: str, value: Any, *, low: float, high: float = float("inf"
         kind = "a whole number" if whole else "a number"
         limits = f"from {low:g} to {high:g}" if high != float("inf") else f"of at least {low:g}"
         raise UnicpError(f"{name} must be {kind} {limits}, got {value!r:.80}")
+
+
+def checked_profile(value: Any) -> Any:
+    """A profile (:class:`unicp.Profile`) as it is, a path as text."""
+    if value is None or hasattr(value, "tensors"):
+        return value
+    try:
+        return os.fspath(value)
+    except TypeError:
+        raise UnicpError(f"profile must be a Profile or the path of one, got {value!r:.80}") from None

@@ -9,14 +9,22 @@ two. Every formula below is our reconstruction from that.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..errors import UnicpError
-from .base import Needs, Plan, Policy, Step, no_numbers
-from .config import Config, check_choice, check_flag, check_number, config_from_dict, make_policy, register
+from .base import Decision, Needs, Policy, Step, no_numbers
+from .config import (
+    Config,
+    check_choice,
+    check_flag,
+    check_number,
+    checked_profile,
+    config_from_dict,
+    make_policy,
+    register,
+)
 from .unit_errors import UnitErrors, shared_error
 
 SHIFTS = ("switch", "blend", "delta", "off")
@@ -31,8 +39,8 @@ class UniCPConfig(Config):
     """UniCP: every attention module (and MLP, if wanted) is cached, sliced or computed at each step.
 
     Attributes:
-        profile: path of a profile that ``unicp.calibrate`` made. Without one there is online EDCW only: slicing needs
-            the bases a profile holds.
+        profile: what ``unicp.calibrate`` made (:class:`unicp.Profile`), or the path of one. Without one there is online
+            EDCW only: slicing needs the bases a profile holds.
         delta: largest relative change (sum of absolute differences over sum of absolute values) of an attention
             output that caching may cause; 0 caches no attention.
         delta_cross: the same for cross-attention, which changes far less from step to step; ``None`` takes ``delta``.
@@ -70,7 +78,7 @@ class UniCPConfig(Config):
 
     method: ClassVar[str] = "unicp"
 
-    profile: str | None = None
+    profile: Any = None
     delta: float = 0.1
     delta_cross: float | None = None
     delta_mlp: float = 0.0
@@ -99,11 +107,7 @@ class UniCPConfig(Config):
         return {cls.method: over(0.05, 0.1, 0.2, 0.4), f"{cls.method}-shared": shared}
 
     def __post_init__(self) -> None:
-        if self.profile is not None:
-            try:
-                object.__setattr__(self, "profile", os.fspath(self.profile))
-            except TypeError:
-                raise UnicpError(f"profile must be the path of a profile, got {self.profile!r:.80}") from None
+        object.__setattr__(self, "profile", checked_profile(self.profile))
         for name in ("delta", "delta_cross", "delta_mlp", "delta_prune"):
             if name != "delta_cross" or self.delta_cross is not None:
                 check_number(name, getattr(self, name), low=0)
@@ -125,9 +129,6 @@ class UniCPConfig(Config):
 
     def shared(self, denoisers: int) -> UniCPConfig:
         return self if self.stack is None else self.replace(stack=self.stack.shared(denoisers))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "stack": None if self.stack is None else self.stack.to_dict()}
 
     @property
     def refreshes(self) -> bool:
@@ -207,15 +208,15 @@ class UniCPPolicy(Policy):
         """Whether windows come from what is measured in this very run."""
         return self.config.edcw == "online" or (self.config.edcw == "profiled" and self.errors is None)
 
-    def plan(self, step: Step) -> Plan:
+    def decide(self, step: Step) -> Decision:
         config = self.config
         if self.inner is not None:
-            decided = self.inner.plan(step)
+            decided = self.inner.decide(step)
             self.halved = decided.action == "conditional"
             if decided.action != "compute":
                 return decided
         else:
-            decided = Plan(action="compute")
+            decided = Decision(action="compute")
         whole = decided.whole
         forced = whole or step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         actions, weights = {}, {}
@@ -286,9 +287,6 @@ class UniCPPolicy(Policy):
             return "delta", 0.0
         total = error**2 + sliced**2
         return "blend", (error**2 / total if total else 1.0)
-
-    def leap(self, step: Step) -> tuple[float, ...] | None:
-        return super().leap(step) if self.inner is None else self.inner.leap(step)
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         if self.inner is not None:

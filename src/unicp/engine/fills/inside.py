@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import UnicpError
-from ...policies import Config, Needs, Plan, Policy
-from ...policies.budget import PlanBook
-from ...profiles import DenoiserProfile, Profile
+from ...policies.base import Decision, Needs, Policy, Step
+from ...profiles import DenoiserProfile
 from ...specs import ATTENTION_KINDS, ModelSpec, Unit
-from ..clock import Tick
-from ..report import StepRecord
 from ..slicing.attention import SlicedAttention, basis, choose_ranks
 from ..slicing.maps import MapAttention
-from .units import UnitCall, Units
+from .units import UnitCall, UnitFill, Units
 
 
 def group(kind: str) -> str:
     """The kind of a unit as ``Needs.units`` names it."""
     return "attention" if kind in ATTENTION_KINDS else kind
-
-
-def opened(path: str, denoiser: Any, name: str, pipe: Any) -> tuple[Profile, DenoiserProfile]:
-    """A profile that was made on this model and with this scheduler.
-
-    Raises:
-        UnicpError: it was not.
-    """
-    loaded = Profile.load(path)
-    profile = loaded.of(name)
-    profile.check_model(denoiser)
-    scheduler = type(getattr(pipe, "scheduler", None)).__name__
-    made = loaded.metadata.get("scheduler")
-    if pipe is not None and made != scheduler:
-        # Other sigmas of the same scheduler are translated; another one may mean other things by them.
-        made = made if isinstance(made, str) and made.isidentifier() else repr(made)
-        raise UnicpError(
-            f"the profile {path} was made with a {made:.80}, this pipeline has a {scheduler}; "
-            "make it again with that one"
-        )
-    return loaded, profile
-
-
-def plan_book(config: Any, denoiser: Any, name: str, pipe: Any) -> PlanBook:
-    """The plans in a profile.
-
-    Raises:
-        UnicpError: it was made on another model, has no plans, or none that reaches the target.
-    """
-    loaded, _ = opened(config.profile, denoiser, name, pipe)
-    if not isinstance(loaded.metadata.get("budget"), dict):
-        raise UnicpError(f"the profile {config.profile} holds no plans; make one with: unicp tune")
-    book = PlanBook.from_dict(loaded.metadata["budget"])
-    book.choose(config)
-    return book
 
 
 class Inside:
@@ -63,13 +25,13 @@ class Inside:
     Args:
         config: has the fields of ``UniCPConfig``.
         needs: what its policy needs.
-        denoiser, name: the transformer, and what its pipeline calls it.
-        spec: its structure.
+        denoiser, spec: the transformer and its structure.
         measured: positions of the blocks in which the policy of whole steps measures.
-        pipe: the pipeline, for its scheduler.
+        profile: what was measured of this denoiser, if the config has a profile.
+        eagerly: given what would run a module, and the module: what runs it uncompiled.
 
     Raises:
-        UnicpError: the profile was made on another model or with another scheduler.
+        UnicpError: the profile says nothing of a unit, or is damaged.
     """
 
     def __init__(
@@ -77,10 +39,10 @@ class Inside:
         config: Any,
         needs: Needs,
         denoiser: Any,
-        name: str,
         spec: ModelSpec,
         measured: Sequence[int],
-        pipe: Any = None,
+        profile: DenoiserProfile | None,
+        eagerly: Callable[[Any, Any], Any],
     ) -> None:
         self.notes: list[str] = []
         units = [unit for unit in spec.units(denoiser) if group(unit.kind) in needs.units]
@@ -91,8 +53,7 @@ class Inside:
         self._protected = [unit.name for unit in units if unit.block in measured and unit.kind in watched]
         self._errors: Any = None
         slicers: dict[str, SlicedAttention] = {}
-        if config.profile is not None:
-            _, profile = opened(config.profile, denoiser, name, pipe)
+        if profile is not None:
             profile.check_units(self._kinds)
             slicers, sliced = self._slicers(config, profile, units) if config.pcas else ({}, {})
             self._errors = profile.errors(config.statistic, sliced)
@@ -108,6 +69,7 @@ class Inside:
             units,
             slicers,
             mappers,
+            eagerly,
             keep_slices=config.dws == "delta",
             refresh=config.refreshes,
             measure=needs.unit_changes,
@@ -117,7 +79,7 @@ class Inside:
         self._shares = {unit.name: sum(p.numel() for p in unit.module.parameters()) / whole for unit in units}
 
     def _slicers(
-        self, config: Config, profile: DenoiserProfile, units: Sequence[Unit]
+        self, config: Any, profile: DenoiserProfile, units: Sequence[Unit]
     ) -> tuple[dict[str, SlicedAttention], dict[str, float]]:
         slicers, sliced, unknown = {}, {}, set()
         for unit in units:
@@ -132,7 +94,7 @@ class Inside:
                     f"profile has {moment_qk.shape[0]}; make it again"
                 )
             table = profile.slicing(unit.name)
-            ranks = choose_ranks(table, moment_qk.shape[-1], config.delta_prune)  # type: ignore[attr-defined]
+            ranks = choose_ranks(table, moment_qk.shape[-1], config.delta_prune)
             if ranks is None:
                 continue
             fold = unit.described.plain_values
@@ -152,11 +114,9 @@ class Inside:
             self.notes.append(note)
         return allowed
 
-    def introduce(self, policy: Policy, book: PlanBook | None) -> None:
-        """Tell a new policy what there is to decide on, and the one of whole steps of its plans."""
+    def introduce(self, policy: Policy) -> None:
+        """Tell a new policy what there is to decide on."""
         policy.attach(self._kinds, self._protected, self._errors)
-        if policy.inner is not None:
-            policy.inner.attach({}, (), book)
 
     def spread(self, group: Any) -> None:
         """The tokens are spread over these processes, or over none (``None``).
@@ -171,24 +131,29 @@ class Inside:
             )
         self.units.group = group
 
-    def begin(self, tick: Tick, plan: Plan, batch: int, measuring: bool) -> None:
-        self.units.call = UnitCall(
-            branch=tick.branch,
-            index=tick.step.index,
-            batch=batch,
-            actions=plan.units,
-            weights=plan.weights,
-            measuring=measuring,
-        )
+    def begin(
+        self,
+        step: Step,
+        decision: Decision,
+        batch: int,
+        measuring: bool,
+        fills: Mapping[str, dict[str, UnitFill]],
+        branch: str,
+    ) -> None:
+        """Begin a call of the denoiser, given what is kept of each guidance branch."""
 
-    def finish(self, record: StepRecord) -> dict[str, tuple[int, Any]]:
-        """End the call: note what each unit did, and return what was measured."""
+        def held() -> int:
+            maps = [m for units in fills.values() for fill in units.values() for m in fill.maps]
+            return sum(m.untyped_storage().nbytes() for m in maps)
+
+        self.units.call = UnitCall(step, batch, decision.units, decision.weights, measuring, fills[branch], held)
+
+    def finish(self) -> tuple[dict[str, str], dict[str, tuple[int, Any]]]:
+        """End the call. What each unit did, if not all were computed, and what was measured."""
         call, self.units.call = self.units.call, None
         assert call is not None
         acted = any(action != "compute" for action in call.done.values())
-        record.action = "partial" if acted else "compute"
-        record.units = dict(call.done) if acted else {}
-        return self.units.changes(call)
+        return dict(call.done) if acted else {}, self.units.changes(call)
 
     def fraction(self, done: Mapping[str, str]) -> float:
         """Share of the denoiser's parameters that run: sliced units count whole."""
