@@ -50,13 +50,18 @@ class Parts:
 class Run:
     """One video on one denoiser. Policies, kept values, pending measurements and records live in it and go with it.
 
-    For a loop of your own, on any denoiser::
+    For a loop of your own, on any denoiser; here Euler's method:
 
-        run = unicp.Run(unicp.BudgetConfig(target_speedup=2), sigmas, weights=lengths)
-        for i, sigma in enumerate(sigmas):
-            output = run.step(i, "cond", lambda: denoiser(latents, sigma))
-            latents = latents + lengths[i] * output
-        print(run.report())
+    >>> import torch, unicp
+    >>> denoiser = lambda latents, sigma: latents * (1 - sigma)
+    >>> latents, sigmas = torch.ones(1, 4), [1 - i / 20 for i in range(21)]
+    >>> lengths = [b - a for a, b in zip(sigmas, sigmas[1:])]
+    >>> run = unicp.Run(unicp.BudgetConfig(target_speedup=2), sigmas, weights=lengths)
+    >>> for i, length in enumerate(lengths):
+    ...     output = run.step(i, "cond", lambda: denoiser(latents, sigmas[i]))
+    ...     latents = latents + length * output
+    >>> run.report().computed_steps
+    10
 
     Args:
         config: a config that fills whole outputs and measures nothing in blocks: ``BudgetConfig``,
