@@ -7,7 +7,6 @@ import functools
 import gc
 import io
 import pickle
-import shutil
 import threading
 import weakref
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 
 import unicp
 import unicp.hosts.diffusers.session as session_module
-from tests.contract import case, fresh, plain, profile_of, quietly, traces
+from tests.contract import case, fresh, plain, quietly, traces
 from tests.tiny import FAMILIES
 from unicp.errors import UnicpError, UnicpWarning
 from unicp.policies import Config
@@ -233,17 +232,19 @@ def test_a_refused_acceleration_of_one_of_two_denoisers(tmp_path: Path) -> None:
     assert one == other and len(sessions[0].reports) == 1
 
 
-def test_an_acceleration_that_cannot_be_put_back_is_said(tmp_path: Path) -> None:
+def test_an_acceleration_that_cannot_be_put_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise UnicpError("no more hooks")
+
     pipe = WAN.build()
-    path = tmp_path / "gone.safetensors"
-    shutil.copy(profile_of("wan"), path)
-    unicp.accelerate(pipe, unicp.UniCPConfig(profile=str(path)))
-    path.unlink()
+    unicp.accelerate(pipe, unicp.UniCPConfig(delta=0.5))
+    monkeypatch.setattr(session_module, "HookedDenoiser", broken)
     with (
-        pytest.warns(UnicpWarning, match=r"unicp that was in force could not be put back: there is no profile"),
-        pytest.raises(UnicpError, match=r"there is no profile .*other"),
+        pytest.warns(UnicpWarning, match=r"unicp that was in force could not be put back: no more hooks"),
+        pytest.raises(UnicpError, match=r"no more hooks"),
     ):
-        unicp.accelerate(pipe, unicp.UniCPConfig(profile=str(tmp_path / "other.safetensors")))
+        unicp.accelerate(pipe, "adacache")
+    monkeypatch.undo()
     assert torch.equal(WAN.generate(pipe), plain("wan"))
 
 

@@ -339,7 +339,7 @@ def test_ranks_need_a_measured_error_within_the_limit() -> None:
         ({"max_window": 0}, "max_window must be a whole number of at least 1, got 0"),
         ({"edcw": "offline"}, "unknown edcw 'offline'; known: profiled, online, off"),
         ({"dws": "mix"}, "unknown dws 'mix'"),
-        ({"profile": 3}, "profile must be the path of a profile, got 3"),
+        ({"profile": 3}, "profile must be a Profile or the path of one, got 3"),
         ({"stack": UniCPConfig()}, "stack must be an AdaCacheConfig, a BudgetConfig or a ScheduleConfig"),
         ({"pcas": 1}, "pcas must be True or False, got 1"),
     ],

@@ -367,7 +367,7 @@ class BudgetPolicy(Policy):
         self._computed.append(step.index)
         # Where the solver has come to, which may lie behind this step's own noise level.
         place = self._until if self._until is not None and int(self._until) == step.index and self._until % 1 else None
-        route = self._route(step) if step.leaps else None
+        route = self._route(step) if step.leaps and not blind else None
         self._until, further = (None, ()) if route is None else (route[0], route[1:])
         if alone:
             from .plans.step_plan import DAMPING
