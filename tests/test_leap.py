@@ -263,9 +263,11 @@ def test_behind_a_leap_that_raises_doubts_the_next_one_is_shorter(error: float, 
             policy.observe(step, error if index == here else 0.02, None)
     until = there + max(1, int(share * (beyond - there)))
     assert going[here] == there and going[there] in ((until,) if share else (None,))
-    assert actions[here : until + 1] == [
-        "compute" if index in (here, there, until) else "leap" for index in range(here, until + 1)
+    end = until if share else there
+    assert actions[here : end + 1] == [
+        "compute" if index in (here, there, until) else "leap" for index in range(here, end + 1)
     ]
+    assert share or actions[there + 1] == "forecast"
 
 
 def test_where_the_solver_cannot_leap_nothing_is_leapt_over() -> None:
