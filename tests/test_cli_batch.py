@@ -24,9 +24,10 @@ from unicp import BudgetConfig, ScheduleConfig, UniCPConfig, UnicpError, cli
 from unicp.batch import driver, manifest, ray_engine
 from unicp.batch.clips import Clip
 from unicp.batch.worker import Worker
-from unicp.cli import calls, making, pipelines
+from unicp.cli import calls, making
 from unicp.cli.batching import Plan
 from unicp.cli.making import PipelineMaker, PipelineRecipe, absolute, identity
+from unicp.cli.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = """prompt,seed,negative_prompt,size,method
@@ -322,7 +323,7 @@ def test_seeds_names_and_repeated_rows(wan_folder: Path, tmp_path: Path, capsys:
 
 
 def test_a_model_of_the_hub_is_the_same_tomorrow_and_without_network() -> None:
-    today = pipelines.Model(name="someone/model", source="someone/model", index={}, revision="a")
+    today = Model(name="someone/model", source="someone/model", index={}, revision="a")
     assert identity(today) == identity(replace(today, revision=None, offline=True)) == "someone/model"
 
 
@@ -363,7 +364,7 @@ def test_refusals_of_the_words_themselves(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_that_starts_from_an_image_gets_it(tmp_path: Path) -> None:
-    model = pipelines.Model(name="m", source="m", index={"_class_name": "WanImageToVideoPipeline"})
+    model = Model(name="m", source="m", index={"_class_name": "WanImageToVideoPipeline"})
     with pytest.raises(UnicpError, match="needs 'image' too"):
         calls.build(model, {}, None)
     call, fps = calls.build(model, {"--frames": 2}, None, ("prompt", "image"))

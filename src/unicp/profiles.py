@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import UnicpError
-from .policies import Config, config_from_dict
+from .errors import UnicpError, unknown
 from .policies.budget import BudgetConfig, PlanBook
+from .policies.config import Config, config_from_dict, config_types
 from .policies.unicp import UniCPConfig
 from .policies.unit_errors import UnitErrors
 
@@ -131,6 +131,24 @@ def config_of(path: str | os.PathLike[str]) -> Config:
     if isinstance(config, (UniCPConfig, BudgetConfig)):  # never another file, whatever this one says
         return config.replace(profile=os.fspath(path))
     return config
+
+
+def resolve_config(config: Any) -> Config:
+    """A config from a config, the name of a method, or the path of a profile."""
+    if isinstance(config, Config):
+        return config
+    kinds = config_types()
+    if isinstance(config, str) and config in kinds:
+        return kinds[config]()
+    if isinstance(config, str | os.PathLike):
+        path = Path(config)
+        if path.suffix == ".safetensors" or os.path.exists(path):
+            return config_of(path)
+        raise unknown("method", str(config), [*kinds, "PROFILE.safetensors"])
+    raise UnicpError(
+        f"config must be a config object, the name of a method ({', '.join(kinds)}) or the path of a profile, "
+        f"got {type(config).__name__}"
+    )
 
 
 def played(config: Config) -> Config:

@@ -182,6 +182,7 @@ class _Comparing:
             if entry.peer is not None
         ]
         judged = [result.quality for point in points for result in point.results]
+        methods = {peer.name: f"{peer.library} {peer.version()}" for peer in self.peers}
         return Comparison(
             baseline=Point(
                 method=BASELINE, label=f"steps={self.steps}", ours=False, source="", note="", settings={},
@@ -194,7 +195,7 @@ class _Comparing:
             repeats=self.repeats,
             seed=self.seed,
             notes=tuple(note for note in (quality.lpips_note(judged),) if note),
-            provenance=provenance(self.pipe, self.about, self.peers, began),
+            provenance=provenance(self.pipe, self.about, methods, began),
         )  # fmt: skip
 
     # --- one run ---

@@ -24,10 +24,10 @@ from ..batch.progress import counted, duration
 from ..batch.prompts import LARGEST_SEED, Row, read
 from ..errors import UnicpError
 from ..files.video import check_suffix, digest
-from ..policies import Config
+from ..policies.config import Config
 from ..profiles import content_of
-from . import calls, making, options, pipelines
-from .pipelines import Model
+from . import calls, checks, making, options, pipelines
+from .model import Model
 from .screen import messages, results
 
 COLUMN_OPTIONS = {
@@ -90,7 +90,7 @@ class Plan:
                     configs[named] = making.absolute(options.read_method(named, []))
         found = pipelines.find(model)
         for config in configs.values():
-            pipelines.check_method(found, config)
+            checks.check_method(found, config)
         return cls(
             file=file,
             rows=rows,
@@ -288,7 +288,7 @@ def execute(
 ) -> int:
     """Make the clips and say what came of them. Returns the exit code."""
     if place.ranks > 1:
-        pipelines.check_spread(plan.model, list(plan.configs.values()), place.ranks)
+        checks.check_spread(plan.model, list(plan.configs.values()), place.ranks)
     make_engine, workers, threads = place.prepare(dtype)
     recipe = making.PipelineRecipe(model=_anywhere(plan.model), dtype=dtype, scale=scale, threads=threads)
     with _ending_cleanly():

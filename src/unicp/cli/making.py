@@ -18,9 +18,9 @@ from ..bench.harness import Made
 from ..errors import UnicpError
 from ..files import video
 from ..hosts.diffusers.session import Session, accelerate
-from ..policies import Config, config_from_dict
+from ..policies.config import Config, config_from_dict
 from . import calls, options, pipelines, records
-from .pipelines import Model
+from .model import Model
 
 BYTES_PER_PIXEL = 0.1
 """Of a compressed video, a generous guess for the check of the disk ahead; other formats take more."""

@@ -23,7 +23,6 @@ from .measure import Probe, forecast_error
 from .report import Generation, StepRecord
 from .solver.leap import Leaper
 
-HOOK = "unicp"
 BLOCK_HOOK = "unicp_block"
 
 Forward = Callable[..., Any]
@@ -108,7 +107,7 @@ class Executor:
         whole = getattr(self.config, "stack", self.config)
         if getattr(whole, "profile", None) is not None:
             self.book = plan_book(whole, self.denoiser, self.name, pipe)
-        hooks.install(self.denoiser, self.hook, HOOK)
+        hooks.install(self.denoiser, self.hook, hooks.HOOK)
         if self.spec is not None and self.needs.keep == "stack":
             for position, (name, block, described) in enumerate(self.spec.stack(self.denoiser)):
                 self._blocks.append(block)
@@ -143,7 +142,7 @@ class Executor:
         self.end()
         for placed in self._placed:
             placed.remove()
-        hooks.uninstall(self.denoiser, self.hook, HOOK)
+        hooks.uninstall(self.denoiser, self.hook, hooks.HOOK)
         if self._probe is not None:
             self._probe.remove()
         if self.inside is not None:

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import UnicpError
 from ..hosts.diffusers.compiled import eagerly
-from ..policies import Needs
+from ..policies.base import Needs
 from ..specs import BlockList, ModelSpec
 from ..tensors import extrapolation
 from ..tensors.groups import gathered

@@ -16,7 +16,7 @@ from ..engine.fills.units import output_change, parts, worst
 from ..engine.measure import Probe
 from ..engine.slicing.attention import SlicedAttention, basis, instrumented, rank_grid, second_moments
 from ..hosts.diffusers import hooks
-from ..policies import Needs
+from ..policies.base import Needs
 from ..specs import ATTENTION_KINDS, ModelSpec
 from ..tensors.layout import relayout
 

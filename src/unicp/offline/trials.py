@@ -17,17 +17,18 @@ import torch
 from ..errors import UnicpError, UnicpWarning
 from ..files.checkpoint import Checkpoint
 from ..hosts.diffusers.session import accelerate
-from ..policies import Config, unconditional
+from ..policies.base import unconditional
 from ..policies.budget import BudgetConfig, PlanBook, Priced
+from ..policies.config import Config
 from ..policies.plans.step_plan import StepPlan, alternating, growing, nearest
 from ..policies.unicp import UniCPConfig
 from ..profiles import Profile, content_of, fingerprint, identity, weights_digest
 from ..tensors import metrics
 from ..tensors.extrapolation import weights
-from .calibrate import own_bar_hidden
 from .candidates import CHOICES, DEFAULT, Effort, kinds, ranked
 from .expectation import BEST, Played, book
 from .replay import Player, Take
+from .runs import own_bar_hidden
 from .search import Trajectories, errors, gain_curve, gram, spread
 
 SURE = 8

@@ -351,3 +351,22 @@ class UniCPPolicy(Policy):
                 "delta_prune for slicing"
             )
         return "the run was too short to keep anything between its forced first and last steps; give more steps"
+
+
+def planned(config: UniCPConfig, errors: UnitErrors, units: Mapping[str, str]) -> list[dict[str, str]]:
+    """What UniCP would do at each step of the calibrated run: for each step the action of every unit.
+
+    >>> errors = UnitErrors(sigmas=[1.0, 0.8, 0.6, 0.4], cache={"a": [[0.05]] * 4}, steps=4)
+    >>> config = UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=1, max_window=1)
+    >>> [plan["a"] for plan in planned(config, errors, {"a": "self_attention"})]
+    ['compute', 'reuse', 'compute', 'compute']
+    """
+    policy = UniCPPolicy(config)
+    policy.attach(units, (), errors)
+    first = errors.steps - len(errors.sigmas)  # the second of two denoisers begins later
+    plans = []
+    for position, sigma in enumerate(errors.sigmas):
+        step = Step(index=first + position, count=errors.steps, position=position, sigma=sigma)
+        plan = policy.plan(step)
+        plans.append({unit: plan.units.get(unit, "compute") for unit in units})
+    return plans

@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree  # diffusers registers its outputs there
 
 from ...errors import UnicpError
-from ...policies import Needs, Plan, Step
+from ...policies.base import Needs, Plan, Step
 from ...specs import BlockList
 from ...tensors import extrapolation
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import UnicpError
-from ...policies import Config, Needs, Plan, Policy
+from ...policies.base import Needs, Plan, Policy
 from ...policies.budget import PlanBook
+from ...policies.config import Config
 from ...profiles import DenoiserProfile, Profile
 from ...specs import ATTENTION_KINDS, ModelSpec, Unit
 from ..clock import Tick

@@ -17,6 +17,9 @@ from diffusers.hooks.hooks import HookFunctionReference, StateManager
 from ...errors import UnicpError
 from . import compiled
 
+HOOK = "unicp"
+"""Name of the hook on a denoiser that is accelerated."""
+
 
 def parameters(module: Any) -> list[str]:
     """Names of what a module's forward takes."""
