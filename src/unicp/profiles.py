@@ -357,3 +357,38 @@ class DenoiserProfile:
         rows = self.tensors[f"{unit}/slicing"].tolist()
         ranks = self.metadata["ranks"][unit]
         return {int(rank): (float(row[0]), float(row[1]), float(row[2])) for rank, row in zip(ranks, rows, strict=True)}
+
+
+def opened(path: str, denoiser: Any, name: str, pipe: Any) -> tuple[Profile, DenoiserProfile]:
+    """A profile that was made on this model and with this scheduler.
+
+    Raises:
+        UnicpError: it was not.
+    """
+    loaded = Profile.load(path)
+    profile = loaded.of(name)
+    profile.check_model(denoiser)
+    scheduler = type(getattr(pipe, "scheduler", None)).__name__
+    made = loaded.metadata.get("scheduler")
+    if pipe is not None and made != scheduler:
+        # Other sigmas of the same scheduler are translated; another one may mean other things by them.
+        made = made if isinstance(made, str) and made.isidentifier() else repr(made)
+        raise UnicpError(
+            f"the profile {path} was made with a {made:.80}, this pipeline has a {scheduler}; "
+            "make it again with that one"
+        )
+    return loaded, profile
+
+
+def plan_book(config: Any, denoiser: Any, name: str, pipe: Any) -> PlanBook:
+    """The plans in a profile.
+
+    Raises:
+        UnicpError: it was made on another model, has no plans, or none that reaches the target.
+    """
+    loaded, _ = opened(config.profile, denoiser, name, pipe)
+    if not isinstance(loaded.metadata.get("budget"), dict):
+        raise UnicpError(f"the profile {config.profile} holds no plans; make one with: unicp tune")
+    book = PlanBook.from_dict(loaded.metadata["budget"])
+    book.choose(config)
+    return book

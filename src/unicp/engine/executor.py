@@ -18,7 +18,6 @@ from ..specs import BlockList, ModelSpec
 from ..tensors.layout import relayout
 from .clock import Clock, Tick
 from .fills.branch_cache import BranchCache, check_streams, leading, residuals, shape_of
-from .fills.inside import Inside, plan_book
 from .measure import Probe, forecast_error
 from .report import Generation, StepRecord
 from .solver.leap import Leaper
@@ -51,6 +50,8 @@ class Executor:
         generation: returns where records of a generation go, given whether this denoiser begins a new one.
         ended: called when a generation of this denoiser is over.
         group: processes over which the tokens are spread, where diffusers does not know of it.
+        inside: the denoiser's units, an ``Inside``, where the config acts on units.
+        book: the ``PlanBook`` of the config's profile, where it has one.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class Executor:
         generation: Callable[[Executor], Generation],
         ended: Callable[[], None],
         group: Any = None,
+        inside: Any = None,
+        book: Any = None,
     ) -> None:
         self.denoiser = denoiser
         self.name = name
@@ -87,26 +90,20 @@ class Executor:
         self._blocks: list[Any] = []
         self._layouts: list[BlockList] = []
         self._probe: Probe | None = None
-        self.inside: Inside | None = None
-        self.book: Any = None
+        self.inside = inside
+        self.book = book
         self.leaper = Leaper(self.clock.scheduler, self._ahead if self.needs.leap else None)
         try:
-            self._install(pipe)
+            self._install()
         except BaseException:
             self.remove()
             raise
 
     # -- installing and removing -----------------------------------------------------------------------------------
 
-    def _install(self, pipe: Any) -> None:
+    def _install(self) -> None:
         if self.spec is not None and self.needs.metric is not None:
             self._probe = Probe(self.denoiser, self.spec, self.needs)
-        if self.spec is not None and self.needs.units:
-            measured = self._probe.blocks if self._probe is not None else ()
-            self.inside = Inside(self.config, self.needs, self.denoiser, self.name, self.spec, measured, pipe)
-        whole = getattr(self.config, "stack", self.config)
-        if getattr(whole, "profile", None) is not None:
-            self.book = plan_book(whole, self.denoiser, self.name, pipe)
         hooks.install(self.denoiser, self.hook, hooks.HOOK)
         if self.spec is not None and self.needs.keep == "stack":
             for position, (name, block, described) in enumerate(self.spec.stack(self.denoiser)):
@@ -244,7 +241,7 @@ class Executor:
             if self._probe is not None:
                 self._probe.armed = measuring
             if self.inside is not None and plan.runs:
-                self.inside.begin(tick, plan, batch, measuring)
+                self.inside.begin(tick.branch, step.index, plan, batch, measuring)
             if plan.place is not None:
                 args, kwargs = self.clock.moved(step.index, plan.place, self._parameters, args, kwargs)
                 record.sigma = self.clock.sigma_at(plan.place)

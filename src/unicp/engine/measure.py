@@ -30,6 +30,13 @@ def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], si
     return torch.stack([error, torch.full_like(error, float("nan"))])
 
 
+def measured_blocks(denoiser: Any, spec: ModelSpec, needs: Needs) -> tuple[int, ...]:
+    """Positions among all blocks of those in which a policy measures."""
+    measured = [position for position, (_, _, described) in enumerate(spec.blocks(denoiser)) if described.measured]
+    chosen = {"start": measured[:1], "mid": measured[len(measured) // 2 :][:1], "end": measured[-1:], "all": measured}
+    return tuple(chosen[needs.location])
+
+
 class Probe:
     """Captures one sub-layer's residual in the measured blocks of a denoiser, while it is ``armed``.
 
@@ -47,14 +54,10 @@ class Probe:
         self._places: list[tuple[Any, Any, Any, Any, Any]] = []  # block, module and hook of both ends
         self._handles: list[Any] = []
         whole = spec.blocks(denoiser)
-        measured = [position for position, (_, _, described) in enumerate(whole) if described.measured]
-        blocks = [whole[position][1:] for position in measured]
-        last = len(blocks) - 1
-        chosen = {"start": [0], "mid": [len(blocks) // 2], "end": [last], "all": list(range(len(blocks)))}
-        self.layout = blocks[0][1].layout
-        self.blocks = tuple(measured[position] for position in chosen[needs.location])
-        for position in chosen[needs.location]:
-            self._watch(position, *blocks[position], needs.metric or "block", spec)
+        measured = measured_blocks(denoiser, spec, needs)
+        self.layout = whole[measured[0]][2].layout
+        for position in measured:
+            self._watch(position, *whole[position][1:], needs.metric or "block", spec)
         self.modules = [block for block, *_ in self._places]
         self.place()
 

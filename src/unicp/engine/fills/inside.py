@@ -9,9 +9,9 @@ from ...errors import UnicpError
 from ...policies.base import Needs, Plan, Policy
 from ...policies.budget import PlanBook
 from ...policies.config import Config
-from ...profiles import DenoiserProfile, Profile
+from ...profiles import DenoiserProfile
 from ...specs import ATTENTION_KINDS, ModelSpec, Unit
-from ..clock import Tick
+from ..measure import measured_blocks
 from ..report import StepRecord
 from ..slicing.attention import SlicedAttention, basis, choose_ranks
 from ..slicing.maps import MapAttention
@@ -23,54 +23,18 @@ def group(kind: str) -> str:
     return "attention" if kind in ATTENTION_KINDS else kind
 
 
-def opened(path: str, denoiser: Any, name: str, pipe: Any) -> tuple[Profile, DenoiserProfile]:
-    """A profile that was made on this model and with this scheduler.
-
-    Raises:
-        UnicpError: it was not.
-    """
-    loaded = Profile.load(path)
-    profile = loaded.of(name)
-    profile.check_model(denoiser)
-    scheduler = type(getattr(pipe, "scheduler", None)).__name__
-    made = loaded.metadata.get("scheduler")
-    if pipe is not None and made != scheduler:
-        # Other sigmas of the same scheduler are translated; another one may mean other things by them.
-        made = made if isinstance(made, str) and made.isidentifier() else repr(made)
-        raise UnicpError(
-            f"the profile {path} was made with a {made:.80}, this pipeline has a {scheduler}; "
-            "make it again with that one"
-        )
-    return loaded, profile
-
-
-def plan_book(config: Any, denoiser: Any, name: str, pipe: Any) -> PlanBook:
-    """The plans in a profile.
-
-    Raises:
-        UnicpError: it was made on another model, has no plans, or none that reaches the target.
-    """
-    loaded, _ = opened(config.profile, denoiser, name, pipe)
-    if not isinstance(loaded.metadata.get("budget"), dict):
-        raise UnicpError(f"the profile {config.profile} holds no plans; make one with: unicp tune")
-    book = PlanBook.from_dict(loaded.metadata["budget"])
-    book.choose(config)
-    return book
-
-
 class Inside:
     """The units of one denoiser under one config.
 
     Args:
         config: has the fields of ``UniCPConfig``.
         needs: what its policy needs.
-        denoiser, name: the transformer, and what its pipeline calls it.
+        denoiser: the transformer.
         spec: its structure.
-        measured: positions of the blocks in which the policy of whole steps measures.
-        pipe: the pipeline, for its scheduler.
+        profile: what was measured of it; ``None`` where the config names no profile.
 
     Raises:
-        UnicpError: the profile was made on another model or with another scheduler.
+        UnicpError: the profile does not have all of its units.
     """
 
     def __init__(
@@ -78,10 +42,8 @@ class Inside:
         config: Any,
         needs: Needs,
         denoiser: Any,
-        name: str,
         spec: ModelSpec,
-        measured: Sequence[int],
-        pipe: Any = None,
+        profile: DenoiserProfile | None = None,
     ) -> None:
         self.notes: list[str] = []
         units = [unit for unit in spec.units(denoiser) if group(unit.kind) in needs.units]
@@ -89,11 +51,11 @@ class Inside:
         # What the stack's policy measures has to be computed: a kept output would seem not to change.
         kinds = {"self_attention": ATTENTION_KINDS, "block": tuple(self._kinds.values())}
         watched = kinds.get(needs.metric or "", (needs.metric,))
+        measured = measured_blocks(denoiser, spec, needs) if needs.metric is not None else ()
         self._protected = [unit.name for unit in units if unit.block in measured and unit.kind in watched]
         self._errors: Any = None
         slicers: dict[str, SlicedAttention] = {}
-        if config.profile is not None:
-            _, profile = opened(config.profile, denoiser, name, pipe)
+        if profile is not None:
             profile.check_units(self._kinds)
             slicers, sliced = self._slicers(config, profile, units) if config.pcas else ({}, {})
             self._errors = profile.errors(config.statistic, sliced)
@@ -172,10 +134,11 @@ class Inside:
             )
         self.units.group = group
 
-    def begin(self, tick: Tick, plan: Plan, batch: int, measuring: bool) -> None:
+    def begin(self, branch: str, index: int, plan: Plan, batch: int, measuring: bool) -> None:
+        """Begin a call of a guidance branch at a denoising step."""
         self.units.call = UnitCall(
-            branch=tick.branch,
-            index=tick.step.index,
+            branch=branch,
+            index=index,
             batch=batch,
             actions=plan.units,
             weights=plan.weights,

@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...engine.executor import Executor
+from ...engine.fills.inside import Inside
 from ...engine.report import Generation, SessionReport, StepRecord
 from ...errors import UnicpError, UnicpWarning
 from ...policies import Config, Needs, make_policy
-from ...profiles import played, resolve_config
+from ...policies.budget import PlanBook
+from ...profiles import opened, plan_book, played, resolve_config
 from ...specs import ModelSpec, find_spec, known_specs
 from ...specs.discovery import discover
 from . import hooks
@@ -53,13 +55,29 @@ class Session:
         for name in names:
             executors[name] = executor = Executor(
                 self._denoisers[name], name, self._acting, self._specs[name], self._pipe(), self._begin, self._close,
-                self._group,
+                self._group, self._inside(name), self._book(name),
             )  # fmt: skip
             self._executors = list(executors.values())
             _SESSIONS[executor] = weakref.ref(self)
             executor.leaper.alone = len(self._denoisers) == 1
         for executor in self._executors:
             executor.clock.beside = [each.clock for each in self._executors if each is not executor]
+
+    def _inside(self, name: str) -> Inside | None:
+        """A denoiser's units, where the config acts on them."""
+        config, denoiser, needs = self._acting, self._denoisers[name], make_policy(self._acting).needs()
+        if not needs.units or self._specs[name] is None:
+            return None
+        path = getattr(config, "profile", None)
+        profile = opened(path, denoiser, name, self._pipe())[1] if path is not None else None
+        return Inside(config, needs, denoiser, self._specs[name], profile)
+
+    def _book(self, name: str) -> PlanBook | None:
+        """The plans of the config of whole steps, where it has a profile."""
+        config = getattr(self._acting, "stack", self._acting)
+        if getattr(config, "profile", None) is None:
+            return None
+        return plan_book(config, self._denoisers[name], name, self._pipe())
 
     def put_back(self, names: Iterable[str]) -> None:
         """Act on these denoisers again, as another session that should replace this one could not begin."""
