@@ -130,7 +130,7 @@ def test_a_status_while_it_runs(local: SimpleNamespace) -> None:
 
     base = manifest.Manifest(local.folder)
     failed = next(entry for entry in base.entries() if entry.state == "failed")
-    with Lock(local.folder / manifest.PRIVATE):
+    with Lock(local.folder / manifest.PRIVATE_FOLDER):
         base.start([failed.key], 1)
         said = call("status", str(local.folder)).out
         base.finish([driver.Outcome(key=failed.key, error="width 50 is not a multiple")])
@@ -145,7 +145,7 @@ def test_one_worker_two_and_ray_make_the_same_bits(
     clips = plan.clips(seed=0, seeds=1, names="hash", dtype=None, scale=None)
     recipe = SimpleNamespace(load=lambda device: maker)
     manifest.prepare(tmp_path)
-    outcomes = [Worker(recipe, tmp_path, tmp_path / manifest.PRIVATE).make([each])[0] for each in clips]
+    outcomes = [Worker(recipe, tmp_path, tmp_path / manifest.PRIVATE_FOLDER).make([each])[0] for each in clips]
     assert [outcome.error is None for outcome in outcomes] == [True] * 4 + [False]
     alone = stills(tmp_path)
     assert alone == stills(local.folder)
@@ -265,7 +265,7 @@ def test_a_worker_accelerates_once_for_each_config(
     monkeypatch.setattr(making, "accelerate", lambda pipe, config: put_on.append(config) or real(pipe, config))
     never, half = {"method": "adacache", "codebook": ((1.0, 1),)}, ScheduleConfig(interval=2).to_dict()
     manifest.prepare(tmp_path)
-    worker = Worker(SimpleNamespace(load=lambda device: maker), tmp_path, tmp_path / manifest.PRIVATE)
+    worker = Worker(SimpleNamespace(load=lambda device: maker), tmp_path, tmp_path / manifest.PRIVATE_FOLDER)
 
     def batch(config: dict[str, Any] | None, count: int = 3) -> list[Any]:
         outcomes = [worker.make([each])[0] for each in clips_of(plan, config, count)]

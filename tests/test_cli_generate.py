@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
 from unicp import Profile, ScheduleConfig, accelerate, cli, demo, specs
-from unicp.batch.names import LONGEST, slug
+from unicp.batch.names import MAX_SLUG_LENGTH, slug
 from unicp.cli import calls, pipelines, running, screen
 from unicp.cli.model import Model
 from unicp.files import video
@@ -299,8 +299,8 @@ def test_a_name_is_cut_at_a_word_and_never_empty() -> None:
     assert slug("?!") == "video"
     assert slug("../../etc/passwd") == "etc-passwd"
     long = slug("word " * 40)
-    assert len(long) <= LONGEST and long.endswith("word")
-    assert len(slug("w" * 300)) == LONGEST
+    assert len(long) <= MAX_SLUG_LENGTH and long.endswith("word")
+    assert len(slug("w" * 300)) == MAX_SLUG_LENGTH
 
 
 def test_models_lists_every_family_and_method(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from .provenance import environment, provenance
 from .results import Failure, Point, Result
 
 BASELINE = "unaccelerated"
-SHORT = 2
+WARM_UP_STEPS = 2
 """Denoising steps of the warm-up."""
 
 
@@ -294,7 +294,9 @@ class _Comparing:
         if entry.name not in self.warm:  # a comparison that continues: what happens once a process is not timed
             with self._applied(entry, prompt) as (run, call):
                 # Two steps where the method can do with them; some know how many there must be.
-                generate(run.pipe, call if entry.peer else {**call, "num_inference_steps": SHORT}, seed=self.seed)
+                generate(
+                    run.pipe, call if entry.peer else {**call, "num_inference_steps": WARM_UP_STEPS}, seed=self.seed
+                )
             self.warm.add(entry.name)
         gc.collect()
         with self._applied(entry, prompt) as (run, call):

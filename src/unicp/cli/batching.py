@@ -21,7 +21,7 @@ from ..batch.engines import Engine, Setting
 from ..batch.local import LocalEngine
 from ..batch.names import hashed, vbench
 from ..batch.progress import counted, duration
-from ..batch.prompts import LARGEST_SEED, Row, read
+from ..batch.prompts import MAX_SEED, Row, read
 from ..errors import UnicpError
 from ..files.video import check_suffix, digest
 from ..policies.config import Config
@@ -38,7 +38,7 @@ COLUMN_OPTIONS = {
     "frames": "--frames",
 }
 FAILED = 1
-REASONS = 10
+MAX_LISTED_ERRORS = 10
 """Different errors that are listed at the end, at most."""
 
 
@@ -187,8 +187,8 @@ def _seeds(row: Row, seed: int, seeds: int) -> Sequence[int]:
     if len(row.seeds) > 1:
         return row.seeds
     first = row.seeds[0] if row.seeds else seed
-    if first + seeds - 1 > LARGEST_SEED:
-        raise UnicpError(f"seed {first} and {seeds - 1} more go beyond {LARGEST_SEED}")
+    if first + seeds - 1 > MAX_SEED:
+        raise UnicpError(f"seed {first} and {seeds - 1} more go beyond {MAX_SEED}")
     return range(first, first + seeds)
 
 
@@ -312,11 +312,13 @@ def execute(
     reasons: dict[str, list[str]] = {}
     for name, error in result.failed.items():
         reasons.setdefault(error, []).append(name)
-    for error, of in list(reasons.items())[:REASONS]:
+    for error, of in list(reasons.items())[:MAX_LISTED_ERRORS]:
         more = f" and {len(of) - 1} more" if len(of) > 1 else ""
         screen.print(f"  {of[0]}{more}: {error}", markup=False, soft_wrap=True)
-    if len(reasons) > REASONS:
-        screen.print(f"  and {len(reasons) - REASONS} other errors; see: unicp batch status {folder}", markup=False)
+    if len(reasons) > MAX_LISTED_ERRORS:
+        screen.print(
+            f"  and {len(reasons) - MAX_LISTED_ERRORS} other errors; see: unicp batch status {folder}", markup=False
+        )
     return FAILED
 
 

@@ -17,7 +17,7 @@ from .screen import waiting
 DEMO = "demo"
 INDEX = "model_index.json"
 KINDS = f"--model takes {DEMO}, a folder, or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-PRECISE = {"AutoencoderKLWan"}
+FLOAT32_DECODERS = {"AutoencoderKLWan"}
 """Decoders that stay in float32 whatever the dtype, as their makers load them."""
 
 
@@ -100,7 +100,7 @@ def load(model: Model, device: Any, dtype: Any) -> Any:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
     entry = model.index.get("vae")
-    precise = isinstance(entry, list) and entry[-1] in PRECISE
+    precise = isinstance(entry, list) and entry[-1] in FLOAT32_DECODERS
     dtypes = {"default": dtype, "vae": torch.float32} if precise and dtype != torch.float32 else dtype
     with waiting(f"loading {model.name}"):
         try:

@@ -16,7 +16,7 @@ from ..policies.config import check_choice, check_number
 from ..profiles import Profile
 from .candidates import EFFORTS, acting_inside, cost_in_runs
 from .runs import check_prompts, progress_bar
-from .trials import SURE, Tuner
+from .trials import MIN_PROMPTS_FOR_BOUND, Tuner
 
 
 def tune(
@@ -85,10 +85,10 @@ def tune(
     if acting is not None:
         accelerate(pipe, acting).restore()  # refused before any run, where it is of another model
     texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
-    if min_psnr is not None and len(texts) < SURE:
+    if min_psnr is not None and len(texts) < MIN_PROMPTS_FOR_BOUND:
         warnings.warn(
-            f"of {len(texts)} prompts, min_psnr promises little for others; {SURE} or more say with 80% "
-            "confidence what four of five reach",
+            f"of {len(texts)} prompts, min_psnr promises little for others; {MIN_PROMPTS_FOR_BOUND} or more say with "
+            "80% confidence what four of five reach",
             UnicpWarning,
             stacklevel=2,
         )

@@ -22,7 +22,7 @@ from .unit_errors import UnitErrors, shared_error
 SHIFTS = ("switch", "blend", "delta", "off")
 WINDOWS = ("profiled", "online", "off")
 STATISTICS = ("mean", "max")
-NEW = ("compute", "map")
+RENEWING_ACTIONS = ("compute", "map")
 """What makes the output that is kept a new one."""
 
 
@@ -234,7 +234,11 @@ class UniCPPolicy(Policy):
 
     def _anchor(self, step: Step, actions: Mapping[str, str]) -> None:
         """Windows begin where what is kept is new; the shared one where all of it is."""
-        new = {name for name, act in actions.items() if act in NEW or (self.config.refreshes and act != "reuse")}
+        new = {
+            name
+            for name, act in actions.items()
+            if act in RENEWING_ACTIONS or (self.config.refreshes and act != "reuse")
+        }
         self.whole = self.sharing <= new
         if not self.whole:
             new -= self.sharing
