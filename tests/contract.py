@@ -124,6 +124,8 @@ OTHERS = [param for param in ONCE if param.values[0] not in FULL]
 
 # For the other families: one case of each kind of filling, and one each for units that are kept and that are sliced.
 SOME = ("adacache-residual", "schedule-linear", "unicp-online", "unicp-switch")
+# And for the rest of the primary ones, what their specs say of where to measure, and corrected forecasts.
+MEASURED = ("adacache-all-mlp", "adacache-start-block", "budget-override")
 
 
 def all_cases_of(family: str) -> list[str]:
@@ -141,7 +143,10 @@ def cases_of(family: str) -> list[str]:
 
 def quick_cases_of(family: str) -> list[str]:
     """Those that the contract is run for whenever tests are; the others are run by ``make test-slow``."""
-    return [name for name in all_cases_of(family) if family in FULL or name in SOME]
+    if family in FULL:
+        return all_cases_of(family)
+    chosen = {*SOME, *(MEASURED if FAMILIES[family].primary else ())}
+    return [name for name in all_cases_of(family) if name in chosen]
 
 
 # One of each kind of filling, for the tests whose subject is the engine and not the config.
