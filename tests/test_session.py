@@ -384,3 +384,6 @@ def test_every_family_has_its_spec(family: str) -> None:
         assert [module for _, module, _ in spec.stack(denoiser)] == chosen.blocks(denoiser)
         kinds = {kind for blocks in spec.block_lists if blocks.measured for kind in blocks.residuals} | {"block"}
         assert kinds == set(chosen.kinds)
+        for name, block, described in spec.blocks(denoiser):
+            for path in filter(None, described.residuals.values()):
+                assert block.get_submodule(path) is not None, f"{name}.{path}"

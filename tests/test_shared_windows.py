@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.unicp_literal import profiled_plan
-from unicp.offline.calibrate import planned
 from unicp.policies import Step
-from unicp.policies.unicp import UniCPConfig, UniCPPolicy
+from unicp.policies.unicp import UniCPConfig, UniCPPolicy, planned
 from unicp.policies.unit_errors import UnitErrors
 
 KINDS = {"attention": "self_attention", "text": "cross_attention", "mlp": "mlp"}

@@ -91,7 +91,7 @@ def test_that_few_prompts_judge_where_plans_fit_half_of_them_is_said(
     prompts: str, target: str, said: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.setattr(trials, "ranked", lambda scores: sorted(scores, key=lambda kind: kind == "default"))
-    monkeypatch.setattr(trials, "SURE", 2)
+    monkeypatch.setattr(trials, "MIN_PROMPTS_FOR_BOUND", 2)
     tuned_on(prompts, monkeypatch, effort="low", **{target: 1})
     few = "plans were made to fit 2 of the 3 prompts, so that 1 judge them; 4 prompts say with 80% confidence"
     assert any(few in str(each.message) for each in recwarn) == said

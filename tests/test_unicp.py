@@ -20,9 +20,8 @@ from tests.tiny import FAMILIES, wan_transformer
 from unicp.engine.slicing.attention import SlicedAttention, basis, choose_ranks, instrumented, second_moments
 from unicp.engine.slicing.maps import MapAttention, attention_map
 from unicp.errors import UnicpError
-from unicp.offline.calibrate import planned
 from unicp.policies import Step
-from unicp.policies.unicp import UniCPConfig, UniCPPolicy
+from unicp.policies.unicp import UniCPConfig, UniCPPolicy, planned
 from unicp.policies.unit_errors import UnitErrors
 from unicp.profiles import Profile
 

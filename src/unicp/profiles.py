@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import UnicpError
-from .policies import Config, config_from_dict
+from .errors import UnicpError, unknown
 from .policies.budget import BudgetConfig, PlanBook
+from .policies.config import Config, config_from_dict, config_types
 from .policies.unicp import UniCPConfig
 from .policies.unit_errors import UnitErrors
 
@@ -192,6 +192,26 @@ def read(config: Config) -> Config:
         config = config.replace(stack=read(stack))
     path = getattr(config, "profile", None)
     return config if path is None or isinstance(path, Profile) else config.replace(profile=Profile.load(path))
+
+
+def resolve_config(config: Any) -> Config:
+    """A config from a config, the name of a method, a profile or the path of one."""
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, Profile):
+        return config_of(config)
+    kinds = config_types()
+    if isinstance(config, str) and config in kinds:
+        return kinds[config]()
+    if isinstance(config, str | os.PathLike):
+        path = Path(config)
+        if path.suffix == ".safetensors" or os.path.exists(path):
+            return config_of(path)
+        raise unknown("method", str(config), [*kinds, "PROFILE.safetensors"])
+    raise UnicpError(
+        f"config must be a config object, the name of a method ({', '.join(kinds)}), a Profile or the path of one, "
+        f"got {type(config).__name__}"
+    )
 
 
 def played(config: Config) -> Config:

@@ -21,13 +21,13 @@ from ..batch.engines import Engine, Setting
 from ..batch.local import LocalEngine
 from ..batch.names import hashed, vbench
 from ..batch.progress import counted, duration
-from ..batch.prompts import LARGEST_SEED, Row, read
+from ..batch.prompts import MAX_SEED, Row, read
 from ..errors import UnicpError
 from ..files.video import check_suffix, digest
-from ..policies import Config
+from ..policies.config import Config
 from ..profiles import content_of
-from . import calls, making, options, pipelines
-from .pipelines import Model
+from . import calls, checks, making, options, pipelines
+from .model import Model
 from .screen import messages, results
 
 COLUMN_OPTIONS = {
@@ -38,7 +38,7 @@ COLUMN_OPTIONS = {
     "frames": "--frames",
 }
 FAILED = 1
-REASONS = 10
+MAX_LISTED_ERRORS = 10
 """Different errors that are listed at the end, at most."""
 
 
@@ -90,7 +90,7 @@ class Plan:
                     configs[named] = making.absolute(options.read_method(named, []))
         found = pipelines.find(model)
         for config in configs.values():
-            pipelines.check_method(found, config)
+            checks.check_method(found, config)
         return cls(
             file=file,
             rows=rows,
@@ -187,8 +187,8 @@ def _seeds(row: Row, seed: int, seeds: int) -> Sequence[int]:
     if len(row.seeds) > 1:
         return row.seeds
     first = row.seeds[0] if row.seeds else seed
-    if first + seeds - 1 > LARGEST_SEED:
-        raise UnicpError(f"seed {first} and {seeds - 1} more go beyond {LARGEST_SEED}")
+    if first + seeds - 1 > MAX_SEED:
+        raise UnicpError(f"seed {first} and {seeds - 1} more go beyond {MAX_SEED}")
     return range(first, first + seeds)
 
 
@@ -288,7 +288,7 @@ def execute(
 ) -> int:
     """Make the clips and say what came of them. Returns the exit code."""
     if place.ranks > 1:
-        pipelines.check_spread(plan.model, list(plan.configs.values()), place.ranks)
+        checks.check_spread(plan.model, list(plan.configs.values()), place.ranks)
     make_engine, workers, threads = place.prepare(dtype)
     recipe = making.PipelineRecipe(model=_anywhere(plan.model), dtype=dtype, scale=scale, threads=threads)
     with _ending_cleanly():
@@ -312,11 +312,13 @@ def execute(
     reasons: dict[str, list[str]] = {}
     for name, error in result.failed.items():
         reasons.setdefault(error, []).append(name)
-    for error, of in list(reasons.items())[:REASONS]:
+    for error, of in list(reasons.items())[:MAX_LISTED_ERRORS]:
         more = f" and {len(of) - 1} more" if len(of) > 1 else ""
         screen.print(f"  {of[0]}{more}: {error}", markup=False, soft_wrap=True)
-    if len(reasons) > REASONS:
-        screen.print(f"  and {len(reasons) - REASONS} other errors; see: unicp batch status {folder}", markup=False)
+    if len(reasons) > MAX_LISTED_ERRORS:
+        screen.print(
+            f"  and {len(reasons) - MAX_LISTED_ERRORS} other errors; see: unicp batch status {folder}", markup=False
+        )
     return FAILED
 
 

@@ -18,16 +18,16 @@ from ..bench.harness import Made
 from ..errors import UnicpError
 from ..files import video
 from ..hosts.diffusers.session import Session, accelerate
-from ..policies import Config, config_from_dict
+from ..policies.config import Config, config_from_dict
 from . import calls, options, pipelines, records
-from .pipelines import Model
+from .model import Model
 
 BYTES_PER_PIXEL = 0.1
 """Of a compressed video, a generous guess for the check of the disk ahead; other formats take more."""
 RECORD_BYTES = 2**16
 TIMEOUT = datetime.timedelta(minutes=10)
 """How long ranks wait for each other: their folders may be read at different speeds, and one of them may hang."""
-UNEVEN = "must be divisible by mesh size"
+UNEVEN_TOKENS_MESSAGE = "must be divisible by mesh size"
 """What diffusers says of tokens that cannot be shared evenly."""
 
 
@@ -97,7 +97,7 @@ class PipelineMaker:
         except BaseException as error:
             self._accelerated(None)  # what a video keeps that broke off
             self._free()
-            if UNEVEN in str(error):
+            if UNEVEN_TOKENS_MESSAGE in str(error):
                 raise UnicpError(
                     f"the tokens of this clip cannot be shared evenly by {self._ranks} devices; choose another --size "
                     "or --frames"

@@ -18,7 +18,7 @@ from ..engine.measure import Probe
 from ..engine.slicing.attention import SlicedAttention, basis, instrumented, rank_grid, second_moments
 from ..hosts.diffusers import hooks
 from ..hosts.diffusers.compiled import eagerly
-from ..policies import Needs
+from ..policies.base import Needs
 from ..specs import ATTENTION_KINDS, ModelSpec
 from ..tensors.layout import relayout
 

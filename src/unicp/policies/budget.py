@@ -15,7 +15,7 @@ from .config import Config, check_flag, check_number, checked_profile, register
 if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
     from .plans.step_plan import Segment, StepPlan
 
-FEW_STEPS = 8
+MAX_DISTILLED_STEPS = 8
 """Runs of so many steps and fewer are told that skipping is the wrong tool; models distilled for few take 4 to 8."""
 
 SPEEDS = (1.4, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -324,7 +324,7 @@ class BudgetPolicy(Policy):
                 f"target_speedup={speedup:g} cannot be had of {steps} steps: {computed} are computed, for "
                 f"{steps / computed:.3g}x by the steps; choose num_inference_steps for it"
             )
-        if step.count is not None and 1 < steps <= FEW_STEPS and computed < steps:
+        if step.count is not None and 1 < steps <= MAX_DISTILLED_STEPS and computed < steps:
             self._remarks.append(
                 f"a run of {steps} steps leaves little to skip, least of all with a model distilled for so few: fewer "
                 "num_inference_steps are the better tool there"

@@ -30,7 +30,7 @@ from .unit_errors import UnitErrors, shared_error
 SHIFTS = ("switch", "blend", "delta", "off")
 WINDOWS = ("profiled", "online", "off")
 STATISTICS = ("mean", "max")
-NEW = ("compute", "map")
+RENEWING_ACTIONS = ("compute", "map")
 """What makes the output that is kept a new one."""
 
 
@@ -235,7 +235,11 @@ class UniCPPolicy(Policy):
 
     def _anchor(self, step: Step, actions: Mapping[str, str]) -> None:
         """Windows begin where what is kept is new; the shared one where all of it is."""
-        new = {name for name, act in actions.items() if act in NEW or (self.config.refreshes and act != "reuse")}
+        new = {
+            name
+            for name, act in actions.items()
+            if act in RENEWING_ACTIONS or (self.config.refreshes and act != "reuse")
+        }
         self.whole = self.sharing <= new
         if not self.whole:
             new -= self.sharing
@@ -349,3 +353,22 @@ class UniCPPolicy(Policy):
                 "delta_prune for slicing"
             )
         return "the run was too short to keep anything between its forced first and last steps; give more steps"
+
+
+def planned(config: UniCPConfig, errors: UnitErrors, units: Mapping[str, str]) -> list[dict[str, str]]:
+    """What UniCP would do at each step of the calibrated run: for each step the action of every unit.
+
+    >>> errors = UnitErrors(sigmas=[1.0, 0.8, 0.6, 0.4], cache={"a": [[0.05]] * 4}, steps=4)
+    >>> config = UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=1, max_window=1)
+    >>> [plan["a"] for plan in planned(config, errors, {"a": "self_attention"})]
+    ['compute', 'reuse', 'compute', 'compute']
+    """
+    policy = UniCPPolicy(config)
+    policy.attach(units, (), errors)
+    first = errors.steps - len(errors.sigmas)  # the second of two denoisers begins later
+    plans = []
+    for position, sigma in enumerate(errors.sigmas):
+        step = Step(index=first + position, count=errors.steps, position=position, sigma=sigma)
+        plan = policy.decide(step)
+        plans.append({unit: plan.units.get(unit, "compute") for unit in units})
+    return plans

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...engine.report import Generation, SessionReport, StepRecord
-from ...errors import UnicpError, UnicpWarning, unknown
-from ...policies import Config, Needs, config_types, make_policy
-from ...profiles import Profile, config_of, played, read
+from ...errors import UnicpError, UnicpWarning
+from ...policies import Config, Needs, make_policy
+from ...profiles import played, read, resolve_config
 from ...specs import ModelSpec, find_spec, known_specs
 from ...specs.discovery import discover
 from . import hooks
-from .compiled import original
+from .components import find_denoisers
 from .denoiser import HookedDenoiser
 
-DENOISERS = ("transformer", "transformer_2")
-"""Components of a pipeline that are accelerated, where it has them."""
 KEPT_REPORTS = 100
 """Of a session: the records of a video take some 50 kB, and a server makes videos without end."""
 
@@ -164,43 +158,6 @@ class Session:
         self.restore()
 
 
-def _denoisers(target: Any) -> tuple[dict[str, Any], Any]:
-    """The denoisers of a pipeline or a module, by name, and the pipeline."""
-    if isinstance(target, torch.nn.Module):
-        return {"transformer": original(target)}, None
-    if not hasattr(target, "components"):
-        raise UnicpError(
-            f"accelerate and restore take a diffusers pipeline or a torch module, got {type(target).__name__}"
-        )
-    found = {name: getattr(target, name, None) for name in DENOISERS}
-    denoisers = {name: original(module) for name, module in found.items() if isinstance(module, torch.nn.Module)}
-    if not denoisers:
-        raise UnicpError(
-            f"{type(target).__name__} has no component named {' or '.join(DENOISERS)}; pass its denoiser itself"
-        )
-    return denoisers, target
-
-
-def resolve_config(config: Any) -> Config:
-    """A config from a config, the name of a method, a profile or the path of one."""
-    if isinstance(config, Config):
-        return config
-    if isinstance(config, Profile):
-        return config_of(config)
-    kinds = config_types()
-    if isinstance(config, str) and config in kinds:
-        return kinds[config]()
-    if isinstance(config, str | os.PathLike):
-        path = Path(config)
-        if path.suffix == ".safetensors" or os.path.exists(path):
-            return config_of(path)
-        raise unknown("method", str(config), [*kinds, "PROFILE.safetensors"])
-    raise UnicpError(
-        f"config must be a config object, the name of a method ({', '.join(kinds)}), a Profile or the path of one, "
-        f"got {type(config).__name__}"
-    )
-
-
 def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = None, group: Any = None) -> Session:
     """Make a diffusers video pipeline faster, in place.
 
@@ -225,7 +182,7 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
         UnicpError: the target or the config is none of these, or the method looks into the blocks of a denoiser whose
             structure is not known.
     """
-    denoisers, pipe = _denoisers(pipe_or_module)
+    denoisers, pipe = find_denoisers(pipe_or_module)
     resolved = resolve_config(config)
     acting = played(read(resolved))
     needs = make_policy(acting).needs()
@@ -269,7 +226,7 @@ def _spec_of(denoiser: Any, config: Config, needs: Needs) -> ModelSpec | None:
 
 def restore(pipe_or_module: Any) -> None:
     """Remove everything of unicp from a pipeline or module, in whatever order other hooks came and went."""
-    for denoiser in _denoisers(pipe_or_module)[0].values():
+    for denoiser in find_denoisers(pipe_or_module)[0].values():
         hook = hooks.find(denoiser, hooks.HOOK)
         if hook is not None:
             hook.owner.remove()
