@@ -20,7 +20,7 @@ from unicp import Profile, UniCPConfig, cli
 from unicp.engine.slicing.attention import basis, instrumented
 from unicp.errors import UnicpError
 from unicp.offline import inspect
-from unicp.profiles import fingerprint
+from unicp.profiles.identity import fingerprint
 
 WAN = FAMILIES["wan"]
 CONFIG = UniCPConfig(delta=0.05, delta_prune=0.9, max_window=3)

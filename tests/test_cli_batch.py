@@ -26,7 +26,8 @@ from unicp.batch.clips import Clip
 from unicp.batch.worker import Worker
 from unicp.cli import calls, making
 from unicp.cli.batching import Plan
-from unicp.cli.making import PipelineMaker, PipelineRecipe, absolute, identity
+from unicp.cli.clips import absolute, identity
+from unicp.cli.making import PipelineMaker, PipelineRecipe
 from unicp.cli.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent

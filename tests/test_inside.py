@@ -23,7 +23,7 @@ from unicp.offline.replay import Take
 from unicp.policies import Step, config_from_dict
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
 from unicp.policies.plans.step_plan import StepPlan, alternating, computing, growing, halved, resampled
-from unicp.profiles import fingerprint
+from unicp.profiles.identity import fingerprint
 from unicp.specs import find_spec
 
 WAN = FAMILIES["wan"]
@@ -215,7 +215,7 @@ def test_a_target_whose_plan_has_none_leaves_the_modules_alone(tmp_path: Path) -
     for speed, acts in ((1.5, True), (1.1, False)):
         with unicp.accelerate(pipe, BudgetConfig(profile=str(path), target_speedup=speed)) as session:
             (hooked,) = session._hooked
-            assert (hooked.parts.inside is not None) == acts
+            assert (hooked.parts.units is not None) == acts
     Profile(config=BudgetConfig(), metadata={**metadata, "inside": AdaCacheConfig().to_dict()}).save(path)
     with pytest.raises(UnicpError, match="is damaged: what acts inside is 'adacache'; tune again"):
         unicp.accelerate(pipe, BudgetConfig(profile=str(path), target_speedup=1.5))

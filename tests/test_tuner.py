@@ -19,7 +19,7 @@ from unicp import Profile
 from unicp.errors import UnicpError
 from unicp.offline import trials
 from unicp.offline.search import Trajectories
-from unicp.profiles import identity
+from unicp.profiles.identity import identity
 
 WAN = FAMILIES["wan"]
 
@@ -119,7 +119,7 @@ def test_arguments_are_told_apart_by_what_is_in_them_in_every_process() -> None:
     from PIL import Image
 
     image = Image.new("RGB", (4, 4), (1, 2, 3))
-    there = "from PIL import Image; from unicp.profiles import identity; "
+    there = "from PIL import Image; from unicp.profiles.identity import identity; "
     there += "print(identity([Image.new('RGB', (4, 4), (1, 2, 3))]))"
     made = subprocess.run([sys.executable, "-c", there], capture_output=True, text=True, check=True).stdout
     assert made.strip() == str(identity([image]))

@@ -123,9 +123,9 @@ def test_blending_weighs_by_the_inverse_squares_of_the_errors() -> None:
 
 def test_other_step_counts_are_translated_by_sigma() -> None:
     errors = UnitErrors(sigmas=[1.0, 0.8, 0.6, 0.4, 0.2], steps=5, cache={"a": [[0.1, 0.3]] * 5})
-    assert errors.place(Step(index=3, count=10, position=3, sigma=0.7)) == pytest.approx(1.5)
-    assert errors.place(Step(index=0, count=10, position=0, sigma=2.0)) == 0
-    assert errors.place(Step(index=9, count=10, position=9, sigma=0.01)) == 4
+    assert errors.place(3, 10, 0.7) == pytest.approx(1.5)
+    assert errors.place(0, 10, 2.0) == 0
+    assert errors.place(9, 10, 0.01) == 4
     assert errors.caching("a", 1, 1.5) == pytest.approx(0.05)
     assert errors.caching("a", 1, 2.5) == pytest.approx(0.2)
     assert errors.caching("a", 1, 3.5) == math.inf

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError, UnicpWarning
-from ..profiles import weights_digest
+from ..profiles.identity import weights_digest
 from . import quality, sprites, store
 from .comparison import Comparison
 from .harness import Made, denoisers_of, generate, step_count

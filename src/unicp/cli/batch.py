@@ -100,11 +100,16 @@ def batch(
     if ranks > 1 and engine == "ray" and device not in (None, "cpu", "cuda"):
         raise UnicpError(f"--device {device} is one device, --devices-per-clip asks for {ranks}; leave one out")
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
+    from . import checks
     from .batching import Place, Plan, execute
+    from .clips import anywhere
+    from .making import PipelineRecipe
 
     plan = Plan.read(
         Path(arguments[0]), model=model, method=method, settings=settings or [], given=given, fps=fps, kind=kind
     )
+    for config in plan.configs.values():
+        checks.check_method(plan.model, config)
     clips = plan.clips(seed=seed, seeds=seeds, names=names, dtype=dtype, scale=scale)
     place = Place(
         engine=engine,
@@ -116,13 +121,15 @@ def batch(
         gpus=gpus,
         cpus=cpus,
     )
+    if ranks > 1:
+        checks.check_spread(plan.model, list(plan.configs.values()), ranks)
     code = execute(
         plan,
         clips,
         output,
         place,
+        lambda threads: PipelineRecipe(model=anywhere(plan.model), dtype=dtype, scale=scale, threads=threads),
         dtype=dtype,
-        scale=scale,
         batch_size=batch_size,
         retries=retries,
         resume=resume,

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from ..errors import UnicpError
 from ..files.video import check_suffix, digest
 from ..policies.config import Config
 from ..profiles import content_of
-from . import calls, checks, making, options, pipelines
+from . import calls, options, pipelines
+from .clips import absolute, expected_bytes
+from .clips import identity as identity_of
 from .model import Model
 from .screen import messages, results
 
@@ -82,15 +84,13 @@ class Plan:
         """
         suffix = check_suffix(f"video.{kind.lower().lstrip('.')}")
         rows = read(file)
-        configs: dict[str | None, Config | None] = {None: making.absolute(options.read_method(method, settings))}
+        configs: dict[str | None, Config | None] = {None: absolute(options.read_method(method, settings))}
         for row in rows:
             named = row.values.get("method")
             if named is not None and named not in configs:
                 with _of_row(file, row):
-                    configs[named] = making.absolute(options.read_method(named, []))
+                    configs[named] = absolute(options.read_method(named, []))
         found = pipelines.find(model)
-        for config in configs.values():
-            checks.check_method(found, config)
         return cls(
             file=file,
             rows=rows,
@@ -118,7 +118,7 @@ class Plan:
         for row in self.rows:
             with _of_row(self.file, row):
                 values, common = self._values(row)
-                size = making.expected_bytes(self.model, values["call"], self.suffix)
+                size = expected_bytes(self.model, values["call"], self.suffix)
                 for number in _seeds(row, seed, seeds):
                     identity = {**common, "prompt": row.prompt, "seed": number, "dtype": dtype, "scale": scale}
                     key = batch_clips.key_of(identity)
@@ -162,7 +162,7 @@ class Plan:
             "fps": fps,
             "image": None if image is None else digest(Path(image)),
             "config": self.contents[named],
-            "model": making.identity(self.model),
+            "model": identity_of(self.model),
             "format": self.suffix,
         }
         return values, common
@@ -279,23 +279,20 @@ def execute(
     clips: Sequence[Clip],
     folder: Path,
     place: Place,
+    recipe: Callable[[int | None], Any],
     *,
     dtype: str | None,
-    scale: int | None,
     batch_size: int,
     retries: int,
     resume: bool,
 ) -> int:
-    """Make the clips and say what came of them. Returns the exit code."""
-    if place.ranks > 1:
-        checks.check_spread(plan.model, list(plan.configs.values()), place.ranks)
+    """Make the clips, by a recipe given the threads of a worker, and say what came of them. Returns the exit code."""
     make_engine, workers, threads = place.prepare(dtype)
-    recipe = making.PipelineRecipe(model=_anywhere(plan.model), dtype=dtype, scale=scale, threads=threads)
     with _ending_cleanly():
         result = driver.run(
             clips,
             folder,
-            recipe,
+            recipe(threads),
             make_engine,
             workers=workers,
             batch_size=batch_size,
@@ -320,9 +317,3 @@ def execute(
             f"  and {len(reasons) - MAX_LISTED_ERRORS} other errors; see: unicp batch status {folder}", markup=False
         )
     return FAILED
-
-
-def _anywhere(model: Model) -> Model:
-    """A model whose folder is found from any current folder."""
-    folder = Path(model.source).expanduser()
-    return replace(model, source=str(folder.absolute())) if folder.is_dir() else model

@@ -13,10 +13,9 @@ from ..errors import UnicpError
 from ..policies.base import Decision, Policy, Step
 from ..policies.config import Config, make_policy
 from ..tensors.extrapolation import levels_at
-from .fills.inside import Inside
 from .fills.output import OutputFill, leading
 from .fills.stack import Stack, StackCall, StackFill
-from .fills.units import UnitFill
+from .fills.units import UnitFill, Units
 from .measure import Probe, forecast_error
 from .report import Generation, SessionReport, StepRecord
 
@@ -28,13 +27,13 @@ class Parts:
     Attributes:
         stack: its blocks, where they can be passed over.
         probe: what measures in them.
-        inside: its attention modules and MLPs, where these act on their own.
+        units: its attention modules and MLPs, where these act on their own.
         book: the plans of a profile (:class:`unicp.policies.budget.PlanBook`).
     """
 
     stack: Stack | None = None
     probe: Probe | None = None
-    inside: Inside | None = None
+    units: Units | None = None
     book: Any = None
 
     def rest(self) -> None:
@@ -43,8 +42,8 @@ class Parts:
             self.stack.call = None
         if self.probe is not None:
             self.probe.disarm()
-        if self.inside is not None:
-            self.inside.units.renew()
+        if self.units is not None:
+            self.units.renew()
 
 
 class Run:
@@ -221,8 +220,8 @@ class Run:
         self.generation.complete |= step.count is None or step.is_last(1)
         if decision.runs:
             self.generation.hold(self.name, self.tensors())
-            if self._parts.inside is not None:
-                self.generation.sliced(self.name, self._parts.inside.units.slice_tensors())
+            if self._parts.units is not None:
+                self.generation.sliced(self.name, self._parts.units.slice_tensors())
         if step.is_last(1):  # nothing comes after it: free at once what this branch kept
             self._fills.pop(branch, None)
             self._units.pop(branch, None)
@@ -241,23 +240,23 @@ class Run:
         record: StepRecord,
     ) -> Any:
         """Runs the denoiser, its blocks and units acting by the decision, and captures what is to be measured."""
-        stack, probe, inside = self._parts.stack, self._parts.probe, self._parts.inside
+        stack, probe, units = self._parts.stack, self._parts.probe, self._parts.units
         measuring = self._measuring and decision.runs
         if stack is not None and isinstance(fill, StackFill):
             stack.call = StackCall(step, decision, fill, batch, frames)
         if probe is not None:
             probe.armed = measuring
-        if inside is not None and decision.runs:
+        if units is not None and decision.runs:
             self._units.setdefault(branch, {})
-            inside.begin(step, decision, batch, measuring, self._units, branch)
+            units.begin(step, decision, batch, measuring, self._units, branch)
         if decision.place is not None and step.sigmas is not None:
             record.sigma = levels_at([*step.sigmas, 0.0], [decision.place])[0]
         output = compute()
         if stack is not None:
             stack.call = None
         changes: dict[str, tuple[int, Any]] = {}
-        if inside is not None and decision.runs:
-            record.units, changes = inside.finish()
+        if units is not None and decision.runs:
+            record.units, changes = units.finish()
             record.action = "partial" if record.units else "compute"
         scalars = None
         key = self._key(branch)
@@ -277,9 +276,9 @@ class Run:
 
     def _introduced(self, policy: Policy) -> Policy:
         """A new policy, told what there is to decide on."""
-        if self._parts.inside is not None:
-            self._parts.inside.introduce(policy)
-        if self._parts.inside is None or policy.inner is not None:
+        if self._parts.units is not None:
+            self._parts.units.introduce(policy)
+        if self._parts.units is None or policy.inner is not None:
             (policy.inner or policy).attach({}, (), self._parts.book)
         return policy
 
@@ -296,8 +295,8 @@ class Run:
         if record.action == "compute":
             return 1.0
         if record.action == "partial":
-            assert self._parts.inside is not None
-            return self._parts.inside.fraction(record.units)
+            assert self._parts.units is not None
+            return self._parts.units.fraction(record.units)
         return self._parts.stack.outside if self._parts.stack is not None else 0.0
 
     def settle(self) -> None:
@@ -345,7 +344,7 @@ class Run:
     def notes(self) -> list[str]:
         """What policies and units have to say; one sentence each."""
         said = [note for policy in self._policies.values() for note in policy.notes()]
-        return said + (self._parts.inside.notes if self._parts.inside is not None else [])
+        return said + (self._parts.units.notes if self._parts.units is not None else [])
 
     def why_idle(self) -> str:
         """A policy's own words on why a run computed every step."""

@@ -21,7 +21,8 @@ from ..hosts.diffusers.parallel import group_of
 from ..policies.config import check_number
 from ..policies.unicp import UniCPConfig, planned
 from ..policies.unit_errors import UnitErrors
-from ..profiles import Profile, fingerprint, identity, weights_digest
+from ..profiles import Profile
+from ..profiles.identity import fingerprint, identity, weights_digest
 from ..specs import ATTENTION_KINDS, ModelSpec, find_spec, known_specs
 from .recorders import STACK, ErrorRecorder, MomentRecorder, Recorder, SlicingRecorder, Sums
 from .runs import check_prompts, own_bar_hidden, progress_bar

@@ -11,7 +11,8 @@ from ..engine.slicing.attention import choose_ranks
 from ..errors import UnicpError, missing_extra
 from ..policies.budget import PlanBook
 from ..policies.unicp import UniCPConfig, planned
-from ..profiles import DenoiserProfile, Profile
+from ..profiles import Profile
+from ..profiles.measured import DenoiserProfile
 from ..specs import ATTENTION_KINDS
 
 COLUMNS = 60

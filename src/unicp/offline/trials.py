@@ -22,7 +22,8 @@ from ..policies.budget import BudgetConfig, PlanBook, Priced
 from ..policies.config import Config
 from ..policies.plans.step_plan import StepPlan, alternating, growing, nearest
 from ..policies.unicp import UniCPConfig
-from ..profiles import Profile, content_of, fingerprint, identity, weights_digest
+from ..profiles import Profile, content_of
+from ..profiles.identity import fingerprint, identity, weights_digest
 from ..tensors import metrics
 from ..tensors.extrapolation import weights
 from .candidates import CHOICES, DEFAULT, Effort, kinds, ranked
@@ -331,7 +332,8 @@ class Tuner:
         if self.inside is not None:
             more["inside"] = self.inside.replace(profile=None).to_dict()
             if self.inside.profile is not None:
-                calibrated = Profile.load(self.inside.profile)
+                profile = self.inside.profile
+                calibrated = profile if isinstance(profile, Profile) else Profile.load(profile)
                 tensors = calibrated.tensors
                 about |= {name: {**calibrated.of(name).metadata, "steps": calibrated.of(name).steps} for name in about}
         metadata = {

@@ -142,6 +142,10 @@ class UniCPConfig(Config):
         return self.delta if kind != "cross_attention" or self.delta_cross is None else self.delta_cross
 
 
+def _place(errors: UnitErrors, step: Step) -> float:
+    return errors.place(step.index, step.count, step.sigma)
+
+
 class UnitState:
     """The window of one unit, or the one that units share."""
 
@@ -243,7 +247,7 @@ class UniCPPolicy(Policy):
         self.whole = self.sharing <= new
         if not self.whole:
             new -= self.sharing
-        place = self.errors.place(step) if self.errors is not None else 0.0
+        place = _place(self.errors, step) if self.errors is not None else 0.0
         for name in new:
             state = self.state[name]
             state.anchor, state.place, state.open = step.index, place, True
@@ -261,7 +265,7 @@ class UniCPPolicy(Policy):
             if caching and step.index < state.due and age <= config.max_window:
                 return "reuse", 0.0
         elif windows is not None and name in windows.cache:
-            error = windows.caching(name, state.place, windows.place(step))
+            error = windows.caching(name, state.place, _place(windows, step))
             self.smallest = min(self.smallest, error / limit) if limit > 0 else self.smallest
             state.open &= caching and error <= limit and age <= config.max_window
             if state.open:
@@ -277,13 +281,13 @@ class UniCPPolicy(Policy):
         if config.dws == "off":
             return "slice", 0.0
         if not config.refreshes and not self.online:
-            now = errors.place(step)
+            now = _place(errors, step)
             following = now + errors.steps / (step.count or errors.steps)
             if limit > 0 and windows.caching(name, now, following) <= limit:
                 return "compute", 0.0  # a window begins here, and what it keeps must be whole
         age = step.index - state.anchor if state.anchor is not None else 0
         known = not self.online and name in errors.cache
-        error = errors.caching(name, state.place, errors.place(step)) if known else math.inf
+        error = errors.caching(name, state.place, _place(errors, step)) if known else math.inf
         if config.dws == "switch" or age > config.max_window or not math.isfinite(error):
             # An old anchor helps no mean and no difference; a new one does.
             return ("slice" if config.dws == "switch" else "compute"), 0.0

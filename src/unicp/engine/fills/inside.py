@@ -1,4 +1,4 @@
-"""Acting inside a computed step: a denoiser's units, what a profile says of them, and their share of the work."""
+"""Which units of a denoiser act under a config, and with what of a profile."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import UnicpError
-from ...policies.base import Decision, Needs, Policy, Step
-from ...profiles import DenoiserProfile
+from ...policies.base import Needs
+from ...profiles.measured import DenoiserProfile
 from ...specs import ATTENTION_KINDS, ModelSpec, Unit
 from ..slicing.attention import SlicedAttention, basis, choose_ranks
 from ..slicing.maps import MapAttention
-from .units import UnitCall, UnitFill, Units
+from .units import Units
 
 
 def group(kind: str) -> str:
@@ -19,8 +19,16 @@ def group(kind: str) -> str:
     return "attention" if kind in ATTENTION_KINDS else kind
 
 
-class Inside:
-    """The units of one denoiser under one config.
+def units_inside(
+    config: Any,
+    needs: Needs,
+    denoiser: Any,
+    spec: ModelSpec,
+    measured: Sequence[int],
+    profile: DenoiserProfile | None,
+    eagerly: Callable[[Any, Any], Any],
+) -> Units:
+    """The units of a denoiser that act under a config.
 
     Args:
         config: has the fields of ``UniCPConfig``.
@@ -33,128 +41,61 @@ class Inside:
     Raises:
         UnicpError: the profile says nothing of a unit, or is damaged.
     """
-
-    def __init__(
-        self,
-        config: Any,
-        needs: Needs,
-        denoiser: Any,
-        spec: ModelSpec,
-        measured: Sequence[int],
-        profile: DenoiserProfile | None,
-        eagerly: Callable[[Any, Any], Any],
-    ) -> None:
-        self.notes: list[str] = []
-        units = [unit for unit in spec.units(denoiser) if group(unit.kind) in needs.units]
-        self._kinds = {unit.name: unit.kind for unit in units}
-        # What the stack's policy measures has to be computed: a kept output would seem not to change.
-        kinds = {"self_attention": ATTENTION_KINDS, "block": tuple(self._kinds.values())}
-        watched = kinds.get(needs.metric or "", (needs.metric,))
-        self._protected = [unit.name for unit in units if unit.block in measured and unit.kind in watched]
-        self._errors: Any = None
-        slicers: dict[str, SlicedAttention] = {}
-        if profile is not None:
-            profile.check_units(self._kinds)
-            slicers, sliced = self._slicers(config, profile, units) if config.pcas else ({}, {})
-            self._errors = profile.errors(config.statistic, sliced)
-        mappers = {}
-        if needs.map_bytes:
-            mappers = {
-                unit.name: MapAttention(unit.module, self._allow)
-                for unit in units
-                if unit.kind in ATTENTION_KINDS and unit.name not in self._protected
-            }
-            mappers = {name: mapper for name, mapper in mappers.items() if mapper.works}
-        self.units = Units(
-            units,
-            slicers,
-            mappers,
-            eagerly,
-            keep_slices=config.dws == "delta",
-            refresh=config.refreshes,
-            measure=needs.unit_changes,
-        )
-        self.units.map_bytes = needs.map_bytes
-        whole = sum(p.numel() for p in denoiser.parameters())
-        self._shares = {unit.name: sum(p.numel() for p in unit.module.parameters()) / whole for unit in units}
-
-    def _slicers(
-        self, config: Any, profile: DenoiserProfile, units: Sequence[Unit]
-    ) -> tuple[dict[str, SlicedAttention], dict[str, float]]:
-        slicers, sliced, unknown = {}, {}, set()
-        for unit in units:
-            moments = profile.moments(unit.name)
-            if moments is None:
-                continue
-            moment_qk, moment_v = moments
-            heads = getattr(unit.module, "heads", None)
-            if heads is not None and moment_qk.shape[0] != heads:
-                raise UnicpError(
-                    f"the profile's calibration of {profile.name!r} is damaged: {unit.name!r} has {heads} heads, the "
-                    f"profile has {moment_qk.shape[0]}; make it again"
-                )
-            table = profile.slicing(unit.name)
-            ranks = choose_ranks(table, moment_qk.shape[-1], config.delta_prune)
-            if ranks is None:
-                continue
-            fold = unit.described.plain_values
-            slicer = SlicedAttention(unit.module, basis(moment_qk, ranks.qk), basis(moment_v, ranks.v), fold)
-            if not slicer.works:
-                unknown.add(type(unit.module.processor).__name__)
-                continue
-            slicers[unit.name], sliced[unit.name] = slicer, table[ranks.qk][0]
+    found = [unit for unit in spec.units(denoiser) if group(unit.kind) in needs.units]
+    kinds = {unit.name: unit.kind for unit in found}
+    # What the stack's policy measures has to be computed: a kept output would seem not to change.
+    known = {"self_attention": ATTENTION_KINDS, "block": tuple(kinds.values())}
+    watched = known.get(needs.metric or "", (needs.metric,))
+    protected = [unit.name for unit in found if unit.block in measured and unit.kind in watched]
+    whole = sum(p.numel() for p in denoiser.parameters())
+    units = Units(
+        {unit.name: unit.module for unit in found},
+        kinds,
+        protected,
+        {unit.name: sum(p.numel() for p in unit.module.parameters()) / whole for unit in found},
+        eagerly,
+        keep_slices=config.dws == "delta",
+        refresh=config.refreshes,
+        measure=needs.unit_changes,
+        map_bytes=needs.map_bytes,
+    )
+    if profile is not None:
+        profile.check_units(kinds)
+        slicers, sliced, unknown = _slicers(config, profile, found) if config.pcas else ({}, {}, [])
+        units.slicers, units.errors = slicers, profile.errors(config.statistic, sliced)
         if unknown:
-            self.notes.append(f"left unsliced, as their attention processor is not known: {', '.join(sorted(unknown))}")
-        return slicers, sliced
+            units.notes.append(f"left unsliced, as their attention processor is not known: {', '.join(unknown)}")
+    if needs.map_bytes:
+        mapped = [unit for unit in found if unit.kind in ATTENTION_KINDS and unit.name not in protected]
+        mappers = {unit.name: MapAttention(unit.module, units.allow) for unit in mapped}
+        units.mappers = {name: mapper for name, mapper in mappers.items() if mapper.works}
+    return units
 
-    def _allow(self, size: int) -> bool:
-        allowed = self.units.allow(size)
-        note = f"attention maps are kept up to map_bytes={self.units.map_bytes}; the others would not fit"
-        if not allowed and note not in self.notes:
-            self.notes.append(note)
-        return allowed
 
-    def introduce(self, policy: Policy) -> None:
-        """Tell a new policy what there is to decide on."""
-        policy.attach(self._kinds, self._protected, self._errors)
-
-    def spread(self, group: Any) -> None:
-        """The tokens are spread over these processes, or over none (``None``).
-
-        Raises:
-            UnicpError: attention is sliced or runs on old maps, which is for whole sequences only.
-        """
-        if group is not None and (self.units.slicers or self.units.mappers):
+def _slicers(
+    config: Any, profile: DenoiserProfile, units: Sequence[Unit]
+) -> tuple[Mapping[str, SlicedAttention], dict[str, float], list[str]]:
+    """The sliced twins of units, the errors of their slicing, and the attention processors that cannot be sliced."""
+    slicers, sliced, unknown = {}, {}, set()
+    for unit in units:
+        moments = profile.moments(unit.name)
+        if moments is None:
+            continue
+        moment_qk, moment_v = moments
+        heads = getattr(unit.module, "heads", None)
+        if heads is not None and moment_qk.shape[0] != heads:
             raise UnicpError(
-                "attention of a context-parallel model can be neither sliced nor run on old maps; use pcas=False and "
-                "map_level=False"
+                f"the profile's calibration of {profile.name!r} is damaged: {unit.name!r} has {heads} heads, the "
+                f"profile has {moment_qk.shape[0]}; make it again"
             )
-        self.units.group = group
-
-    def begin(
-        self,
-        step: Step,
-        decision: Decision,
-        batch: int,
-        measuring: bool,
-        fills: Mapping[str, dict[str, UnitFill]],
-        branch: str,
-    ) -> None:
-        """Begin a call of the denoiser, given what is kept of each guidance branch."""
-
-        def held() -> int:
-            maps = [m for units in fills.values() for fill in units.values() for m in fill.maps]
-            return sum(m.untyped_storage().nbytes() for m in maps)
-
-        self.units.call = UnitCall(step, batch, decision.units, decision.weights, measuring, fills[branch], held)
-
-    def finish(self) -> tuple[dict[str, str], dict[str, tuple[int, Any]]]:
-        """End the call. What each unit did, if not all were computed, and what was measured."""
-        call, self.units.call = self.units.call, None
-        assert call is not None
-        acted = any(action != "compute" for action in call.done.values())
-        return dict(call.done) if acted else {}, self.units.changes(call)
-
-    def fraction(self, done: Mapping[str, str]) -> float:
-        """Share of the denoiser's parameters that run: sliced units count whole."""
-        return 1.0 - sum(self._shares[name] for name, action in done.items() if action == "reuse")
+        table = profile.slicing(unit.name)
+        ranks = choose_ranks(table, moment_qk.shape[-1], config.delta_prune)
+        if ranks is None:
+            continue
+        fold = unit.described.plain_values
+        slicer = SlicedAttention(unit.module, basis(moment_qk, ranks.qk), basis(moment_v, ranks.v), fold)
+        if not slicer.works:
+            unknown.add(type(unit.module.processor).__name__)
+            continue
+        slicers[unit.name], sliced[unit.name] = slicer, table[ranks.qk][0]
+    return slicers, sliced, sorted(unknown)

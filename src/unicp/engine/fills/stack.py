@@ -11,7 +11,6 @@ from ...policies.base import Decision, Step
 from ...specs import BlockList, ModelSpec
 from ...tensors.layout import relayout
 from ..arguments import parameters
-from ..measure import Probe
 from .kept import Kept
 
 Forward = Callable[..., Any]
@@ -57,15 +56,15 @@ class Stack:
 
     Args:
         denoiser, spec: the transformer and its structure.
-        probe: what measures in some of the blocks, if anything does.
+        watched: runs a block, given its forward and its arguments, where something measures in some of them.
 
     Attributes:
         acts: what is to stand in for the forward of each block; the host puts it there.
     """
 
-    def __init__(self, denoiser: Any, spec: ModelSpec, probe: Probe | None) -> None:
+    def __init__(self, denoiser: Any, spec: ModelSpec, watched: Callable[..., Any] | None = None) -> None:
         self.call: StackCall | None = None
-        self._denoiser, self._spec, self._probe = type(denoiser).__name__, spec, probe
+        self._denoiser, self._spec, self._watched = type(denoiser).__name__, spec, watched
         whole = spec.stack(denoiser)
         self.blocks = [block for _, block, _ in whole]
         self._first, self._last = whole[0][2].layout, len(whole) - 1
@@ -95,8 +94,8 @@ class Stack:
             if position == 0:
                 call.entry = values
             if call.decision.runs:
-                probe = self._probe
-                output = probe.run(block, forward, args, kwargs) if probe is not None else forward(*args, **kwargs)
+                run = self._watched
+                output = forward(*args, **kwargs) if run is None else run(block, forward, args, kwargs)
                 self._check(name, described, values, output)
                 if position == self._last:
                     self._keep(call, described, output)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ...errors import UnicpError
-from ...policies.base import Step
-from ...specs import Unit
+from ...policies.base import Decision, Policy, Step
+from ...policies.unit_errors import UnitErrors
 from ...tensors.groups import summed
 from ..slicing.attention import SlicedAttention
 from ..slicing.maps import MapAttention
@@ -100,24 +100,30 @@ class Units:
     """The units of one denoiser. They act while ``call`` is set, and run as they are otherwise.
 
     Args:
-        units: the units to hook.
-        slicers: the sliced twins of those that have one, by name.
-        mappers: those that keep their attention maps, by name.
+        modules: the module of each unit, by name.
+        kinds: its kind.
+        protected: units that are always computed in full.
+        shares: the share of the denoiser's parameters that is in each.
+        eagerly: given what would run a module, and the module: what runs it uncompiled.
         keep_slices: keep the sliced output of an anchor too (``dws="delta"``).
         refresh: a sliced output becomes the kept output as well.
         measure: compare every full output with the one before.
         map_bytes: most bytes of attention maps to keep.
-        eagerly: given what would run a module, and the module: what runs it uncompiled.
 
     Attributes:
+        slicers: the sliced twins of those that have one, by name.
+        mappers: those that keep their attention maps, by name.
+        errors: what a profile says of the errors of caching and slicing them.
+        notes: what cannot be done; one sentence each.
         acts: what is to stand in for the forward of each unit; the host puts it there.
     """
 
     def __init__(
         self,
-        units: list[Unit],
-        slicers: Mapping[str, SlicedAttention],
-        mappers: Mapping[str, MapAttention],
+        modules: Mapping[str, Any],
+        kinds: Mapping[str, str],
+        protected: Sequence[str],
+        shares: Mapping[str, float],
         eagerly: Callable[[Any, Any], Any],
         *,
         keep_slices: bool = False,
@@ -125,21 +131,63 @@ class Units:
         measure: bool = False,
         map_bytes: int = 0,
     ) -> None:
-        self.units = units
-        self.slicers = slicers
-        self.mappers = mappers
+        self.slicers: Mapping[str, SlicedAttention] = {}
+        self.mappers: Mapping[str, MapAttention] = {}
+        self.errors: UnitErrors | None = None
+        self.notes: list[str] = []
         self.call: UnitCall | None = None
-        self._keep_slices = keep_slices
-        self._refresh = refresh
-        self._measure = measure
-        self.map_bytes = map_bytes
         self.group: Any = None  # processes over which the tokens are spread
-        self._eagerly = eagerly
-        self.acts = [(unit.module, self._act_of(unit)) for unit in units]
+        self.map_bytes = map_bytes
+        self._kinds, self._protected, self._shares, self._eagerly = kinds, protected, shares, eagerly
+        self._keep_slices, self._refresh, self._measure = keep_slices, refresh, measure
+        self.acts = [(module, self._act_of(name, module)) for name, module in modules.items()]
 
-    def _act_of(self, unit: Unit) -> Callable[..., Any]:
-        name = unit.name
+    def introduce(self, policy: Policy) -> None:
+        """Tell a new policy what there is to decide on."""
+        policy.attach(self._kinds, self._protected, self.errors)
 
+    def spread(self, group: Any) -> None:
+        """The tokens are spread over these processes, or over none (``None``).
+
+        Raises:
+            UnicpError: attention is sliced or runs on old maps, which is for whole sequences only.
+        """
+        if group is not None and (self.slicers or self.mappers):
+            raise UnicpError(
+                "attention of a context-parallel model can be neither sliced nor run on old maps; use pcas=False and "
+                "map_level=False"
+            )
+        self.group = group
+
+    def begin(
+        self,
+        step: Step,
+        decision: Decision,
+        batch: int,
+        measuring: bool,
+        fills: Mapping[str, dict[str, UnitFill]],
+        branch: str,
+    ) -> None:
+        """Begin a call of the denoiser, given what is kept of each guidance branch."""
+
+        def held() -> int:
+            maps = [m for units in fills.values() for fill in units.values() for m in fill.maps]
+            return sum(m.untyped_storage().nbytes() for m in maps)
+
+        self.call = UnitCall(step, batch, decision.units, decision.weights, measuring, fills[branch], held)
+
+    def finish(self) -> tuple[dict[str, str], dict[str, tuple[int, Any]]]:
+        """End the call. What each unit did, if not all were computed, and what was measured."""
+        call, self.call = self.call, None
+        assert call is not None
+        acted = any(action != "compute" for action in call.done.values())
+        return dict(call.done) if acted else {}, self.changes(call)
+
+    def fraction(self, done: Mapping[str, str]) -> float:
+        """Share of the denoiser's parameters that run: sliced units count whole."""
+        return 1.0 - sum(self._shares[name] for name, action in done.items() if action == "reuse")
+
+    def _act_of(self, name: str, module: Any) -> Callable[..., Any]:
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
             if call is None:
@@ -150,7 +198,7 @@ class Units:
                 )
             slicer = self.slicers.get(name)
             # With another processor for each module, compiled code would be of no use to the next.
-            eager = self._eagerly(forward, unit.module)
+            eager = self._eagerly(forward, module)
             sliced = (lambda: slicer(eager, args, kwargs)) if slicer is not None and slicer.works else None
             mapper = self.mappers.get(name)
             fill = call.fills.get(name)
@@ -224,7 +272,11 @@ class Units:
 
     def allow(self, size: int) -> bool:
         """Whether attention maps of so many bytes may be kept beside those that are."""
-        return self.call is not None and self.call.held() + size <= self.map_bytes
+        allowed = self.call is not None and self.call.held() + size <= self.map_bytes
+        note = f"attention maps are kept up to map_bytes={self.map_bytes}; the others would not fit"
+        if not allowed and note not in self.notes:
+            self.notes.append(note)
+        return allowed
 
     def renew(self) -> None:
         """Let go of sliced weights; they are made of the denoiser's own again when they are needed."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...engine.arguments import named, parameters
 from ...engine.clock import Clock, Tick
-from ...engine.fills.inside import Inside
+from ...engine.fills.inside import units_inside
 from ...engine.fills.stack import Stack
 from ...engine.measure import Probe
 from ...engine.report import Generation
@@ -80,22 +80,22 @@ class HookedDenoiser:
             measured = parts.probe.blocks if parts.probe is not None else ()
             profile = getattr(self.config, "profile", None)
             part = profile.opened(self.denoiser, self.name, pipe) if profile is not None else None
-            parts.inside = Inside(self.config, needs, self.denoiser, spec, measured, part, compiled.eagerly)
+            parts.units = units_inside(self.config, needs, self.denoiser, spec, measured, part, compiled.eagerly)
         whole: Any = getattr(self.config, "stack", self.config)
         if getattr(whole, "profile", None) is not None:
             whole.profile.opened(self.denoiser, self.name, pipe)
             parts.book = whole.profile.book(whole)
         hooks.install(self.denoiser, self.hook, hooks.HOOK)
         if spec is not None and needs.keep == "stack":
-            parts.stack = Stack(self.denoiser, spec, parts.probe)
+            parts.stack = Stack(self.denoiser, spec, parts.probe.run if parts.probe is not None else None)
             self._placed += [placed(block, act, BLOCK_HOOK) for block, act in parts.stack.acts]
         blocks = parts.stack.blocks if parts.stack is not None else []
         for block in parts.probe.modules if parts.probe is not None else ():
             if block not in blocks:
                 act = functools.partial(parts.probe.run, block)  # type: ignore[union-attr]
                 self._placed.append(placed(block, act, BLOCK_HOOK, gate_only=True))
-        if parts.inside is not None:
-            self._placed += [placed(unit, act, UNIT_HOOK, nested=True) for unit, act in parts.inside.units.acts]
+        if parts.units is not None:
+            self._placed += [placed(unit, act, UNIT_HOOK, nested=True) for unit, act in parts.units.acts]
         self._place(compiled.how_compiled(self.denoiser, self.denoiser.forward))
 
     def _place(self, how: str) -> None:
@@ -111,8 +111,8 @@ class HookedDenoiser:
         if self.parts.probe is not None:
             self.parts.probe.group = group
             self.parts.probe.place(bool(how))
-        if self.parts.inside is not None:
-            self.parts.inside.spread(group)
+        if self.parts.units is not None:
+            self.parts.units.spread(group)
 
     def remove(self) -> None:
         """Take all hooks off again. Doing it twice, or after others took our place, does no harm."""
