@@ -192,7 +192,7 @@ class Executor:
         """The first call of a run, told what the solver can do."""
         if not self.leaper.active:
             return tick
-        step = self.clock.leaps(self.clock.movable(named), self.leaper.starts)
+        step = self.clock.leaps(self.clock.movable(named), self.leaper.starts, self.leaper.throughout)
         return dataclasses.replace(tick, step=step)
 
     def _decide(self, tick: Tick, key: str) -> tuple[Plan, bool]:
