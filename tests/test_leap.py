@@ -159,12 +159,18 @@ def test_of_solvers_that_go_by_timestep_leaps_all_the_way_are_fewer_steps(
     assert torch.equal(family.generate(pipe, steps=steps), before)
 
 
-def test_of_a_solver_that_goes_by_timestep_a_dense_run_has_no_longer_steps() -> None:
+@pytest.mark.parametrize(
+    ("scheduler", "action"), [(CogVideoXDDIMScheduler, "forecast"), (CogVideoXDPMScheduler, "leap")]
+)
+def test_where_ddim_computes_many_steps_it_has_forecasts_and_a_solver_that_draws_noise_leaps(
+    scheduler: Any, action: str
+) -> None:
     family = FAMILIES["cogvideox"]
     pipe = family.build()
+    pipe.scheduler = scheduler()
     with unicp.accelerate(pipe, BudgetConfig(target_speedup=1.5)) as session:
         family.generate(pipe, steps=20)
-        assert {record.action for record in session.report().steps} == {"compute", "forecast"}
+        assert {record.action for record in session.report().steps} == {"compute", action}
 
 
 @pytest.mark.parametrize("restored", [True, False])

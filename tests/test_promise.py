@@ -186,6 +186,8 @@ def test_where_many_steps_are_computed_ddim_gets_forecasts(computed: int, places
     sigmas = [1 - i / 20 for i in range(20)]
     plan = untuned(sigmas, computed, leaps=True, free=True, throughout=True)
     assert len(plan.places) == places and len(plan.compute) == computed
+    bare = untuned(sigmas, computed, leaps=True, free=True, throughout=True, corrects=False)
+    assert len(bare.places) == computed
 
 
 @pytest.mark.slow

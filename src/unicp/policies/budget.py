@@ -341,6 +341,7 @@ class BudgetPolicy(Policy):
             free=step.free,
             starts=step.starts,
             throughout=step.throughout,
+            corrects=step.weights is not None,
             stays=step.weights is not None and step.weights[-1] == 0,
             warmup=config.warmup_steps,
             cooldown=config.cooldown_steps,

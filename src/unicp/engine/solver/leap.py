@@ -20,7 +20,7 @@ SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultis
 nothing: a forecast is better than one long step of Euler's."""
 
 VARIANCE_PRESERVING = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMScheduler")
-"""Their steps look at two or three timesteps. Repeating an output is not what a longer step of theirs is: that holds the
+"""Their steps look at two or three timesteps. Repeating an output is not what a longer step of theirs is: it holds the
 clean sample, which follows from the output and the latents."""
 
 STARTING = ("UniPCMultistepScheduler", "DEISMultistepScheduler")

@@ -198,6 +198,7 @@ def untuned(
     free: bool = False,
     starts: bool = False,
     throughout: bool = False,
+    corrects: bool = True,
     stays: bool = False,
     warmup: int | None = None,
     cooldown: int | None = None,
@@ -221,6 +222,7 @@ def untuned(
         free: and to noise levels between those of the run.
         starts: and a short first step before the long ones is worth its cost.
         throughout: longer steps are worth it only where few are taken all the way.
+        corrects: forecasts can be corrected; without it they are no match for longer steps of such solvers.
         stays: the solver makes nothing of the last output, as it goes to the last level and not to zero noise (DEIS).
         warmup, cooldown: first and last steps that are to be computed, if the plan is not to choose.
 
@@ -248,7 +250,7 @@ def untuned(
     inner = lengths[:body]
     if any(a > UNEVEN * b or b > UNEVEN * a for a, b in pairwise(inner)):
         return computing(steps, _by_length(sigmas[:body], inner, computed))
-    leaps &= not throughout or computed < DENSE
+    leaps &= not throughout or not corrects or computed < DENSE
     if leaps and throughout:
         places = [body * i / computed for i in range(computed)]
         places = places if free else [float(int(place)) for place in places]
