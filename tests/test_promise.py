@@ -156,7 +156,7 @@ def test_of_twice_visited_levels_the_second_visit_repeats_the_first() -> None:
     scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(12)
     sigmas = scheduler.sigmas.tolist()[:23]
-    assert untuned(sigmas, 11).compute == (0, *range(1, 21, 2))
+    assert untuned(sigmas, 11).compute == (0, *range(1, 14, 2), 17, 19, 21)  # the last level is half of a long step
     assert untuned(sigmas, 13).compute == (0, 1, 2, *range(3, 22, 2))
     assert len(untuned(sigmas, FEW - 1).compute) == FEW - 1
 
