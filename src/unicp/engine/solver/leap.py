@@ -8,17 +8,20 @@ really takes, and its own code does the rest; at the steps in between neither th
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import BoundArguments
 from typing import Any
 
-import torch
-
 from ...policies.base import Decision
-from ...tensors.extrapolation import levels_at
+from .path import ByIndex, ByTimestep
 from .response import InPlace
 
 SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler")
 """Their steps look at nothing but noise levels, the step's number and what they were given. Solvers of first order gain
 nothing: a forecast is better than one long step of Euler's."""
+
+VARIANCE_PRESERVING = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMScheduler")
+"""Their steps look at two or three timesteps. Repeating an output is not what a longer step of theirs is: it holds the
+clean sample, which follows from the output and the latents."""
 
 STARTING = ("UniPCMultistepScheduler", "DEISMultistepScheduler")
 """Those whose long steps gain from a short one before them; DPM-Solver++ loses more than that (benchmarks/promise.py).
@@ -27,9 +30,11 @@ STARTING = ("UniPCMultistepScheduler", "DEISMultistepScheduler")
 
 def leaps(scheduler: Any) -> bool:
     """Whether a scheduler, its timesteps set, can take longer steps that are worth it."""
+    config: Any = getattr(scheduler, "config", None)
+    if type(scheduler).__name__ in VARIANCE_PRESERVING:
+        return len(scheduler.timesteps) == scheduler.num_inference_steps  # else the list is somebody's own
     if type(scheduler).__name__ not in SOLVERS:
         return False
-    config = scheduler.config
     noisy = "sde" in str(config.get("algorithm_type", ""))
     sigmas, timesteps = scheduler.sigmas, scheduler.timesteps
     return config.get("solver_order", 1) > 1 and not noisy and len(sigmas) == len(timesteps) + 1
@@ -57,7 +62,6 @@ class Leaper:
         self._forget()
 
     def _forget(self) -> None:
-        self._kind: Any = tuple  # of what ``step`` returns
         self._until = 0
         self._next = 0.0  # place of the next step that the solver takes
         self._taken: list[float] = []
@@ -75,10 +79,13 @@ class Leaper:
             return  # it is still that run
         self._leave()
         able = self.alone and self._wanted and leaps(scheduler)
-        if not able or scheduler.step_index is not None:
+        if not able:
+            return
+        path = ByTimestep if type(scheduler).__name__ in VARIANCE_PRESERVING else ByIndex
+        self._path = path(scheduler)
+        if self._path.under_way:
             return
         self._scheduler, self._timesteps = scheduler, scheduler.timesteps
-        self._grid = [levels.double().tolist() for levels in (scheduler.sigmas, scheduler.timesteps)]
         self._before = vars(scheduler).get("step")  # somebody else's, on the instance too
         self._own = scheduler.step
         scheduler.step = self._placed = InPlace(scheduler, self.step)
@@ -108,6 +115,11 @@ class Leaper:
         """Whether a short first step before the long ones is worth its cost."""
         return type(self._scheduler).__name__ in STARTING
 
+    @property
+    def throughout(self) -> bool:
+        """Whether longer steps are worth it only where they are taken all the way."""
+        return type(self._scheduler).__name__ in VARIANCE_PRESERVING
+
     def over(self, index: int) -> bool:
         """Whether the solver has gone beyond this step already."""
         return index < self._until
@@ -117,15 +129,17 @@ class Leaper:
         if scheduler is None or scheduler.timesteps is not self._timesteps:
             self._leave()  # another run, of which we know nothing
             return self._own(*args, **kwargs)
-        if scheduler.step_index is None:  # the first step; where it is, only the solver can tell
-            scheduler._init_step_index(self._signature.bind(*args, **kwargs).arguments["timestep"])
-        index = scheduler.step_index
+        call = self._signature.bind(*args, **kwargs)
+        path, index = self._path, self._path.index(call)
         if not self._taken:
             self._next = float(index)
-        if self.over(index):
-            scheduler._step_index = index + 1
-            sample = self._signature.bind(*args, **kwargs).arguments["sample"]
-            return (sample,) if self._kind is tuple else self._kind(prev_sample=sample)
+        result = path.stay(call) if self.over(index) else self._take(index, call)
+        if index + 1 >= len(self._timesteps):
+            self._leave()
+        return result
+
+    def _take(self, index: int, call: BoundArguments) -> Any:
+        """A step of the solver, from a step of the run that was just computed."""
         self._taken.append(self._next)
         steps = len(self._timesteps)
         if self._told is not None and self._told[0] == index:
@@ -134,24 +148,4 @@ class Leaper:
             ahead = tuple(map(float, range(index + 1, steps))) or (float(steps),)
         self._next = ahead[0]
         self._until = int(self._next)
-        result = self._shown(ahead, args, kwargs)
-        scheduler._step_index = index + 1
-        self._kind = type(result)
-        if scheduler.step_index >= len(self._timesteps):
-            self._leave()
-        return result
-
-    def _shown(self, ahead: tuple[float, ...], args: Any, kwargs: Any) -> Any:
-        """The solver's own step, with nothing before it but the steps it took, and those ahead behind it."""
-        scheduler = self._scheduler
-        known = scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps, scheduler.step_index
-        path = [*self._taken, *(place for place in ahead if place < len(known[1]))]
-        try:
-            if path != list(range(int(path[0]), len(known[1]))):
-                sigmas, timesteps = (levels_at(levels, path) for levels in self._grid)
-                scheduler.sigmas = torch.cat([known[0].new_tensor(sigmas), known[0][len(known[1]) :]])
-                scheduler.timesteps = torch.tensor(timesteps, device=known[1].device).to(known[1].dtype)
-                scheduler.num_inference_steps, scheduler._step_index = len(path), len(self._taken) - 1
-            return self._own(*args, **kwargs)
-        finally:
-            scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps, scheduler._step_index = known
+        return self._path.step(self._own, call, self._taken, ahead)
