@@ -117,7 +117,7 @@ def test_blocks_of_one_graph(name: str, order: str) -> None:
     assert graphs() == 1
 
 
-@pytest.mark.parametrize("way", ["blocks", "whole"])
+@pytest.mark.parametrize("way", ["blocks", pytest.param("whole", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["adacache-residual", "unicp-online"])
 def test_a_deep_model_makes_no_more_graphs(name: str, way: str) -> None:
     """Hooks of their own must not make dynamo compile each block anew: from the ninth on it would give up."""
