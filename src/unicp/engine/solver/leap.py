@@ -26,7 +26,7 @@ VARIANCE_PRESERVING = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMS
 """Their steps look at two or three timesteps. Repeating an output is not what a longer step of theirs is: it holds the
 clean sample, which follows from the output and the latents."""
 
-STARTING = ("UniPCMultistepScheduler", "DEISMultistepScheduler")
+SOLVERS_WITH_A_SHORT_START = ("UniPCMultistepScheduler", "DEISMultistepScheduler")
 """Those whose long steps gain from a short one before them; DPM-Solver++ loses more than that (benchmarks/promise.py).
 """
 
@@ -116,7 +116,7 @@ class Leaper:
     @property
     def starts(self) -> bool:
         """Whether a short first step before the long ones is worth its cost."""
-        return type(self._scheduler).__name__ in STARTING
+        return type(self._scheduler).__name__ in SOLVERS_WITH_A_SHORT_START
 
     @property
     def throughout(self) -> bool:
