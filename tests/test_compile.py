@@ -17,7 +17,7 @@ import unicp
 from tests.contract import actions, case, fresh, plain, quietly, traces
 from tests.tiny import FAMILIES, LAYERS, wan_transformer
 from unicp.errors import UnicpError
-from unicp.hosts.diffusers.compiled import SLOT
+from unicp.hosts.diffusers.compiled import COMPILED_CALL
 
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "adacache-forecast", "schedule-stack", "schedule-linear", "budget-default")
@@ -163,10 +163,10 @@ def test_restored_is_as_it_was_compiled(name: str, way: str) -> None:
     pipe = WAN.build()
     WAYS[way](pipe, backend="eager")
     transformer = getattr(pipe.transformer, "_orig_mod", pipe.transformer)
-    before = traces(transformer), [module.__dict__.get(SLOT) for module in transformer.modules()]
+    before = traces(transformer), [module.__dict__.get(COMPILED_CALL) for module in transformer.modules()]
     with unicp.accelerate(pipe, case(name).config):
         quietly(lambda: WAN.generate(pipe))
-    assert (traces(transformer), [module.__dict__.get(SLOT) for module in transformer.modules()]) == before
+    assert (traces(transformer), [module.__dict__.get(COMPILED_CALL) for module in transformer.modules()]) == before
     torch.testing.assert_close(WAN.generate(pipe), plain("wan"))
 
 
