@@ -14,19 +14,21 @@ from ..errors import UnicpError
 
 
 @contextmanager
-def staged(path: Path, what: str = "") -> Iterator[Path]:
+def staged(path: Path, what: str = "", parents: bool = True) -> Iterator[Path]:
     """A file beside ``path`` to write into; it becomes ``path`` at the end, or vanishes at any exception.
 
     Args:
         path: of the file.
         what: is written, for errors.
+        parents: make the folders that are missing.
 
     Raises:
         UnicpError: the folder cannot be made or written to.
     """
     part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
     except OSError as error:
         raise UnicpError(f"cannot write {what}{path}: {error.strerror or error}; name another place") from error

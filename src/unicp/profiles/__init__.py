@@ -100,7 +100,7 @@ class Profile:
 
         path = Path(path)
         try:
-            with staged(path, "the profile ") as part:
+            with staged(path, "the profile ", parents=False) as part:
                 tensors, about = self._written()
                 save_file(tensors, part, metadata=about)
         except (OSError, SafetensorError) as error:
