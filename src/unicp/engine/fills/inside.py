@@ -1,4 +1,4 @@
-"""Acting inside a computed step: a denoiser's units, what a profile says of them, and their share of the work."""
+"""Acting inside a computed step: a denoiser's units, and what a profile says of them."""
 
 from __future__ import annotations
 
@@ -75,8 +75,7 @@ class Inside:
             measure=needs.unit_changes,
         )
         self.units.map_bytes = needs.map_bytes
-        whole = sum(p.numel() for p in denoiser.parameters())
-        self._shares = {unit.name: sum(p.numel() for p in unit.module.parameters()) / whole for unit in units}
+        self.ways: dict[str, list[str]] = {}  # how each unit ran in the last call
 
     def _slicers(
         self, config: Any, profile: DenoiserProfile, units: Sequence[Unit]
@@ -152,9 +151,6 @@ class Inside:
         """End the call. What each unit did, if not all were computed, and what was measured."""
         call, self.units.call = self.units.call, None
         assert call is not None
+        self.ways = call.ways
         acted = any(action != "compute" for action in call.done.values())
         return dict(call.done) if acted else {}, self.units.changes(call)
-
-    def fraction(self, done: Mapping[str, str]) -> float:
-        """Share of the denoiser's parameters that run: sliced units count whole."""
-        return 1.0 - sum(self._shares[name] for name, action in done.items() if action == "reuse")

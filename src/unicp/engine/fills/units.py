@@ -18,6 +18,8 @@ from .kept import Kept
 
 Forward = Callable[[], Any]
 Full = Callable[[], tuple[Any, Any]]  # output, and attention maps or None
+Way = Callable[[str, str, Forward], Any]
+"""``way(name, how, run)``: runs a unit in this way (:meth:`unicp.engine.meter.Meter.way`)."""
 MAP = "/map"
 """Ends the name under which the change of a unit's attention maps is reported."""
 
@@ -93,6 +95,7 @@ class UnitCall:
     held: Callable[[], int]
     """Bytes of the attention maps of all branches."""
     done: dict[str, str] = field(default_factory=dict)
+    ways: dict[str, list[str]] = field(default_factory=dict)  # how each unit ran: "full", "slice", "fold", "map"
     changes: dict[str, tuple[int, Any]] = field(default_factory=dict)  # steps since, sums of the change
 
 
@@ -133,6 +136,7 @@ class Units:
         self._refresh = refresh
         self._measure = measure
         self.map_bytes = map_bytes
+        self.way: Way = lambda name, how, run: run()  # counts what is run otherwise than in full
         self.group: Any = None  # processes over which the tokens are spread
         self._eagerly = eagerly
         self.acts = [(unit.module, self._act_of(unit)) for unit in units]
@@ -149,17 +153,31 @@ class Units:
                     f"{name} runs twice in one step, so that its output cannot be kept; take it out of units="
                 )
             slicer = self.slicers.get(name)
+            ways = call.ways.setdefault(name, [])
             # With another processor for each module, compiled code would be of no use to the next.
             eager = self._eagerly(forward, unit.module)
-            sliced = (lambda: slicer(eager, args, kwargs)) if slicer is not None and slicer.works else None
+
+            def sliced_run() -> Any:
+                assert slicer is not None
+                if slicer.stale:
+                    ways.append("fold")
+                    self.way(name, "fold", slicer.refold)
+                ways.append("slice")
+                return self.way(name, "slice", lambda: slicer(eager, args, kwargs))
+
+            sliced = sliced_run if slicer is not None and slicer.works else None
             mapper = self.mappers.get(name)
             fill = call.fills.get(name)
             if mapper is not None and call.actions.get(name) == "map" and fill is not None and fill.maps:
-                output, call.done[name] = mapper.reuse(eager, args, kwargs, fill.maps), "map"
+                ways.append("map")
+                maps = fill.maps
+                output = self.way(name, "map", lambda: mapper.reuse(eager, args, kwargs, maps))
+                call.done[name] = "map"
                 fill.keep(call.step, output)
                 return output
 
             def full() -> tuple[Any, Any]:
+                ways.append("full")
                 return mapper.compute(eager, args, kwargs) if mapper is not None else (forward(*args, **kwargs), None)
 
             output, call.done[name] = self._output(call, name, full, sliced)
