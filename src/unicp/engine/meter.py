@@ -128,6 +128,22 @@ class Meter:
             total += sum(own if how == "full" else self._ways.get((self._key, name, how), own) for how in hows) - own
         return total
 
+    def by_kind(self, branch: str, done: Mapping[str, str]) -> dict[str, int]:
+        """Operations of a call by kind of unit, and ``"rest"``.
+
+        Args:
+            done: action of each unit, as a record has them (``StepRecord.units``).
+        """
+        cost = self.cost(branch)
+        found = cost.by_kind(self.kinds)
+        for name, action in done.items():
+            own = cost.units.get(name, 0)
+            if action != "compute":
+                how = "slice" if action in ("blend", "delta") else action
+                ran = 0 if action == "reuse" else self._ways.get((self._key, name, how), own)
+                found[self.kinds[name]] += ran - own
+        return found
+
     @property
     def notes(self) -> list[str]:
         """What could not be counted."""

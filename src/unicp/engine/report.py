@@ -173,7 +173,8 @@ def readable_bytes(count: float) -> str:
 
 def _storage(tensors: Iterable[Any]) -> int:
     """Bytes behind these tensors; shared ones count once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    # By the storage itself: on a device without memory (meta) all addresses are the same.
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 

@@ -63,7 +63,8 @@ def _foreign_attention(func: Any, args: tuple[Any, ...]) -> int | None:
     known = func.namespace in ("aten", "prims", "prim") or not any(part in name for part in ATTENTION_NAMES)
     if known or len(args) < 3 or any(getattr(value, "ndim", 0) != 4 for value in args[:3]):
         return None
-    return attention_operations(*_shapes(args[:3]), heads_first=False)
+    query, key, value = _shapes(args[:3])
+    return attention_operations(query, key, value, heads_first=False)
 
 
 def operations(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> int | None:
