@@ -28,7 +28,7 @@ def rehearse(
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
     steps: int = typer.Option(None, min=2, metavar="N", help="Denoising steps."),
     gpu: str = typer.Option("h100", metavar="NAME", help=GPU_HELP),
-    change: float = typer.Option(0.05, min=0, metavar="X", help=CHANGE_HELP),
+    change: float = typer.Option(0.04, min=0, metavar="X", help=CHANGE_HELP),
     as_json: bool = typer.Option(False, "--json", help="Everything as JSON, reads by place and timelines included."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:

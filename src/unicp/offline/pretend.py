@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from ..errors import UnicpError
+from ..tensors.flops import Counter as FlopCounter
 from ..tensors.flops import operations
 
 aten = torch.ops.aten
@@ -335,11 +336,6 @@ class Pretend(TorchDispatchMode):
         self._known.discard(key)
         self.live -= size
 
-    @property
-    def alone(self) -> bool:
-        """Nobody else watches the operators: what is known of a module may stand in for running it."""
-        return _get_current_dispatch_mode_stack()[-1] is self
-
 
 class _Fused(TorchFunctionMode):
     """Attention of one fused kernel, as accelerators have it, not taken apart into products."""
@@ -438,17 +434,24 @@ def _asked_by() -> tuple[bool, str]:
 class Replayed:
     """Stands for a module's forward on the pretended device: what a call did is done again without running it.
 
-    Where hooks watch a part of the module, or another mode counts operators, the module runs.
+    Where hooks watch a part of the module, or another mode looks at operators, the module runs.
+
+    Args:
+        counted: of the modes, a counter is told what the module takes; nothing inside of it may be a scope of its own.
     """
 
-    def __init__(self, pretend: Pretend, module: Any) -> None:
-        self._pretend, self._module, self._forward = pretend, module, module.forward
+    def __init__(self, pretend: Pretend, module: Any, counted: bool = False) -> None:
+        self._pretend, self._module, self._forward, self._counted = pretend, module, module.forward, counted
         self._known: dict[Any, tuple[Any, Work, int]] = {}
         module.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pretend = self._pretend
-        if not pretend.alone or any(_watched(part) for part in self._module.modules() if part is not self._module):
+        top = _get_current_dispatch_mode_stack()[-1]
+        counter = top if isinstance(top, FlopCounter) and self._counted else None
+        if (top is not pretend and counter is None) or any(
+            _watched(part) for part in self._module.modules() if part is not self._module
+        ):
             return self._forward(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         processor = type(getattr(self._module, "processor", None))
@@ -458,6 +461,8 @@ class Replayed:
             return self._run(key, args, kwargs)
         recipe, work, above = known
         pretend.work = pretend.work.plus(work)
+        if counter is not None:
+            counter.add(work.flops, attended=True)
         pretend.peak = max(pretend.peak, pretend.live + above)
         output = _made(recipe)
         for tensor in _tensors((output,)):

@@ -155,6 +155,109 @@ WAN_14B = {**WAN, "num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824}
 WAN_EMBEDDINGS = _pairs(512, lambda model: model.config.text_dim)
 SIZES = {"480p": (832, 480), "720p": (1280, 720)}
 
+
+def _hunyuan_embeddings(transformer: Any, device: Any) -> dict[str, Any]:
+    config = transformer.config
+    return {
+        "prompt_embeds": _half(1, 256, config.text_embed_dim, device=device),
+        "pooled_prompt_embeds": _half(1, config.pooled_projection_dim, device=device),
+        "prompt_attention_mask": torch.ones(1, 256, dtype=torch.int64).to(device),
+    }
+
+
+def _hunyuan15(transformer: Any) -> Any:
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    make = _of(
+        "HunyuanVideo15Pipeline",
+        scheduler=_euler(shift=7.0),
+        vae=stub(temporal_compression_ratio=4, spatial_compression_ratio=16, config=stub(latent_channels=32)),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        guider=ClassifierFreeGuidance(guidance_scale=6.0),
+    )
+    return make(transformer)
+
+
+def _hunyuan15_embeddings(transformer: Any, device: Any) -> dict[str, Any]:
+    config, found = transformer.config, {}
+    for prefix in ("", "negative_"):
+        found[f"{prefix}prompt_embeds"] = _half(1, 1000, config.text_embed_dim, device=device)
+        found[f"{prefix}prompt_embeds_mask"] = torch.ones(1, 1000, dtype=torch.int64).to(device)
+        found[f"{prefix}prompt_embeds_2"] = _half(1, 256, config.text_embed_2_dim, device=device)
+        found[f"{prefix}prompt_embeds_mask_2"] = torch.ones(1, 256, dtype=torch.int64).to(device)
+    return found
+
+
+def _ltx2(transformer: Any) -> Any:
+    one, none = torch.ones(1), torch.zeros(1)
+    sound = stub(mel_bins=64, latent_channels=8, sample_rate=16000, mel_hop_length=160)
+    make = _of(
+        "LTX2Pipeline",
+        scheduler=_euler(),
+        vae=stub(
+            spatial_compression_ratio=32,
+            temporal_compression_ratio=8,
+            latents_mean=none,
+            latents_std=one,
+            config=stub(scaling_factor=1.0),
+        ),
+        audio_vae=stub(
+            mel_compression_ratio=4, temporal_compression_ratio=4, latents_mean=none, latents_std=one, config=sound
+        ),
+        connectors=_Connectors(),
+        vocoder=None,
+    )
+    return make(transformer)
+
+
+class _Connectors:
+    """Hands the text on as it is."""
+
+    def __call__(self, embeds: Any, mask: Any, padding_side: str = "left") -> Any:
+        return embeds, embeds, mask
+
+
+def _cogvideox_scheduler() -> Any:
+    from diffusers import CogVideoXDDIMScheduler
+
+    return CogVideoXDDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        set_alpha_to_one=True,
+        snr_shift_scale=1.0,
+        timestep_spacing="trailing",
+    )
+
+
+def _open_sora(transformer: Any) -> Any:
+    from zoo.open_sora import OpenSoraPipeline
+
+    class Words:
+        def __call__(self, prompts: list[str], max_length: int, **_: Any) -> Any:
+            ids = torch.ones(len(prompts), max_length, dtype=torch.int64)
+            return stub(input_ids=ids, attention_mask=ids)
+
+    class Encoder:
+        def __call__(self, ids: Any, mask: Any) -> Any:
+            device = next(transformer.parameters()).device
+            return stub(last_hidden_state=_half(*ids.shape, 4096, device=device))
+
+    # 17 frames are 5 latents: 117 frames are 35, as of ratio 3.4; the pipeline takes whole ratios only.
+    vae = stub(spatial_compression_ratio=8, temporal_compression_ratio=4)
+    return OpenSoraPipeline(
+        tokenizer=Words(), text_encoder=Encoder(), vae=vae, transformer=transformer, scheduler=_euler(shift=3.0)()
+    )
+
+
+def stub(**values: Any) -> Any:
+    """Stands for a component of which a pipeline asks a few numbers."""
+    return SimpleNamespace(**values)
+
+
 MODELS = {
     model.name: model
     for model in (
@@ -193,6 +296,114 @@ MODELS = {
             call={"guidance_scale": 4.0, "guidance_scale_2": 3.0},
             denoisers=2,
         ),
+        Published(
+            name="hunyuan-video",
+            source="hunyuanvideo-community/HunyuanVideo",
+            kind="HunyuanVideoTransformer3DModel",
+            config={
+                "in_channels": 16,
+                "out_channels": 16,
+                "num_attention_heads": 24,
+                "attention_head_dim": 128,
+                "num_layers": 20,
+                "num_single_layers": 40,
+                "num_refiner_layers": 2,
+                "mlp_ratio": 4.0,
+                "patch_size": 2,
+                "patch_size_t": 1,
+                "qk_norm": "rms_norm",
+                "guidance_embeds": True,
+                "text_embed_dim": 4096,
+                "pooled_projection_dim": 768,
+                "rope_theta": 256.0,
+                "rope_axes_dim": (16, 56, 56),
+            },
+            pipeline=_of("HunyuanVideoPipeline", scheduler=_euler(shift=7.0), text_encoder_2=None, tokenizer_2=None),
+            embeddings=_hunyuan_embeddings,
+            sizes={"480p": (848, 480), "720p": (1280, 720)},
+            frames=129,
+            call={"guidance_scale": 6.0},
+        ),
+        Published(
+            name="hunyuan-video-1.5",
+            source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
+            kind="HunyuanVideo15Transformer3DModel",
+            config={},
+            pipeline=_hunyuan15,
+            embeddings=_hunyuan15_embeddings,
+            sizes={"480p": (848, 480), "720p": (1280, 720)},
+            frames=121,
+        ),
+        Published(
+            name="ltx",
+            source="Lightricks/LTX-Video",
+            kind="LTXVideoTransformer3DModel",
+            config={},
+            pipeline=_of("LTXPipeline", scheduler=_euler()),
+            embeddings=_pairs(128, lambda model: model.config.caption_channels, "prompt_attention_mask"),
+            sizes={"480p": (704, 480), "720p": (1280, 704)},
+            frames=161,
+            call={"guidance_scale": 3.0},
+        ),
+        Published(
+            name="ltx-2",
+            source="Lightricks/LTX-2",
+            kind="LTX2VideoTransformer3DModel",
+            config={"perturbed_attn": True},
+            pipeline=_ltx2,
+            embeddings=_pairs(1024, lambda model: model.config.caption_channels, "prompt_attention_mask"),
+            sizes={"480p": (768, 512), "720p": (1280, 704)},
+            frames=121,
+            steps=40,
+        ),
+        Published(
+            name="cogvideox-5b",
+            source="zai-org/CogVideoX-5b",
+            kind="CogVideoXTransformer3DModel",
+            config={
+                "num_attention_heads": 48,
+                "attention_head_dim": 64,
+                "num_layers": 42,
+                "text_embed_dim": 4096,
+                "time_embed_dim": 512,
+                "use_rotary_positional_embeddings": True,
+            },
+            pipeline=_of("CogVideoXPipeline", scheduler=_cogvideox_scheduler),
+            embeddings=_pairs(226, lambda model: model.config.text_embed_dim),
+            sizes={"480p": (720, 480), "720p": (1360, 768)},
+            frames=49,
+            call={"guidance_scale": 6.0},
+        ),
+        Published(
+            name="mochi",
+            source="genmo/mochi-1-preview",
+            kind="MochiTransformer3DModel",
+            config={},
+            pipeline=_of("MochiPipeline", scheduler=_euler(invert_sigmas=True)),
+            embeddings=_pairs(256, lambda model: model.config.text_embed_dim, "prompt_attention_mask", torch.bool),
+            sizes={"480p": (848, 480), "720p": (1280, 720)},
+            frames=163,
+            steps=64,
+            call={"guidance_scale": 4.5},
+        ),
+        Published(
+            name="open-sora",
+            source="hpcai-tech/OpenSora-STDiT-v3",
+            kind="zoo.open_sora:STDiT3",
+            config={
+                "hidden_size": 1152,
+                "num_heads": 16,
+                "depth": 28,
+                "in_channels": 4,
+                "caption_channels": 4096,
+            },
+            pipeline=_open_sora,
+            embeddings=lambda model, device: {"prompt": "", "max_sequence_length": 300},
+            sizes={"480p": (848, 480), "720p": (1280, 720)},
+            frames=117,
+            steps=30,
+            call={"guidance_scale": 7.0},
+        ),
     )
 }
 """By name."""
@@ -207,11 +418,6 @@ def published(name: str) -> Published:
     if name not in MODELS:
         raise unknown("model", name, [*MODELS, "PATH"])
     return MODELS[name]
-
-
-def stub(**values: Any) -> Any:
-    """Stands for a component of which a pipeline asks a few numbers."""
-    return SimpleNamespace(**values)
 
 
 def configs() -> dict[str, Config]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from ..engine.report import SessionReport, readable_bytes
 from ..errors import UnicpError, UnicpWarning
 from ..hosts.diffusers.session import DENOISERS, accelerate
 from ..policies import Config
-from ..specs import ModelSpec, find_spec
+from ..specs import find_spec
 from .pretend import DEVICE, Device, Pretend, Read, Replayed, Unfilled, Work, by_place
 from .published import Published
 
@@ -30,7 +29,7 @@ KINDS = {
     "rest": "rest",
 }
 """Kinds of layers as a rehearsal tells them; joint attention, among video and text, is self-attention here."""
-CHANGE = 0.05
+CHANGE = 0.04
 """Relative change per denoising step that measurements are taken to show; content decides it in a real run."""
 
 
@@ -203,7 +202,6 @@ def rehearse(
             timeline=report.timeline(),
             notes=report.notes,
         )
-        gc.collect()
     plain = Figures(
         operations=kinds or {"rest": work.flops},
         computed_fraction=1.0,
@@ -246,8 +244,11 @@ class _Stage:
             self.weights += self.pretend.weights(denoiser)
             denoiser.register_forward_pre_hook(self._begin)
             spec = find_spec(denoiser)
-            for module in _repeated(denoiser, spec) if spec is not None else ():
-                Replayed(self.pretend, module)
+            if spec is not None:
+                for unit in spec.units(denoiser):
+                    Replayed(self.pretend, unit.module, counted=True)
+                for _, block, _ in spec.blocks(denoiser):
+                    Replayed(self.pretend, block)
 
     def _begin(self, *_: Any) -> None:
         self.pretend.calls += 1
@@ -263,11 +264,6 @@ class _Stage:
             self.pipe(**call, num_inference_steps=steps, output_type="latent", generator=generator)
         self.branches = max(1, round(pretend.calls / steps))
         return _Run(pretend.work.minus(before), pretend.peak - held, list(pretend.reads))
-
-
-def _repeated(denoiser: Any, spec: ModelSpec) -> list[Any]:
-    blocks = [block for _, block, _ in spec.blocks(denoiser)]
-    return [*blocks, *(unit.module for unit in spec.units(denoiser))]
 
 
 def _check(done: _Run, report: SessionReport) -> None:

@@ -132,12 +132,18 @@ class Counter(TorchDispatchMode):
         output = func(*args, **kwargs)
         count = operations(func, args, kwargs, output) if self._counting else None
         if count:
-            self.total += count
-            for name in set(self._open):
-                self.scopes[name] += count
-                if packet not in LINEAR:
-                    self.attended.add(name)
+            self.add(count, attended=packet not in LINEAR)
         return output
+
+    def add(self, count: int, attended: bool) -> None:
+        """Count operations in all open scopes; ``attended`` if they are of more than linear layers."""
+        if not self._counting:
+            return
+        self.total += count
+        for name in set(self._open):
+            self.scopes[name] += count
+            if attended:
+                self.attended.add(name)
 
 
 @contextmanager
