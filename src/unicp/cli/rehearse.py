@@ -17,6 +17,7 @@ MODEL_HELP = (
     "the folder of a pipeline: its weights are not read."
 )
 GPU_HELP = "h100, h200, a100, 4090, or PEAK_TFLOPS,GB_A_SECOND: what the projected speed is for."
+MEMORY_HELP = "Of the accelerator, in 10^9 bytes: also try UniCP with what weights and activations leave of it."
 CHANGE_HELP = "How much each step is taken to change what methods measure; content decides it in a real run."
 
 
@@ -28,6 +29,7 @@ def rehearse(
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
     steps: int = typer.Option(None, min=2, metavar="N", help="Denoising steps."),
     gpu: str = typer.Option("h100", metavar="NAME", help=GPU_HELP),
+    memory: float = typer.Option(None, min=0.1, metavar="GB", help=MEMORY_HELP),
     change: float = typer.Option(0.04, min=0, metavar="X", help=CHANGE_HELP),
     as_json: bool = typer.Option(False, "--json", help="Everything as JSON, reads by place and timelines included."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
@@ -68,6 +70,7 @@ def rehearse(
             steps=steps or found.steps,
             device=device,
             change=change,
+            memory=None if memory is None else int(memory * 1e9),
         )
     if as_json:
         print(json.dumps(made.to_dict(), indent=1))

@@ -175,6 +175,9 @@ class Run:
         if self._step is None or step.position != self._step.position:
             self.settle()
             self._decisions.clear()
+            inside = self._parts.inside
+            if inside is not None and inside.choosing and self._step is not None:
+                inside.choose(self._meter.cost(branch).units, len(self._units))
         self._step = step
         key = self._key(branch)
         self._measuring = key not in self._decisions

@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from ..errors import UnicpError
-from ..tensors.flops import Counter as FlopCounter
-from ..tensors.flops import operations
+from ..tensors import flops
 
 aten = torch.ops.aten
 DEVICE = torch.device("meta")
@@ -171,6 +170,7 @@ class Pretend(TorchDispatchMode):
 
     def __enter__(self) -> Pretend:
         self._stack.enter_context(_Fused())
+        self._stack.enter_context(_autocast_is_no_error())
         super().__enter__()
         return self
 
@@ -254,7 +254,7 @@ class Pretend(TorchDispatchMode):
         return output
 
     def _work(self, func: Any, args: Any, kwargs: Any, output: Any) -> Work:
-        count = operations(func, args, kwargs, output) or 0
+        count = flops.operations(func, args, kwargs, output) or 0
         moved = sum(t.numel() * t.element_size() for t in (*_tensors(args), *_tensors((output,))) if t.is_meta)
         return Work(count, moved, max(count / self.device.flops, moved / self.device.bandwidth))
 
@@ -347,6 +347,21 @@ class _Fused(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@contextmanager
+def _autocast_is_no_error() -> Iterator[None]:
+    """Models that guard a part of themselves by autocast do so on the pretended device, too; it changes no shape."""
+    own = torch.autocast
+
+    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return nullcontext() if device_type == DEVICE.type else own(device_type, *args, **kwargs)
+
+    torch.autocast = autocast  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.autocast = own  # type: ignore[misc]
+
+
 class Unfilled(TorchFunctionMode):
     """Modules that are made on the device while this is entered do not draw numbers for their weights."""
 
@@ -423,7 +438,7 @@ def _asked_by() -> tuple[bool, str]:
     where, ours, solver = "", False, False
     while frame is not None:
         name = frame.f_code.co_filename
-        if not where and not name.startswith((TORCH, "<")) and name != __file__:
+        if not where and not name.startswith((TORCH, "<")) and name not in (__file__, flops.__file__):
             where, ours = f"{Path(name).name}:{frame.f_lineno}", name.startswith(PACKAGE)
         # Schedulers that are run on a few numbers to see what they do are run by us.
         solver = solver or (name.endswith("response.py") and name.startswith(PACKAGE))
@@ -448,7 +463,7 @@ class Replayed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pretend = self._pretend
         top = _get_current_dispatch_mode_stack()[-1]
-        counter = top if isinstance(top, FlopCounter) and self._counted else None
+        counter = top if isinstance(top, flops.Counter) and self._counted else None
         if (top is not pretend and counter is None) or any(
             _watched(part) for part in self._module.modules() if part is not self._module
         ):

@@ -11,11 +11,16 @@ from typing import Any
 import torch
 
 from ..errors import UnicpError, unknown
-from ..policies import Config
 from ..policies.adacache import AdaCacheConfig
 from ..policies.budget import BudgetConfig
+from ..policies.config import Config
 from ..policies.schedule import ScheduleConfig
 from ..policies.unicp import UniCPConfig
+
+
+class Stub(SimpleNamespace):
+    """Stands for a component of which a pipeline asks a few numbers."""
+
 
 Embeddings = Callable[[Any, Any], dict[str, Any]]
 
@@ -114,7 +119,7 @@ def _of(name: str, **parts: Any) -> Callable[..., Any]:
         kind = getattr(diffusers, name, None)
         if kind is None:
             raise UnicpError(f"diffusers {diffusers.__version__} has no {name}; update it")
-        given = {key: value() if callable(value) else value for key, value in parts.items()}
+        given = {key: value() if key == "scheduler" else value for key, value in parts.items()}
         missing = {"tokenizer": None, "text_encoder": None, "vae": None}
         second = {"transformer_2": transformers[1]} if len(transformers) > 1 else {}
         return kind(**{**missing, **given, "transformer": transformers[0], **second})
@@ -171,7 +176,7 @@ def _hunyuan15(transformer: Any) -> Any:
     make = _of(
         "HunyuanVideo15Pipeline",
         scheduler=_euler(shift=7.0),
-        vae=stub(temporal_compression_ratio=4, spatial_compression_ratio=16, config=stub(latent_channels=32)),
+        vae=Stub(temporal_compression_ratio=4, spatial_compression_ratio=16, config=Stub(latent_channels=32)),
         text_encoder_2=None,
         tokenizer_2=None,
         guider=ClassifierFreeGuidance(guidance_scale=6.0),
@@ -191,18 +196,18 @@ def _hunyuan15_embeddings(transformer: Any, device: Any) -> dict[str, Any]:
 
 def _ltx2(transformer: Any) -> Any:
     one, none = torch.ones(1), torch.zeros(1)
-    sound = stub(mel_bins=64, latent_channels=8, sample_rate=16000, mel_hop_length=160)
+    sound = Stub(mel_bins=64, latent_channels=8, sample_rate=16000, mel_hop_length=160)
     make = _of(
         "LTX2Pipeline",
         scheduler=_euler(),
-        vae=stub(
+        vae=Stub(
             spatial_compression_ratio=32,
             temporal_compression_ratio=8,
             latents_mean=none,
             latents_std=one,
-            config=stub(scaling_factor=1.0),
+            config=Stub(scaling_factor=1.0),
         ),
-        audio_vae=stub(
+        audio_vae=Stub(
             mel_compression_ratio=4, temporal_compression_ratio=4, latents_mean=none, latents_std=one, config=sound
         ),
         connectors=_Connectors(),
@@ -239,23 +244,18 @@ def _open_sora(transformer: Any) -> Any:
     class Words:
         def __call__(self, prompts: list[str], max_length: int, **_: Any) -> Any:
             ids = torch.ones(len(prompts), max_length, dtype=torch.int64)
-            return stub(input_ids=ids, attention_mask=ids)
+            return Stub(input_ids=ids, attention_mask=ids)
 
     class Encoder:
         def __call__(self, ids: Any, mask: Any) -> Any:
             device = next(transformer.parameters()).device
-            return stub(last_hidden_state=_half(*ids.shape, 4096, device=device))
+            return Stub(last_hidden_state=_half(*ids.shape, 4096, device=device))
 
     # 17 frames are 5 latents: 117 frames are 35, as of ratio 3.4; the pipeline takes whole ratios only.
-    vae = stub(spatial_compression_ratio=8, temporal_compression_ratio=4)
+    vae = Stub(spatial_compression_ratio=8, temporal_compression_ratio=4)
     return OpenSoraPipeline(
         tokenizer=Words(), text_encoder=Encoder(), vae=vae, transformer=transformer, scheduler=_euler(shift=3.0)()
     )
-
-
-def stub(**values: Any) -> Any:
-    """Stands for a component of which a pipeline asks a few numbers."""
-    return SimpleNamespace(**values)
 
 
 MODELS = {

@@ -13,8 +13,10 @@ import torch
 
 from ..engine.report import SessionReport, readable_bytes
 from ..errors import UnicpError, UnicpWarning
-from ..hosts.diffusers.session import DENOISERS, accelerate
-from ..policies import Config
+from ..hosts.diffusers.components import DENOISERS
+from ..hosts.diffusers.session import accelerate
+from ..policies.config import Config
+from ..policies.unicp import UniCPConfig
 from ..specs import find_spec
 from .pretend import DEVICE, Device, Pretend, Read, Replayed, Unfilled, Work, by_place
 from .published import Published
@@ -138,6 +140,7 @@ def rehearse(
     steps: int,
     device: Device,
     change: float = CHANGE,
+    memory: int | None = None,
     pipe: Any = None,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> Rehearsal:
@@ -149,6 +152,7 @@ def rehearse(
         width, height, frames, steps: of the video.
         device: for the projection.
         change: relative change per denoising step that measurements are taken to show.
+        memory: bytes of the accelerator; UniCP is then also tried with what weights and activations leave of it.
         pipe: its pipeline on the pretended device, if there is one already.
         on_run: told what is run next.
 
@@ -169,6 +173,15 @@ def rehearse(
     work = Work(
         *(value * steps // few for value in (idle.work.flops, idle.work.bytes)), idle.work.seconds * steps / few
     )
+    if memory is not None:
+        room = memory - stage.weights - idle.peak
+        if room <= 0:
+            raise UnicpError(
+                f"{model.name} takes {readable_bytes(stage.weights + idle.peak)} without any method; {readable_bytes(memory)} "
+                "will not do"
+            )
+        limited = UniCPConfig(delta_mlp=UniCPConfig().delta, pcas=False, max_cache_bytes=room)
+        configs = {**configs, f"unicp in {memory / 1e9:.0f} GB": limited}
     methods = {}
     kinds: dict[str, int] = {}
     for name, config in configs.items():
@@ -278,15 +291,15 @@ def _check(done: _Run, report: SessionReport) -> None:
 
 def _by_kind(session: Any, report: SessionReport) -> dict[str, int]:
     """Operations that ran, by kind of layer."""
-    executors = {executor.name: executor for executor in session._executors}
+    hooked = {each.name: each for each in session._hooked}
     found: Counter[str] = Counter()
     for record in report.steps:
-        executor = executors[record.denoiser]
-        cost = executor.meter.cost(record.branch)
+        of = hooked[record.denoiser]
+        cost = of.meter.cost(record.branch)
         if record.action in ("compute", "partial"):
-            spent = executor.meter.by_kind(record.branch, record.units)
+            spent = of.meter.by_kind(record.branch, record.units)
         else:
-            spent = {"rest": cost.total - cost.stack if executor.needs.keep == "stack" else 0}
+            spent = {"rest": cost.total - cost.stack if of.needs.keep == "stack" else 0}
         for kind, count in spent.items():
             found[KINDS[kind]] += count
     return dict(found)
@@ -294,10 +307,10 @@ def _by_kind(session: Any, report: SessionReport) -> dict[str, int]:
 
 def _whole_by_kind(session: Any, report: SessionReport) -> dict[str, int]:
     """Operations of the same calls in full."""
-    executors = {executor.name: executor for executor in session._executors}
+    hooked = {each.name: each for each in session._hooked}
     found: Counter[str] = Counter()
     for record in report.steps:
-        meter = executors[record.denoiser].meter
+        meter = hooked[record.denoiser].meter
         for kind, count in meter.cost(record.branch).by_kind(meter.kinds).items():
             found[KINDS[kind]] += count
     return dict(found)

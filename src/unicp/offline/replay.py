@@ -37,6 +37,7 @@ class Take:
         result: what the pipeline returned.
         seconds: of the denoising loop; but for its first step, where no denoiser is watched.
         forecasts: error of the forecasts at the computed steps of an accelerated run, by step.
+        operations: floating-point operations of each step of an accelerated run, by step.
         began: the clock when the first step's output was there.
         ends: the clock behind each step that the solver takes; leaps are one.
     """
@@ -50,6 +51,7 @@ class Take:
     result: Any = None
     seconds: float = 0.0
     forecasts: dict[int, float] = field(default_factory=dict)
+    operations: dict[int, int] = field(default_factory=dict)
     began: float = 0.0
     ends: list[float] = field(default_factory=list)
 

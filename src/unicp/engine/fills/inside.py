@@ -9,6 +9,7 @@ from ...errors import UnicpError
 from ...policies.base import Decision, Needs, Policy, Step
 from ...profiles import DenoiserProfile
 from ...specs import ATTENTION_KINDS, ModelSpec, Unit
+from ..report import readable_bytes
 from ..slicing.attention import SlicedAttention, basis, choose_ranks
 from ..slicing.maps import MapAttention
 from .units import UnitCall, UnitFill, Units
@@ -76,6 +77,8 @@ class Inside:
         )
         self.units.map_bytes = needs.map_bytes
         self.ways: dict[str, list[str]] = {}  # how each unit ran in the last call
+        self._limit = needs.cache_bytes
+        self.units.limited = self._limit is not None
 
     def _slicers(
         self, config: Any, profile: DenoiserProfile, units: Sequence[Unit]
@@ -112,6 +115,46 @@ class Inside:
         if not allowed and note not in self.notes:
             self.notes.append(note)
         return allowed
+
+    @property
+    def choosing(self) -> bool:
+        """The units whose outputs are kept are yet to be chosen."""
+        return self.units.limited and not self.units.chosen
+
+    def choose(self, costs: Mapping[str, int], branches: int) -> None:
+        """Keep the outputs that save the most operations for their bytes, as many as may be kept.
+
+        Args:
+            costs: operations of each unit in a call.
+            branches: guidance branches, each of which keeps outputs of its own.
+
+        Raises:
+            UnicpError: not one fits.
+        """
+        assert self._limit is not None
+        sizes = {name: size * branches for name, size in self.units.sizes.items() if size}
+        order = sorted(sizes, key=lambda name: costs.get(name, 0) / sizes[name], reverse=True)
+        chosen, left = [], self._limit
+        for name in order:
+            if sizes[name] <= left:
+                chosen.append(name)
+                left -= sizes[name]
+        if not chosen:
+            least = min(sizes.values(), default=0)
+            raise UnicpError(
+                f"max_cache_bytes={self._limit}: the smallest output of a unit takes {least} bytes in {branches} guidance "
+                "branches; give more, or use a method that keeps whole outputs (BudgetConfig)"
+            )
+        self.units.chosen = frozenset(chosen)
+        self.notes = [note for note in self.notes if not note.startswith("max_cache_bytes")]
+        if len(chosen) < len(sizes):
+            kinds = Counter(self._kinds[name] for name in chosen)
+            listed = ", ".join(f"{count} {kind.replace('_', '-')}" for kind, count in kinds.items())
+            used = sum(sizes[name] for name in chosen)
+            self.notes.append(
+                f"max_cache_bytes: {len(chosen)} of {len(sizes)} units are kept ({listed}; {readable_bytes(used)}), those "
+                "that save the most operations for their bytes; the others are computed"
+            )
 
     def introduce(self, policy: Policy) -> None:
         """Tell a new policy what there is to decide on."""

@@ -12,6 +12,7 @@ from ...errors import UnicpError
 from ...policies.base import Step
 from ...specs import Unit
 from ...tensors.groups import summed
+from ...tensors.metrics import distance_sums
 from ..slicing.attention import SlicedAttention
 from ..slicing.maps import MapAttention
 from .kept import Kept
@@ -41,9 +42,9 @@ def output_change(new: Any, old: Any, batch: int) -> Any:
     difference: Any = 0.0
     size: Any = 0.0
     for a, b in zip(parts(new), parts(old), strict=True):
-        a, b = a.reshape(batch, -1).float(), b.reshape(batch, -1).float()
-        difference = difference + (a - b).abs().sum(1)
-        size = size + b.abs().sum(1)
+        apart, much = distance_sums(a.reshape(batch, -1), b.reshape(batch, -1))
+        difference = difference + apart
+        size = size + much
     return torch.stack([difference, size])
 
 
@@ -136,6 +137,9 @@ class Units:
         self._refresh = refresh
         self._measure = measure
         self.map_bytes = map_bytes
+        self.limited = False  # only what is chosen is kept
+        self.chosen: frozenset[str] = frozenset()
+        self.sizes: dict[str, int] = {}  # bytes of an output, while it is open which are kept
         self.way: Way = lambda name, how, run: run()  # counts what is run otherwise than in full
         self.group: Any = None  # processes over which the tokens are spread
         self._eagerly = eagerly
@@ -202,7 +206,7 @@ class Units:
             output = _whole(new, [kept + (now - then) for kept, now, then in moved])
         else:
             action, output = "slice", new
-        if self._refresh:
+        if self._refresh and (not self.limited or name in self.chosen):
             call.fills[name] = fill = UnitFill()
             fill.keep(call.step, output)
             fill.sliced = _detached(new) if self._keep_slices else None
@@ -210,6 +214,10 @@ class Units:
 
     def _compute(self, call: UnitCall, name: str, full: Full, sliced: Forward | None) -> Any:
         output, maps = full()
+        if self.limited and name not in self.chosen:
+            size = sum(tensor.numel() * tensor.element_size() for tensor in parts(output))
+            self.sizes[name] = max(size * (1 + self._keep_slices), self.sizes.get(name, 0))
+            return output
         fill, step = call.fills.get(name), call.step
         old = fill.fill() if fill is not None else None
         # A change of shape inside a generation (per-token masks, another text length) is no anchor to compare with.
@@ -245,8 +253,8 @@ class Units:
         return self.call is not None and self.call.held() + size <= self.map_bytes
 
     def renew(self) -> None:
-        """Let go of sliced weights; they are made of the denoiser's own again when they are needed."""
-        self.call = None
+        """Forget which outputs are kept, and let go of sliced weights; they are made of the denoiser's own again when they are needed."""
+        self.call, self.chosen, self.sizes = None, frozenset(), {}
         for slicer in self.slicers.values():
             slicer.renew()
 
