@@ -177,8 +177,8 @@ def rehearse(
         room = memory - stage.weights - idle.peak
         if room <= 0:
             raise UnicpError(
-                f"{model.name} takes {readable_bytes(stage.weights + idle.peak)} without any method; {readable_bytes(memory)} "
-                "will not do"
+                f"{model.name} takes {readable_bytes(stage.weights + idle.peak)} without any method; "
+                f"{readable_bytes(memory)} will not do"
             )
         limited = UniCPConfig(delta_mlp=UniCPConfig().delta, pcas=False, max_cache_bytes=room)
         configs = {**configs, f"unicp in {memory / 1e9:.0f} GB": limited}

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-
 CHUNK = 2**24
 """Numbers of a sample that are compared at a time. Larger tensors are never copied whole to be measured."""
 

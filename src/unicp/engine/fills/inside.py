@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -142,8 +143,8 @@ class Inside:
         if not chosen:
             least = min(sizes.values(), default=0)
             raise UnicpError(
-                f"max_cache_bytes={self._limit}: the smallest output of a unit takes {least} bytes in {branches} guidance "
-                "branches; give more, or use a method that keeps whole outputs (BudgetConfig)"
+                f"max_cache_bytes={self._limit}: the smallest output of a unit takes {least} bytes in {branches} "
+                "guidance branches; give more, or use a method that keeps whole outputs (BudgetConfig)"
             )
         self.units.chosen = frozenset(chosen)
         self.notes = [note for note in self.notes if not note.startswith("max_cache_bytes")]
@@ -152,8 +153,8 @@ class Inside:
             listed = ", ".join(f"{count} {kind.replace('_', '-')}" for kind, count in kinds.items())
             used = sum(sizes[name] for name in chosen)
             self.notes.append(
-                f"max_cache_bytes: {len(chosen)} of {len(sizes)} units are kept ({listed}; {readable_bytes(used)}), those "
-                "that save the most operations for their bytes; the others are computed"
+                f"max_cache_bytes: {len(chosen)} of {len(sizes)} units are kept ({listed}; {readable_bytes(used)}), "
+                "those that save the most operations for their bytes; the others are computed"
             )
 
     def introduce(self, policy: Policy) -> None:

@@ -253,7 +253,7 @@ class Units:
         return self.call is not None and self.call.held() + size <= self.map_bytes
 
     def renew(self) -> None:
-        """Forget which outputs are kept, and let go of sliced weights; they are made of the denoiser's own again when they are needed."""
+        """Forget which outputs are kept, and let go of sliced weights, which are made again when they are needed."""
         self.call, self.chosen, self.sizes = None, frozenset(), {}
         for slicer in self.slicers.values():
             slicer.renew()
