@@ -96,10 +96,10 @@ class Player:
         began: list[float] = []
 
         def called(hook: Any, clock: Clock, names: list[str], forward: Any, args: Any, kwargs: Any) -> Any:
-            if not began:
-                began.append(_now())
-            place = next(counter)
             call = named(names, args, kwargs)
+            if not began:
+                began.append(_now(next(value for value in call.values() if isinstance(value, torch.Tensor))))
+            place = next(counter)
             tick = clock.tick(hook.contexts.current, call)
             if not record and tick.step.index < play_until:
                 device = next(value for value in call.values() if isinstance(value, torch.Tensor)).device
@@ -149,7 +149,7 @@ class _watched:
         def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
             index = len(self.take.given)
             if index == 0:
-                self.take.began = _now()
+                self.take.began = _now(model_output)
             if self.weigh:
                 self.solver = self.solver or Solver(self.scheduler, own)
                 self.solver.called(model_output, *args, **kwargs)
@@ -158,7 +158,7 @@ class _watched:
             self.take.given.append(model_output.detach().float().cpu())
             result = own(model_output, *args, **kwargs)
             self.take.latents = leading(result).detach().float().cpu()
-            self.take.ends.append(_now())
+            self.take.ends.append(_now(model_output))
             if self.on_step is not None:
                 self.on_step(index + 1, len(self.scheduler.timesteps))
             return result
@@ -172,9 +172,10 @@ class _watched:
             self.scheduler.step = self.before
 
 
-def _now() -> float:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+def _now(tensor: Any) -> float:
+    """Seconds, once everything that was queued on a tensor's device is done."""
+    if torch.accelerator.is_available() and tensor.device.type == torch.accelerator.current_accelerator().type:
+        torch.accelerator.synchronize(tensor.device)
     return time.perf_counter()
 
 
