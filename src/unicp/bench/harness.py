@@ -42,10 +42,9 @@ def accelerator_of(pipe: Any) -> Any:
     """The accelerator that a pipeline runs on, which need not be the current one; ``None`` if it runs on none."""
     import torch
 
-    if not torch.accelerator.is_available():
-        return None
-    device = torch.device(getattr(pipe, "_execution_device", None) or torch.accelerator.current_accelerator())
-    return device if device.type == torch.accelerator.current_accelerator().type else None
+    current = torch.accelerator.current_accelerator(check_available=True)
+    device: Any = getattr(pipe, "_execution_device", None) or current
+    return device if current is not None and device.type == current.type else None
 
 
 def now(pipe: Any = None) -> float:

@@ -23,8 +23,10 @@ CHANGE_HELP = "How much each step is taken to change what methods measure; conte
 
 def rehearse(
     model: str = typer.Option(..., metavar="MODEL", help=MODEL_HELP),
-    method: str = typer.Option(None, metavar="METHOD", help=f"{METHODS}, or a profile; by default all."),
-    settings: list[str] = typer.Option(None, "--set", metavar="NAME=VALUE", help="A field of the method's config."),
+    method: str | None = typer.Option(None, metavar="METHOD", help=f"{METHODS}, or a profile; by default all."),
+    settings: list[str] | None = typer.Option(
+        None, "--set", metavar="NAME=VALUE", help="A field of the method's config."
+    ),
     size: str = typer.Option(None, metavar="WxH", help="By default as the model's authors generate."),
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
     steps: int = typer.Option(None, min=2, metavar="N", help="Denoising steps."),
@@ -47,18 +49,19 @@ def rehearse(
 
     unicp rehearse --model wan-14b --method unicp --set delta_mlp=0.1 --json
     """
-    if method is None and settings:
-        raise UnicpError(f"--set {settings[0]} needs a --method whose field it is")
+    given = list(settings or [])
+    if given and not method:
+        raise UnicpError(f"--set {given[0]} needs a --method whose field it is")
     if method == options.NONE:
         raise UnicpError("--method none costs what the unaccelerated run does, which is always shown; name a method")
-    config = options.read_method(method, settings or []) if method is not None else None
+    config = options.read_method(method, given) if method is not None else None
     asked: dict[str, Any] = {"size": options.read_size(size) if size is not None else None}
     from ..offline import pretend, published
     from ..offline import rehearse as rehearsal
 
     device = pretend.device_named(gpu)
     found = published.published(model)
-    width, height = asked["size"] or next(reversed(found.sizes.values()))
+    width, height = asked["size"] or list(found.sizes.values())[-1]
     configs = published.configs() if config is None else {method or "": config}
     with waiting(f"rehearsing {found.name}"):
         made = rehearsal.rehearse(

@@ -239,7 +239,7 @@ def _cogvideox_scheduler() -> Any:
 
 
 def _open_sora(transformer: Any) -> Any:
-    from zoo.open_sora import OpenSoraPipeline
+    pipeline = importlib.import_module("zoo.open_sora").OpenSoraPipeline
 
     class Words:
         def __call__(self, prompts: list[str], max_length: int, **_: Any) -> Any:
@@ -253,7 +253,7 @@ def _open_sora(transformer: Any) -> Any:
 
     # 17 frames are 5 latents: 117 frames are 35, as of ratio 3.4; the pipeline takes whole ratios only.
     vae = Stub(spatial_compression_ratio=8, temporal_compression_ratio=4)
-    return OpenSoraPipeline(
+    return pipeline(
         tokenizer=Words(), text_encoder=Encoder(), vae=vae, transformer=transformer, scheduler=_euler(shift=3.0)()
     )
 

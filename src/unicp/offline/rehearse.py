@@ -170,9 +170,7 @@ def rehearse(
     few = min(steps, 2)
     # Every step costs the same: two of them tell, and of two denoisers each gets one.
     idle = stage.run(call, few)
-    work = Work(
-        *(value * steps // few for value in (idle.work.flops, idle.work.bytes)), idle.work.seconds * steps / few
-    )
+    work = Work(idle.work.flops * steps // few, idle.work.bytes * steps // few, idle.work.seconds * steps / few)
     if memory is not None:
         room = memory - stage.weights - idle.peak
         if room <= 0:

@@ -174,7 +174,8 @@ class _watched:
 
 def _now(tensor: Any) -> float:
     """Seconds, once everything that was queued on a tensor's device is done."""
-    if torch.accelerator.is_available() and tensor.device.type == torch.accelerator.current_accelerator().type:
+    current = torch.accelerator.current_accelerator(check_available=True)
+    if current is not None and tensor.device.type == current.type:
         torch.accelerator.synchronize(tensor.device)
     return time.perf_counter()
 
