@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,15 +32,22 @@ from diffusers import (
 import unicp
 from benchmarks import common
 from unicp.bench import harness
+from unicp.offline import pretend, rehearse
+from unicp.offline.published import MODELS as PUBLISHED
+from unicp.offline.published import half_precision
 
+ACCELERATOR = "h100"
+"""For which the speed is projected that is set beside the measured one."""
 SHORT = 2
 """Steps of the warm-up."""
-PLANS: dict[str, unicp.AdaCacheConfig | unicp.ScheduleConfig | None] = {
+PLANS: dict[str, Any] = {
     "unaccelerated": None,
     "adacache, computing all": unicp.AdaCacheConfig(codebook=((1.0, 1),)),
     "adacache, every second step": unicp.AdaCacheConfig(codebook=((1.0, 2),)),
     "schedule, every second step": unicp.ScheduleConfig(interval=2, warmup_steps=1),
     "schedule, every third step": unicp.ScheduleConfig(interval=3, warmup_steps=1),
+    "budget, 2x": unicp.BudgetConfig(target_speedup=2),
+    "unicp, self-attention": unicp.UniCPConfig(delta=1e6, delta_cross=0, max_window=1, warmup_steps=1, pcas=False),
 }
 """What is compared. The first has the cost of measuring and nothing gained; the others save a known share."""
 
@@ -50,17 +57,15 @@ class Model:
     """A published model.
 
     Attributes:
-        source: where its config is from.
-        config: of the transformer; what is not named is as diffusers has it.
+        name: of the published one (:mod:`unicp.offline.published`), which has its configuration.
         tiny: what replaces it with ``--tiny``.
         size: height, width and frames that its authors generate at.
         call: further arguments of the pipeline's call.
         embeddings: what stands for a prompt, of as many words as the pipeline pads to, or of fewer.
     """
 
-    source: str
+    name: str
     kind: Any
-    config: dict[str, Any]
     tiny: dict[str, Any]
     size: tuple[int, int, int]
     call: dict[str, Any]
@@ -69,13 +74,32 @@ class Model:
 
     def build(self, *, tiny: bool = False, device: str = "cpu") -> Any:
         """The transformer, in the precision ``from_pretrained(torch_dtype=torch.bfloat16)`` gives it."""
-        with torch.device(device):
-            model = self.kind(**{**self.config, **(self.tiny if tiny else {})})
-        keep = set(model._keep_in_fp32_modules or ())
-        for name, parameter in model.named_parameters():
-            if keep.isdisjoint(name.split(".")):
-                parameter.data = parameter.data.to(torch.bfloat16)
-        return model.eval().requires_grad_(False)
+        return half_precision(self.kind, {**PUBLISHED[self.name].config, **(self.tiny if tiny else {})}, device)
+
+    def rehearsed(self, size: tuple[int, int, int], steps: int, *, tiny: bool) -> dict[str, dict[str, Any]]:
+        """What a rehearsal says of every plan."""
+        found = PUBLISHED[self.name]
+        found = replace(found, config={**found.config, **(self.tiny if tiny else {})})
+        height, width, frames = size
+        made = rehearse.rehearse(
+            found,
+            {name: config for name, config in PLANS.items() if config is not None},
+            width=width,
+            height=height,
+            frames=frames,
+            steps=steps,
+            device=pretend.DEVICES[ACCELERATOR],
+        )
+        return {
+            name: {
+                "computed_fraction": each.computed_fraction,
+                "speedup": each.speedup,
+                "cache_bytes": each.kept_bytes,
+                "peak_bytes_beyond_weights": each.peak_bytes,
+                "reads": each.reads,
+            }
+            for name, each in {"unaccelerated": made.plain, **made.methods}.items()
+        }
 
 
 def _wan(shift: float) -> Callable[[Any], Any]:
@@ -108,17 +132,6 @@ def _hunyuan_embeddings(transformer: Any, words: int | None) -> dict[str, Any]:
     }
 
 
-WAN: dict[str, Any] = {
-    "patch_size": (1, 2, 2),
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "cross_attn_norm": True,
-    "qk_norm": "rms_norm_across_heads",
-    "eps": 1e-6,
-}
 TINY_WAN: dict[str, Any] = {
     "num_layers": 2,
     "num_attention_heads": 2,
@@ -129,9 +142,8 @@ TINY_WAN: dict[str, Any] = {
 }
 MODELS = {
     "wan-1.3b": Model(
-        source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers, transformer/config.json",
         kind=WanTransformer3DModel,
-        config={**WAN, "num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
+        name="wan-1.3b",
         tiny=TINY_WAN,
         size=(480, 832, 81),
         call={"guidance_scale": 5.0},
@@ -139,9 +151,8 @@ MODELS = {
         embeddings=_wan_embeddings,
     ),
     "wan-14b": Model(
-        source="Wan-AI/Wan2.1-T2V-14B-Diffusers, transformer/config.json",
         kind=WanTransformer3DModel,
-        config={**WAN, "num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824},
+        name="wan-14b",
         tiny=TINY_WAN,
         size=(720, 1280, 81),
         call={"guidance_scale": 5.0},
@@ -149,26 +160,8 @@ MODELS = {
         embeddings=_wan_embeddings,
     ),
     "hunyuan-video": Model(
-        source="hunyuanvideo-community/HunyuanVideo, transformer/config.json",
         kind=HunyuanVideoTransformer3DModel,
-        config={
-            "in_channels": 16,
-            "out_channels": 16,
-            "num_attention_heads": 24,
-            "attention_head_dim": 128,
-            "num_layers": 20,
-            "num_single_layers": 40,
-            "num_refiner_layers": 2,
-            "mlp_ratio": 4.0,
-            "patch_size": 2,
-            "patch_size_t": 1,
-            "qk_norm": "rms_norm",
-            "guidance_embeds": True,
-            "text_embed_dim": 4096,
-            "pooled_projection_dim": 768,
-            "rope_theta": 256.0,
-            "rope_axes_dim": (16, 56, 56),
-        },
+        name="hunyuan-video",
         tiny={
             "num_attention_heads": 2,
             "attention_head_dim": 12,
@@ -222,11 +215,14 @@ def measure(model: Model, *, steps: int, repeats: int, tiny: bool, device: str) 
         for name in PLANS:
             once(name, steps)
     bare = found["unaccelerated"]["loop_seconds"]
+    size = TINY_SIZE if tiny else model.size
+    for name, figures in model.rehearsed(size, steps, tiny=tiny).items():
+        found[name]["rehearsed"] = figures
     for each in found.values():
         each["speedup"] = common.ratios(bare, each["loop_seconds"])
     parameters = sum(parameter.numel() for parameter in transformer.parameters())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in transformer.parameters())
-    about = {"config": model.source, "height": height, "width": width, "frames": frames, "steps": steps}
+    about = {"config": PUBLISHED[model.name].source, "height": height, "width": width, "frames": frames, "steps": steps}
     return {**about, "parameters": parameters, "weights_bytes": weights, "plans": found}
 
 
@@ -241,6 +237,7 @@ def show(name: str, figures: dict[str, Any]) -> None:
             + (f"  computed {each['computed_fraction']:.0%}" if "computed_fraction" in each else "")
             + (f"  peak {peak / 2**30:.2f} GiB beyond the weights" if peak is not None else "")
             + (f"  kept {kept / 2**20:.1f} MiB" if kept else "")
+            + f"  rehearsed {each['rehearsed']['speedup']:.2f}x"
         )
 
 

@@ -1,4 +1,4 @@
-"""Sliced against full attention of one module (PCAS), by sequence length: time, arithmetic, error.
+"""Sliced against full attention of one module (PCAS), by sequence length: time, operations, error.
 
     python -m benchmarks.slicing [--tokens 1024 4096 16384] [--heads 4] [--ranks 32 64 96]
 
@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks import common
 from unicp.engine.fills.units import output_change
 from unicp.engine.slicing.attention import SlicedAttention, basis, instrumented, second_moments
+from unicp.tensors.flops import Counter
 
 SIZE = 128
 
@@ -47,16 +47,10 @@ def moments(module: Any, run: Callable[[], Any]) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
 def flops(run: Callable[[], Any]) -> int:
-    # The CPU's fused attention is not in torch's own table.
-    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+    with Counter() as counter:
         run()
-    return counter.get_total_flops()
+    return counter.total
 
 
 @torch.inference_mode(False)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import unicp
 from tests.tiny import FAMILIES, Family, denoisers
@@ -23,6 +24,7 @@ from tests.tiny_variants import VARIANTS
 from unicp.engine.report import SessionReport, StepRecord
 from unicp.errors import UnicpWarning
 from unicp.policies import Config
+from unicp.tensors.flops import EXTRA
 
 # Whatever a random model measures lies below the last threshold, so that these always reuse.
 CODEBOOK = ((0.02, 4), (1e6, 3))
@@ -274,12 +276,35 @@ class Runs:
     reports: list[SessionReport]
     blocks: dict[str, dict[str, int]]  # by denoiser and name: how often each self-attention ran in the first run
     entrance: dict[str, int]  # calls of the first submodule in the first run, by denoiser
+    operations: int  # of the denoisers in the first run, by torch's own counter
     restored: torch.Tensor
     before: dict[str, Any]
     after: dict[str, Any]
     always: torch.Tensor
     always_report: SessionReport
     acting_warnings: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def operations(modules: list[torch.nn.Module]) -> Iterator[list[int]]:
+    """Floating-point operations inside of the calls of these modules, as torch itself counts them."""
+    counter, found, before = FlopCounterMode(display=False, depth=1, custom_mapping=EXTRA), [0], [0]
+
+    def enter(*_: Any) -> None:
+        before[0] = counter.get_total_flops()
+
+    def leave(*_: Any) -> None:
+        found[0] += counter.get_total_flops() - before[0]
+
+    handles = [
+        handle for m in modules for handle in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))
+    ]
+    try:
+        with counter:
+            yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @functools.cache
@@ -299,7 +324,7 @@ def runs(family_name: str, case_name: str) -> Runs:
             # Its first projection: the module itself is called even where a hook stands in for its forward.
             attention = [block.get_submodule(family.attention) for block in family.blocks(denoiser)]
             watched += [(name, paths[module], getattr(module, family.query)) for module in attention]
-        with counting([part for *_, part in watched]) as counts:
+        with counting([part for *_, part in watched]) as counts, operations(denoisers(family, pipe)) as ran:
             first = family.generate(pipe)
         for (name, path, _), number in zip(watched, counts, strict=True):
             blocks.setdefault(name, {})[path] = number
@@ -320,6 +345,7 @@ def runs(family_name: str, case_name: str) -> Runs:
         reports=reports,
         blocks=blocks,
         entrance=entrance,
+        operations=ran[0],
         restored=restored,
         before=before,
         after=after,

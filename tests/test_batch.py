@@ -284,7 +284,7 @@ def test_progress_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyP
     render(tmp_path / "out", clips, recipe, progress=progress.Progress(console))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[0].startswith("0/4 clips")
-    assert "4/4 clips, " in lines[-1] and " a minute, 0 s left, 50% of the arithmetic; workers: 1 idle" in lines[-1]
+    assert "4/4 clips, " in lines[-1] and " a minute, 0 s left, 50% of the operations; workers: 1 idle" in lines[-1]
 
 
 def test_progress_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_status(local: SimpleNamespace) -> None:
     said = call("status", str(local.folder))
     assert said.code == 0
     assert "4 done, 1 failed" in said.out and "width 50 is not a multiple" in said.out
-    assert "of the denoiser's arithmetic computed" in said.out
+    assert "of the denoiser's operations computed" in said.out
     assert "no batch is running here; run the same command again" in said.out
     assert "there is no batch in" in call("status", str(local.folder.parent)).err
 

@@ -127,6 +127,16 @@ def test_the_report_tells_what_was_done(family: str, name: str) -> None:
 
 
 @pairs
+def test_operations_are_those_that_torch_counts(family: str, name: str) -> None:
+    done = runs(family, name)
+    first, second = done.reports
+    assert first.operations == second.operations == done.operations
+    whole = done.always_report
+    assert whole.operations == whole.all_operations == first.all_operations
+    assert first.computed_fraction == first.operations / first.all_operations
+
+
+@pairs
 def test_branches_decide_together_unless_asked_otherwise(family: str, name: str) -> None:
     done = runs(family, name)
     guidance = getattr(getattr(done.case.config, "stack", None) or done.case.config, "guidance", None)

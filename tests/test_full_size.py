@@ -29,6 +29,10 @@ def test_it_runs_at_a_tiny_size(capsys: pytest.CaptureFixture[str]) -> None:
         assert plans["schedule, every second step"]["computed_fraction"] < 0.9
         assert plans["adacache, every second step"]["computed_fraction"] < 1
         assert plans["schedule, every second step"]["cache_bytes"] > 0
+        for name in list(full_size.PLANS)[1:]:
+            assert plans[name]["rehearsed"]["computed_fraction"] == pytest.approx(
+                plans[name]["computed_fraction"], rel=0.1
+            )
     assert "hunyuan-video: " in capsys.readouterr().out
 
 

@@ -224,18 +224,17 @@ def test_a_target_whose_plan_has_none_leaves_the_modules_alone(tmp_path: Path) -
 # --- who offers them --------------------------------------------------------------------------------------------------
 
 
-def test_what_such_a_step_costs_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A skipped step takes 0.1 s, a whole one 2 s, one with UniCP inside 1.43; of one prompt, all is half as fast."""
+def test_what_such_a_step_costs_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole step takes 200 operations, one with UniCP inside 140; of one prompt, all is twice as long."""
     run = trials.Tuner(WAN.build(), {}, [None], {}, 0, candidates.EFFORTS["medium"], INSIDE, None)
     run.state["seconds"] = {str(i): [41.0, 2.0] for i in range(3)}
     seen: list[StepPlan] = []
 
     def played(plan: StepPlan, index: int, show: Any, leap: float) -> Any:
         seen.append(plan)
-        costs = {step: 1.43 if step in plan.inside else 2.0 for step in plan.compute}
-        costs |= {0: 7.0, plan.compute[2]: 3.0}  # the first step, and one that something came in between of
-        steps = [(2 if index == 1 else 1) * costs.get(step, 0.1) for step in range(20)]
-        return Take(ends=np.cumsum(steps).tolist())
+        costs = {step: 140 if step in plan.inside else 200 for step in plan.compute}
+        costs[plan.inside[1]] = 170  # one at which less was reused
+        return Take(operations={step: (2 if index == 1 else 1) * cost for step, cost in costs.items()})
 
     monkeypatch.setattr(run, "_played", played)
     assert run._inside_cost(20, lambda *_: None) == pytest.approx(0.7)

@@ -41,7 +41,7 @@ class Rendered:
         fps: frames a second.
         scale: every pixel is written as ``scale`` x ``scale``.
         record: the values of its JSON; file name, size and digest are added when it is written.
-        fraction: share of the denoiser's arithmetic that ran, from 0 to 1; ``None`` where unknown.
+        fraction: share of the denoiser's operations that ran, from 0 to 1; ``None`` where unknown.
     """
 
     frames: Any

@@ -115,7 +115,7 @@ class Progress:
             parts.append(f"{60 * rate:.3g} a minute")
             parts.append(f"{duration((self._total - self._found - ended) / rate)} left")
         if self._fractions:
-            parts.append(f"{sum(self._fractions) / len(self._fractions):.0%} of the arithmetic")
+            parts.append(f"{sum(self._fractions) / len(self._fractions):.0%} of the operations")
         return ", ".join(parts)
 
     def lines(self) -> list[str]:

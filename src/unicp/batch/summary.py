@@ -75,7 +75,7 @@ def write(manifest: Manifest) -> Path:
     fractions = [entry.fraction for entry in done if entry.fraction is not None]
     facts = [f"{len(done)} of {len(entries)} clips"]
     if fractions:
-        facts.append(f"{sum(fractions) / len(fractions):.0%} of the denoiser's arithmetic computed, on average")
+        facts.append(f"{sum(fractions) / len(fractions):.0%} of the denoiser's operations computed, on average")
     if done:
         facts.append(f"{duration(sum(entry.seconds or 0.0 for entry in done))} of work")
     path = manifest.folder / FILE

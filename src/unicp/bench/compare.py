@@ -62,10 +62,10 @@ def compare(
     progress: bool | Callable[[Progress], None] = True,
     **call: Any,
 ) -> Comparison:
-    """Measure methods against the unaccelerated pipeline: wall-clock, arithmetic, memory, and quality at the same seed.
+    """Measure methods against the unaccelerated pipeline: wall-clock, operations, memory, and quality at the same seed.
 
     Every run has a fresh pipeline that shares only weights. Before anything is timed, each setting makes one video of
-    the first prompt, during which its arithmetic is counted; that video is discarded. Then all methods take turns,
+    the first prompt, during which its operations are counted; that video is discarded. Then all methods take turns,
     prompt by prompt, after the unaccelerated pipeline.
 
     Args:
@@ -244,7 +244,7 @@ class _Comparing:
                 entry.peer.remove(run)
 
     def _observe(self, entry: _Entry) -> dict[str, Any]:
-        """The discarded run: a warm-up in which the arithmetic is counted and the decisions are seen."""
+        """The discarded run: a warm-up in which operations are counted and the decisions are seen."""
         prompt = self.prompts[0]
         key = self._key("observation", entry, prompt)
         known = self.kept.get(key)

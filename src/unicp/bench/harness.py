@@ -38,12 +38,22 @@ class Made:
     peak_bytes: int | None = None
 
 
-def now() -> float:
-    """Seconds, once everything that was queued on an accelerator is done."""
+def accelerator_of(pipe: Any) -> Any:
+    """The accelerator that a pipeline runs on, which need not be the current one; ``None`` if it runs on none."""
     import torch
 
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    current = torch.accelerator.current_accelerator(check_available=True)
+    device: Any = getattr(pipe, "_execution_device", None) or current
+    return device if current is not None and device.type == current.type else None
+
+
+def now(pipe: Any = None) -> float:
+    """Seconds, once everything that was queued on the pipeline's accelerator is done."""
+    import torch
+
+    device = accelerator_of(pipe)
+    if device is not None:
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
@@ -88,13 +98,14 @@ class Watch:
         import torch
 
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            self.held = torch.cuda.memory_allocated()
+            device = accelerator_of(self.pipe)
+            torch.cuda.reset_peak_memory_stats(device)
+            self.held = torch.cuda.memory_allocated(device)
 
     def start(self, *_: Any) -> None:
         """Before a denoiser runs."""
         if self.began is None:
-            self.began = now()
+            self.began = now(self.pipe)
 
     def finish(self, *_: Any) -> None:
         """After a denoiser ran, where the pipeline does not say when a step ends."""
@@ -104,9 +115,9 @@ class Watch:
     def _end(self) -> None:
         import torch
 
-        self.ended = now()
+        self.ended = now(self.pipe)
         if torch.cuda.is_available():
-            self.peak_bytes = torch.cuda.max_memory_allocated() - self.held
+            self.peak_bytes = torch.cuda.max_memory_allocated(accelerator_of(self.pipe)) - self.held
 
     def step_end(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's ``callback_on_step_end``."""
@@ -154,9 +165,9 @@ def run(
             if not says_steps:
                 stack.callback(module.register_forward_hook(watch.finish).remove)
         watch.mark_memory()
-        began = now()
+        began = now(pipe)
         output = pipe(**call, **extra)
-        total = now() - began
+        total = now(pipe) - began
     return getattr(output, "frames", None), Made(
         frames=None,
         steps=watch.steps,

@@ -1,4 +1,4 @@
-"""What a method does, seen from outside and alike for all: which modules ran at each call, and their arithmetic."""
+"""What a method does, seen from outside and alike for all: which blocks ran at each call, and their operations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..tensors import metrics
+from ..tensors.flops import Counter, scoped
 from .harness import denoisers_of
 
 
@@ -19,15 +20,15 @@ class Call:
     Attributes:
         step: denoising step, from 0.
         branch: number of the call within its step, from 0: the guidance branches in their order.
-        share: of the denoiser's parameters, the share whose modules ran, 0 to 1.
+        operations: floating-point operations that ran.
         blocks: the same for each block.
         change: relative L1 change of the denoiser's output since the same branch's last call; ``None`` at the first.
     """
 
     step: int
     branch: int
-    share: float
-    blocks: list[float]
+    operations: int
+    blocks: list[int]
     change: float | None = None
 
 
@@ -50,7 +51,13 @@ class Observation:
     peak_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, rounded: they are for pictures."""
+        """Plain values, rounded: they are for pictures. Shares are of the most operations of any call of the branch."""
+        most: dict[int, int] = {}
+        most_of_blocks: dict[int, list[int]] = {}
+        for call in self.calls:
+            most[call.branch] = max(most.get(call.branch, 0), call.operations)
+            known = most_of_blocks.get(call.branch, [0] * len(call.blocks))
+            most_of_blocks[call.branch] = [max(pair) for pair in zip(known, call.blocks, strict=True)]
         return {
             "blocks": self.blocks,
             "flops": self.flops,
@@ -59,8 +66,11 @@ class Observation:
                 {
                     "step": call.step,
                     "branch": call.branch,
-                    "share": round(call.share, 3),
-                    "blocks": [round(share, 2) for share in call.blocks],
+                    "share": round(call.operations / max(1, most[call.branch]), 3),
+                    "blocks": [
+                        round(ran / max(1, all_of_it), 2)
+                        for ran, all_of_it in zip(call.blocks, most_of_blocks[call.branch], strict=True)
+                    ],
                     "change": None if call.change is None else round(call.change, 5),
                 }
                 for call in self.calls
@@ -69,48 +79,32 @@ class Observation:
 
 
 class _Observer:
-    def __init__(self, seen: Observation, live: Any, counter: Any) -> None:
+    def __init__(self, seen: Observation, live: Any, counter: Counter) -> None:
         self.seen, self.step, self.branch = seen, 0, 0
-        self.running: dict[int, int] | None = None
         self.last: dict[tuple[str, int], Any] = {}
-        self.sizes: dict[int, int] = {}
         self.live, self.counter = live, counter
-        self.counted = 0
+        self.before: list[int] = []
 
-    def enter(self, *_: Any) -> None:
-        self.running = {}
-        self.counted = self._flops()
+    def _counts(self, blocks: range) -> list[int]:
+        return [self.counter.total, *(self.counter.scopes.get(str(block), 0) for block in blocks)]
 
-    def _flops(self) -> int:
-        return int(self.counter.get_total_flops())
+    def enter(self, blocks: range) -> None:
+        self.before = self._counts(blocks)
 
-    def ran(self, block: int, size: int) -> None:
-        if self.running is not None:
-            self.running[block] = self.running.get(block, 0) + size
-
-    def leave(self, name: str, whole: int, blocks: range, output: Any) -> None:
-        running = self.running or {}
-        self.running = None
-        # Not by module names: a library that calls blocks in its own wrappers confuses torch's tracking of them.
-        self.seen.flops = (self.seen.flops or 0) + self._flops() - self.counted
+    def leave(self, name: str, blocks: range, output: Any) -> None:
+        ran, *of_blocks = [now - then for now, then in zip(self._counts(blocks), self.before, strict=True)]
+        self.seen.flops = (self.seen.flops or 0) + ran
         tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
         last = self.last.get((name, self.branch))
         same = last is not None and last.shape == tensor.shape
         change = float(metrics.relative_change(tensor, last)) if same else None
         self.last[name, self.branch] = tensor.detach()
-        shares = [min(1.0, running.get(block, 0) / max(1, self.sizes[block])) for block in blocks]
-        # Layers may be used more than once a call (embeddings of time and text): a share is never above 1.
-        share = min(1.0, sum(running.values()) / whole)
-        self.seen.calls.append(Call(self.step, self.branch, share, shares, change))
+        self.seen.calls.append(Call(self.step, self.branch, ran, of_blocks, change))
         self.branch += 1
 
     def end_step(self) -> None:
         self.step, self.branch = self.step + 1, 0
         self.seen.peak_bytes = self.live.peak
-
-
-def _size(module: Any) -> int:
-    return sum(tensor.numel() for tensor in module.parameters(recurse=False))
 
 
 def block_lists(denoiser: Any) -> dict[str, Any]:
@@ -132,58 +126,32 @@ def observing(pipe: Any) -> Iterator[tuple[Observation, Any]]:
         The observation, and a function to call at the end of every step.
     """
     seen = Observation()
-    observer = _Observer(seen, _live_tensors(pipe), _flop_counter())
-    denoisers = denoisers_of(pipe)
+    observer = _Observer(seen, _live_tensors(pipe), Counter())
     with ExitStack() as stack:
-        for name, denoiser in denoisers.items():
+        for name, denoiser in denoisers_of(pipe).items():
             first = len(seen.blocks)
-            owner: dict[int, int] = {}
+            scopes = []
             for list_name, blocks in block_lists(denoiser).items():
                 for index, block in enumerate(blocks):
-                    number = len(seen.blocks)
+                    scopes.append((str(len(seen.blocks)), block))
                     seen.blocks.append(
                         f"{list_name}.{index}" if name == "transformer" else f"{name}.{list_name}.{index}"
                     )
-                    observer.sizes[number] = sum(_size(module) for module in block.modules())
-                    owner.update({id(module): number for module in block.modules()})
-            whole = 0
-            for module in denoiser.modules():
-                size = _size(module)
-                if size and module is not denoiser and not any(True for _ in module.children()):
-                    whole += size
-                    stack.callback(
-                        module.register_forward_pre_hook(_counter(observer, owner.get(id(module), -1), size)).remove
-                    )
-                elif size and id(module) in owner:
-                    # Bare parameters of a block (modulation tables) belong to no layer that is called.
-                    observer.sizes[owner[id(module)]] -= size
+            stack.enter_context(scoped(observer.counter, scopes))
             span = range(first, len(seen.blocks))
-            stack.callback(denoiser.register_forward_pre_hook(observer.enter).remove)
-            stack.callback(denoiser.register_forward_hook(_leaver(observer, name, whole, span)).remove)
+            stack.callback(denoiser.register_forward_pre_hook(_enterer(observer, span)).remove)
+            stack.callback(denoiser.register_forward_hook(_leaver(observer, name, span)).remove)
         stack.enter_context(observer.live)
         stack.enter_context(observer.counter)
         yield seen, observer.end_step
 
 
-def _counter(observer: _Observer, block: int, size: int) -> Any:
-    return lambda *_: observer.ran(block, size)
+def _enterer(observer: _Observer, span: range) -> Any:
+    return lambda *_: observer.enter(span)
 
 
-def _leaver(observer: _Observer, name: str, whole: int, span: range) -> Any:
-    return lambda module, inputs, output: observer.leave(name, whole, span, output)
-
-
-def _flop_counter() -> Any:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
-    # The CPU's fused attention has no formula in torch; its arithmetic is that of the others.
-    fused = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-
-    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
-
-    return FlopCounterMode(display=False, depth=1, custom_mapping={} if fused is None else {fused: attention})
+def _leaver(observer: _Observer, name: str, span: range) -> Any:
+    return lambda module, inputs, output: observer.leave(name, span, output)
 
 
 def _live_tensors(pipe: Any) -> Any:

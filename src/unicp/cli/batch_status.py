@@ -37,7 +37,7 @@ def status(arguments: Sequence[str], output: Path | None) -> None:
     screen.print(f"{folder}: {said or 'no clips'}", markup=False, soft_wrap=True)
     fractions = [entry.fraction for entry in entries if entry.state == DONE and entry.fraction is not None]
     if fractions:
-        screen.print(f"{sum(fractions) / len(fractions):.0%} of the denoiser's arithmetic computed, on average")
+        screen.print(f"{sum(fractions) / len(fractions):.0%} of the denoiser's operations computed, on average")
     holder = lock.owner(folder / PRIVATE_FOLDER)
     alive = lock.is_alive(holder)
     if alive is False:

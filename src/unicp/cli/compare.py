@@ -39,7 +39,7 @@ def compare(
     list_: bool = typer.Option(False, "--list", help="Show what can be compared, and stop."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
-    """Compares methods on your model and prompts: wall-clock, arithmetic, memory, quality. Writes a page about it.
+    """Compares methods on your model and prompts: wall-clock, operations, memory, quality. Writes a page about it.
 
     Our methods, plain fewer steps, the caches of diffusers and of cache-dit, each over its main knob and on a fresh
     pipeline, in turns. One that does not apply is listed with its own error. Interrupt it whenever you like: the

@@ -48,7 +48,7 @@ def table(made: Made, baseline: Made, measured: dict[str, float], method: str) -
         shown.add_row(label, *seconds, f"{measured[speedup]:.2f}x as fast")
     report = made.report
     shown.add_row("steps computed", str(baseline.steps), str(report.computed_steps), f"of {report.count}")
-    shown.add_row("denoiser's arithmetic", "100%", f"{report.computed_fraction:.0%}", "")
+    shown.add_row("denoiser's operations", "100%", f"{report.computed_fraction:.0%}", "")
     shown.add_section()
     shown.add_row("PSNR", "", _decibels(measured["psnr_db"]), "higher is nearer")
     shown.add_row("SSIM", "", f"{measured['ssim']:.4f}", "1 is equal")
@@ -64,7 +64,7 @@ def summary(all_measured: Sequence[dict[str, float]], fractions: Sequence[float]
 
     return (
         f"mean of {len(all_measured)} prompts: loop {mean('loop_speedup'):.2f}x as fast, {fmean(fractions):.0%} of the "
-        f"arithmetic,\n  PSNR {_decibels(mean('psnr_db'))}, SSIM {mean('ssim'):.4f}, "
+        f"operations,\n  PSNR {_decibels(mean('psnr_db'))}, SSIM {mean('ssim'):.4f}, "
         f"motion ratio {mean('motion_ratio'):.3f}"
     )
 

@@ -73,8 +73,9 @@ def _video(file: Path) -> str:
     try:
         records = tuple(StepRecord(**step) for step in report["steps"])
         names = ("method", "computed_fraction", "cache_bytes", "sliced_bytes", "seconds", "complete")
+        counts = {name: report[name] for name in ("operations", "all_operations") if name in report}
         shown = SessionReport(
-            steps=records, notes=tuple(report.get("notes", ())), **{name: report[name] for name in names}
+            steps=records, notes=tuple(report.get("notes", ())), **{name: report[name] for name in names}, **counts
         )
     except (KeyError, TypeError) as error:
         raise UnicpError(f"the report in {record} was written by another version of unicp: {error!r:.120}") from None

@@ -79,6 +79,7 @@ class Clock:
         self._timesteps: Any = None
         self._noise_levels: list[float] | None = None
         self._run: tuple[float, ...] | None = None
+        self._known_sigmas: tuple[Any, list[float]] | None = None
         self._weights: tuple[float, ...] | None = None
         self._began = 0
 
@@ -286,7 +287,9 @@ class Clock:
         sigmas = getattr(scheduler, "sigmas", None)
         steps = 0 if self._wave or self._timesteps is None else len(self._timesteps)
         if sigmas is not None and len(sigmas) > steps > index:
-            sigma = float(sigmas[index])
+            if self._known_sigmas is None or self._known_sigmas[0] is not sigmas:  # one transfer for all of them
+                self._known_sigmas = (sigmas, sigmas.tolist() if hasattr(sigmas, "tolist") else list(sigmas))
+            sigma = float(self._known_sigmas[1][index])
         else:  # the timestep, as a share of all, stands in for it
             levels = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000
             sigma = (noise or 0.0) / levels

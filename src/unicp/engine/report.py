@@ -36,6 +36,7 @@ class StepRecord:
         motion: motion score, where it was asked for.
         units: action of each unit where the call was partial.
         denoiser: name of the denoiser in its pipeline.
+        operations: floating-point operations of the denoiser that ran in the call.
     """
 
     index: int
@@ -46,6 +47,7 @@ class StepRecord:
     motion: float | None = None
     units: dict[str, str] = field(default_factory=dict)
     denoiser: str = "transformer"
+    operations: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +57,16 @@ class SessionReport:
     Attributes:
         method: name of the method.
         steps: records in the order of the calls.
-        computed_fraction: share of the denoiser's arithmetic that ran, from 0 to 1. A call counts as the share of the
-            denoiser's parameters it ran through: 1 if computed, 0 if its output was filled, and the few per cent of
-            the embeddings and the output layer if the block stack was.
+        computed_fraction: share of the denoiser's floating-point operations that ran, from 0 to 1, attention included,
+            at the shapes of this video (:mod:`unicp.tensors.flops`). What sliced attention takes counts as that.
         cache_bytes: the most that was kept for later steps at any time.
         sliced_bytes: memory of sliced weights.
         complete: whether the last denoising step was seen (or nobody says how many there are).
         seconds: from the beginning of the first denoiser call to the end of the last, on the host's clock. On a GPU
             the last kernels may still be running.
         notes: what a method could not do, and why.
+        operations: floating-point operations of the denoiser that ran.
+        all_operations: those of the same calls, unaccelerated.
     """
 
     method: str
@@ -74,10 +77,12 @@ class SessionReport:
     seconds: float
     complete: bool = True
     notes: tuple[str, ...] = ()
+    operations: int = 0
+    all_operations: int = 0
 
     @property
     def estimated_speedup(self) -> float:
-        """Speed-up of the denoiser if time followed arithmetic: an upper bound, not a measurement."""
+        """Speed-up of the denoiser if time followed its operations: an upper bound, not a measurement."""
         return 1 / self.computed_fraction if self.computed_fraction else float("inf")
 
     @property
@@ -134,7 +139,7 @@ class SessionReport:
     def __str__(self) -> str:
         lines = [
             f"{self.method}: {self.computed_steps} of {self.count} denoising steps computed "
-            f"({self.computed_fraction:.0%} of the denoiser's arithmetic)",
+            f"({self.computed_fraction:.0%} of the denoiser's operations)",
             f"  in {self.seconds:.1f} s; {readable_bytes(self.cache_bytes)} kept at most",
         ]
         timeline = self.timeline()
@@ -168,7 +173,8 @@ def readable_bytes(count: float) -> str:
 
 def _storage(tensors: Iterable[Any]) -> int:
     """Bytes behind these tensors; shared ones count once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    # By the storage itself: on a device without memory (meta) all addresses are the same.
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 
@@ -188,16 +194,17 @@ class Generation:
         self.records: list[StepRecord] = []
         self.denoisers: set[str] = set()
         self.complete = False
-        self._fractions = 0.0
+        self._all = 0
         self._began: float | None = None
         self._ended = 0.0
         self._held: dict[str, int] = {}
         self._most = 0
         self._sliced: dict[str, int] = {}
 
-    def add(self, record: StepRecord, fraction: float, began: float) -> None:
+    def add(self, record: StepRecord, operations: int, began: float) -> None:
+        """Note a call, the operations it would have taken in full, and when it began."""
         self.records.append(record)
-        self._fractions += fraction
+        self._all += operations
         self._began = began if self._began is None else self._began
         self._ended = time.perf_counter()
 
@@ -214,14 +221,24 @@ class Generation:
     def acted(self) -> bool:
         return any(record.action != "compute" for record in self.records)
 
+    def _fraction(self, ran: int) -> float:
+        if self._all:
+            return ran / self._all
+        # Of a denoiser without any matrix product, a call counts for as much as another.
+        computed = sum(record.action in ("compute", "partial") for record in self.records)
+        return computed / len(self.records) if self.records else 0.0
+
     def report(self, notes: Iterable[str] = ()) -> SessionReport:
+        ran = sum(record.operations for record in self.records)
         return SessionReport(
             method=self.method,
             steps=tuple(dataclasses.replace(record) for record in self.records),
-            computed_fraction=self._fractions / len(self.records) if self.records else 0.0,
+            computed_fraction=self._fraction(ran),
             cache_bytes=self._most,
             sliced_bytes=sum(self._sliced.values()),
             seconds=self._ended - self._began if self._began is not None else 0.0,
             complete=self.complete,
             notes=tuple(notes),
+            operations=ran,
+            all_operations=self._all,
         )

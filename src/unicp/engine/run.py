@@ -17,6 +17,7 @@ from .fills.output import OutputFill, leading
 from .fills.stack import Stack, StackCall, StackFill
 from .fills.units import UnitFill, Units
 from .measure import Probe, forecast_error
+from .meter import Meter
 from .report import Generation, SessionReport, StepRecord
 
 
@@ -29,12 +30,14 @@ class Parts:
         probe: what measures in them.
         units: its attention modules and MLPs, where these act on their own.
         book: the plans of a profile (:class:`unicp.policies.budget.PlanBook`).
+        meter: what its calls cost; the host tells it of each call.
     """
 
     stack: Stack | None = None
     probe: Probe | None = None
     units: Units | None = None
     book: Any = None
+    meter: Meter | None = None
 
     def rest(self) -> None:
         """No call is in progress any more, however the last one ended."""
@@ -90,6 +93,7 @@ class Run:
         self.needs = make_policy(config).needs()
         self.generation = generation or Generation(config.method)
         self._parts = parts or Parts()
+        self._meter = self._parts.meter or Meter()
         self._policies: dict[str, Policy] = {}
         self._decisions: dict[str, Decision] = {}  # of the step, by what decides apart
         self._fills: dict[str, OutputFill | StackFill] = {}  # by branch
@@ -154,6 +158,7 @@ class Run:
         else:
             step = before
         self._branches.append(branch)
+        self._meter.begin(branch, {})
         return self.act(step, branch, self.decide(step, branch), lambda: compute())
 
     def report(self) -> SessionReport:
@@ -169,6 +174,9 @@ class Run:
         if self._step is None or step.position != self._step.position:
             self.settle()
             self._decisions.clear()
+            units = self._parts.units
+            if units is not None and units.choosing and self._step is not None:
+                units.choose(self._meter.cost(branch).units, len(self._units))
         self._step = step
         key = self._key(branch)
         self._measuring = key not in self._decisions
@@ -216,7 +224,8 @@ class Run:
             output = fill.fill(step, decision, self._weight(step, branch, decision))
         else:
             output = self._called(step, branch, decision, fill, compute, batch, frames, record)
-        self.generation.add(record, self._fraction(record), self._began)
+        record.operations = self._operations(record)
+        self.generation.add(record, self._meter.cost(branch).total, self._began)
         self.generation.complete |= step.count is None or step.is_last(1)
         if decision.runs:
             self.generation.hold(self.name, self.tensors())
@@ -251,7 +260,8 @@ class Run:
             units.begin(step, decision, batch, measuring, self._units, branch)
         if decision.place is not None and step.sigmas is not None:
             record.sigma = levels_at([*step.sigmas, 0.0], [decision.place])[0]
-        output = compute()
+        whole = decision.runs and all(action == "compute" for action in decision.units.values())
+        output = compute() if self._meter.counted or not whole else self._meter.count(branch, compute)
         if stack is not None:
             stack.call = None
         changes: dict[str, tuple[int, Any]] = {}
@@ -291,14 +301,13 @@ class Run:
         never = decision.action == "leap" or not self.needs.correct
         return None if never or (halved and step.leaps) else step.weight
 
-    def _fraction(self, record: StepRecord) -> float:
-        """Share of the denoiser's parameters that a call runs through."""
-        if record.action == "compute":
-            return 1.0
-        if record.action == "partial":
-            assert self._parts.units is not None
-            return self._parts.units.fraction(record.units)
-        return self._parts.stack.outside if self._parts.stack is not None else 0.0
+    def _operations(self, record: StepRecord) -> int:
+        """Floating-point operations that ran in a call."""
+        if record.action in ("compute", "partial"):
+            units = self._parts.units
+            return self._meter.ran(record.branch, units.ways if units is not None else {})
+        cost = self._meter.cost(record.branch)
+        return cost.total - cost.stack if self.needs.keep == "stack" else 0
 
     def settle(self) -> None:
         """Hand the last step's measurements to its policies and records: the one transfer from the device."""
@@ -344,7 +353,7 @@ class Run:
 
     def notes(self) -> list[str]:
         """What policies and units have to say; one sentence each."""
-        said = [note for policy in self._policies.values() for note in policy.notes()]
+        said = [note for policy in self._policies.values() for note in policy.notes()] + self._meter.notes
         return said + (self._parts.units.notes if self._parts.units is not None else [])
 
     def why_idle(self) -> str:

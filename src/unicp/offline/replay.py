@@ -37,6 +37,7 @@ class Take:
         result: what the pipeline returned.
         seconds: of the denoising loop; but for its first step, where no denoiser is watched.
         forecasts: error of the forecasts at the computed steps of an accelerated run, by step.
+        operations: floating-point operations of each step of an accelerated run, by step.
         began: the clock when the first step's output was there.
         ends: the clock behind each step that the solver takes; leaps are one.
     """
@@ -50,6 +51,7 @@ class Take:
     result: Any = None
     seconds: float = 0.0
     forecasts: dict[int, float] = field(default_factory=dict)
+    operations: dict[int, int] = field(default_factory=dict)
     began: float = 0.0
     ends: list[float] = field(default_factory=list)
 
@@ -94,10 +96,10 @@ class Player:
         began: list[float] = []
 
         def called(hook: Any, clock: Clock, names: list[str], forward: Any, args: Any, kwargs: Any) -> Any:
-            if not began:
-                began.append(_now())
-            place = next(counter)
             call = named(names, args, kwargs)
+            if not began:
+                began.append(_now(next(value for value in call.values() if isinstance(value, torch.Tensor))))
+            place = next(counter)
             tick = clock.tick(hook.contexts.current, call)
             if not record and tick.step.index < play_until:
                 device = next(value for value in call.values() if isinstance(value, torch.Tensor)).device
@@ -147,7 +149,7 @@ class _watched:
         def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
             index = len(self.take.given)
             if index == 0:
-                self.take.began = _now()
+                self.take.began = _now(model_output)
             if self.weigh:
                 self.solver = self.solver or Solver(self.scheduler, own)
                 self.solver.called(model_output, *args, **kwargs)
@@ -156,7 +158,7 @@ class _watched:
             self.take.given.append(model_output.detach().float().cpu())
             result = own(model_output, *args, **kwargs)
             self.take.latents = leading(result).detach().float().cpu()
-            self.take.ends.append(_now())
+            self.take.ends.append(_now(model_output))
             if self.on_step is not None:
                 self.on_step(index + 1, len(self.scheduler.timesteps))
             return result
@@ -170,9 +172,11 @@ class _watched:
             self.scheduler.step = self.before
 
 
-def _now() -> float:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+def _now(tensor: Any) -> float:
+    """Seconds, once everything that was queued on a tensor's device is done."""
+    current = torch.accelerator.current_accelerator(check_available=True)
+    if current is not None and tensor.device.type == current.type:
+        torch.accelerator.synchronize(tensor.device)
     return time.perf_counter()
 
 

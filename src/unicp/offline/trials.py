@@ -225,6 +225,8 @@ class Tuner:
                 )
             take = Player(self.pipe, {}).run(self.arguments(index), on_step=show)
             steps = session.report().steps
+        for step in steps:
+            take.operations[step.index] = take.operations.get(step.index, 0) + step.operations
         take.forecasts = {step.index: step.metric for step in steps if step.metric is not None}
         return take
 
@@ -300,18 +302,16 @@ class Tuner:
         return float(np.clip(idle / whole, 0.0, 0.9))
 
     def _inside_cost(self, count: int, show: Callable[[str, int, int], None]) -> float:
-        """Time of a step with UniCP inside, as a share of a whole one's in the same run, as machines' speeds vary."""
+        """Operations of a step with UniCP inside, as a share of a whole one's."""
         plan = alternating(count, count // 2, 3, inside_cost=0.5)
         if not plan.inside:
             return 1.0
         if "inside" not in self.state:
             shares = []
             for index in range(len(self.state["seconds"])):
-                ends = self._played(plan, index, lambda s, n: show("UniCP inside, timed", s, n), leap=0.0).ends
-                inside, skipped = set(plan.inside), set(range(count)) - set(plan.compute)
-                groups = (inside, set(plan.compute[1:]) - inside, skipped)
-                some, whole, idle = (float(np.median([ends[i] - ends[i - 1] for i in group])) for group in groups)
-                shares.append((some - idle) / max(whole - idle, 1e-9))
+                spent = self._played(plan, index, lambda s, n: show("UniCP inside", s, n), leap=0.0).operations
+                whole = float(np.median([spent[step] for step in set(plan.compute) - set(plan.inside)]))
+                shares.append(float(np.median([spent[step] for step in plan.inside])) / max(whole, 1.0))
             self.state["inside"] = float(np.median(shares))
             self.checkpoint.save(self.state)
         return float(np.clip(self.state["inside"], 0.05, 1.0))

@@ -136,6 +136,7 @@ class Needs:
             (:func:`unicp.tensors.extrapolation.steadiness`).
         unit_changes: compare the full output of every unit with the one before.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
+        cache_bytes: most bytes of units' outputs to keep, of all guidance branches together; ``None`` is no limit.
         leap: let the solver take longer steps, where it can (``Step.leaps``, ``Decision.until``).
     """
 
@@ -152,6 +153,7 @@ class Needs:
     steadiness: bool = False
     unit_changes: bool = False
     map_bytes: int = 0
+    cache_bytes: int | None = None
     leap: bool = False
 
     def replace(self, **changes: Any) -> Needs:

@@ -64,6 +64,9 @@ class UniCPConfig(Config):
             online window says so), only the values are new. For short attention: a map has tokens * tokens values a
             head. Full computations then run without the fused kernel, equal to rounding.
         map_bytes: most bytes of maps kept for a denoiser; modules beyond it keep none, and the report says so.
+        max_cache_bytes: most bytes of outputs kept for a denoiser, of all guidance branches together; ``None`` is no
+            limit. The units that save the most operations for their bytes are kept, the others are computed, and the
+            report says which. They are chosen after the first step, which then keeps nothing.
         refresh_from_sliced: a sliced output may begin a window too.
         statistic: error over the calibration prompts and branches that decides: ``"mean"`` or ``"max"``.
         stack: config of a method that decides on whole steps (``AdaCacheConfig``, ``BudgetConfig``,
@@ -93,6 +96,7 @@ class UniCPConfig(Config):
     refresh_from_sliced: bool = False
     map_level: bool = False
     map_bytes: int = 2**28
+    max_cache_bytes: int | None = None
     statistic: str = "mean"
     stack: Config | None = None
 
@@ -118,6 +122,8 @@ class UniCPConfig(Config):
         check_choice("dws", self.dws, SHIFTS)
         check_choice("statistic", self.statistic, STATISTICS)
         check_number("map_bytes", self.map_bytes, low=0, whole=True)
+        if self.max_cache_bytes is not None:
+            check_number("max_cache_bytes", self.max_cache_bytes, low=1, whole=True)
         for name in ("shared_windows", "pcas", "map_level", "refresh_from_sliced"):
             check_flag(name, getattr(self, name))
         stack: Any = self.stack
@@ -182,7 +188,9 @@ class UniCPPolicy(Policy):
         inner = self.inner.needs() if self.inner is not None else Needs(keep="nothing")
         online = self.config.edcw == "online" or (self.config.edcw == "profiled" and self.config.profile is None)
         maps = self.config.map_bytes if self.config.map_level and self.config.delta > 0 else 0
-        return inner.replace(units=wanted, unit_changes=online and bool(wanted), map_bytes=maps)
+        return inner.replace(
+            units=wanted, unit_changes=online and bool(wanted), map_bytes=maps, cache_bytes=self.config.max_cache_bytes
+        )
 
     def _slices(self, kind: str) -> bool:
         return kind == "attention" and self.config.pcas and self.config.delta_prune > 0

@@ -10,6 +10,25 @@ from typing import Any
 
 import torch
 
+CHUNK = 2**24
+"""Numbers of a sample that are compared at a time. Larger tensors are never copied whole to be measured."""
+
+
+def distance_sums(new: Any, old: Any) -> tuple[Any, Any]:
+    """``sum|a - b|`` and ``sum|b|`` of each sample, in float32: two tensors (B,).
+
+    Args:
+        new, old: tensors (B, N) of one shape.
+    """
+    sums = []
+    for a, b in zip(new.split(CHUNK, dim=1), old.split(CHUNK, dim=1), strict=True):
+        b = b.float()
+        sums.append(((a.float() - b).abs().sum(1), b.abs().sum(1)))
+    if len(sums) == 1:
+        return sums[0]
+    difference, size = (torch.stack(each).sum(0) for each in zip(*sums, strict=True))
+    return difference, size
+
 
 def relative_change(new: Any, old: Any) -> Any:
     """``rel(a, b) = sum|a - b| / sum|b|`` of each sample, then the worst sample (methods: one decision a batch).
@@ -23,9 +42,7 @@ def relative_change(new: Any, old: Any) -> Any:
     >>> float(relative_change(torch.tensor([[2.0, 2.0], [1.0, 1.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]])))
     1.0
     """
-    a, b = new.flatten(1).float(), old.flatten(1).float()
-    difference = (a - b).abs().sum(1)
-    size = b.abs().sum(1)
+    difference, size = distance_sums(new.flatten(1), old.flatten(1))
     # 0 / 0 means "nothing there, nothing changed"; x / 0 stays infinite, which no policy takes for "reuse".
     return torch.where(difference == 0, torch.where(size.isnan(), size, 0.0), difference / size).max()
 
@@ -43,14 +60,20 @@ def frame_difference(features: Any, strides: tuple[int, ...] = (1,)) -> Any:
     Returns:
         A float32 scalar tensor in [0, 1]; zero for a single frame.
     """
-    p = features.float()
+    p = features if features[0].numel() > CHUNK else features.float()
     scores = []
     for k in strides:
         if k >= p.shape[1]:
             continue
-        late, early = p[:, k:].flatten(1), p[:, :-k].flatten(1)
-        size = late.abs().sum(1) + early.abs().sum(1)
-        difference = (late - early).abs().sum(1)
+        if p is features:  # frame by frame
+            pairs = [distance_sums(p[:, f + k].flatten(1), p[:, f].flatten(1)) for f in range(p.shape[1] - k)]
+            others = [p[:, f].flatten(1).abs().sum(1, dtype=torch.float32) for f in range(k, p.shape[1])]
+            difference = torch.stack([one for one, _ in pairs]).sum(0)
+            size = torch.stack([one for _, one in pairs]).sum(0) + torch.stack(others).sum(0)
+        else:
+            late, early = p[:, k:].flatten(1), p[:, :-k].flatten(1)
+            size = late.abs().sum(1) + early.abs().sum(1)
+            difference = (late - early).abs().sum(1)
         scores.append(torch.where(difference == 0, torch.where(size.isnan(), size, 0.0), difference / size))
     if not scores:
         return torch.zeros((), device=p.device)

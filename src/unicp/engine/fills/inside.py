@@ -47,17 +47,16 @@ def units_inside(
     known = {"self_attention": ATTENTION_KINDS, "block": tuple(kinds.values())}
     watched = known.get(needs.metric or "", (needs.metric,))
     protected = [unit.name for unit in found if unit.block in measured and unit.kind in watched]
-    whole = sum(p.numel() for p in denoiser.parameters())
     units = Units(
         {unit.name: unit.module for unit in found},
         kinds,
         protected,
-        {unit.name: sum(p.numel() for p in unit.module.parameters()) / whole for unit in found},
         eagerly,
         keep_slices=config.dws == "delta",
         refresh=config.refreshes,
         measure=needs.unit_changes,
         map_bytes=needs.map_bytes,
+        cache_bytes=needs.cache_bytes,
     )
     if profile is not None:
         profile.check_units(kinds)

@@ -72,9 +72,6 @@ class Stack:
             (block, self._act_of(position, name, block, described))
             for position, (name, block, described) in enumerate(whole)
         ]
-        inside = sum(p.numel() for block in self.blocks for p in block.parameters())
-        self.outside = 1 - inside / sum(p.numel() for p in denoiser.parameters())
-        """Share of the denoiser's parameters that is in none of the blocks."""
 
     def _act_of(self, position: int, name: str, block: Any, described: BlockList) -> Callable[..., Any]:
         streams, names = described.streams, parameters(block)

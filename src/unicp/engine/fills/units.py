@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,16 @@ from ...errors import UnicpError
 from ...policies.base import Decision, Policy, Step
 from ...policies.unit_errors import UnitErrors
 from ...tensors.groups import summed
+from ...tensors.metrics import distance_sums
+from ..report import readable_bytes
 from ..slicing.attention import SlicedAttention
 from ..slicing.maps import MapAttention
 from .kept import Kept
 
 Forward = Callable[[], Any]
 Full = Callable[[], tuple[Any, Any]]  # output, and attention maps or None
+Way = Callable[[str, str, Forward], Any]
+"""``way(name, how, run)``: runs a unit in this way (:meth:`unicp.engine.meter.Meter.way`)."""
 MAP = "/map"
 """Ends the name under which the change of a unit's attention maps is reported."""
 
@@ -39,9 +44,9 @@ def output_change(new: Any, old: Any, batch: int) -> Any:
     difference: Any = 0.0
     size: Any = 0.0
     for a, b in zip(parts(new), parts(old), strict=True):
-        a, b = a.reshape(batch, -1).float(), b.reshape(batch, -1).float()
-        difference = difference + (a - b).abs().sum(1)
-        size = size + b.abs().sum(1)
+        apart, much = distance_sums(a.reshape(batch, -1), b.reshape(batch, -1))
+        difference = difference + apart
+        size = size + much
     return torch.stack([difference, size])
 
 
@@ -93,6 +98,7 @@ class UnitCall:
     held: Callable[[], int]
     """Bytes of the attention maps of all branches."""
     done: dict[str, str] = field(default_factory=dict)
+    ways: dict[str, list[str]] = field(default_factory=dict)  # how each unit ran: "full", "slice", "fold", "map"
     changes: dict[str, tuple[int, Any]] = field(default_factory=dict)  # steps since, sums of the change
 
 
@@ -103,12 +109,12 @@ class Units:
         modules: the module of each unit, by name.
         kinds: its kind.
         protected: units that are always computed in full.
-        shares: the share of the denoiser's parameters that is in each.
         eagerly: given what would run a module, and the module: what runs it uncompiled.
         keep_slices: keep the sliced output of an anchor too (``dws="delta"``).
         refresh: a sliced output becomes the kept output as well.
         measure: compare every full output with the one before.
         map_bytes: most bytes of attention maps to keep.
+        cache_bytes: most bytes of outputs to keep, over all guidance branches; ``None`` for as many as there are.
 
     Attributes:
         slicers: the sliced twins of those that have one, by name.
@@ -116,6 +122,8 @@ class Units:
         errors: what a profile says of the errors of caching and slicing them.
         notes: what cannot be done; one sentence each.
         acts: what is to stand in for the forward of each unit; the host puts it there.
+        ways: how each unit ran in the last call.
+        way: runs a unit otherwise than in full, and counts it (:meth:`unicp.engine.meter.Meter.way`).
     """
 
     def __init__(
@@ -123,22 +131,27 @@ class Units:
         modules: Mapping[str, Any],
         kinds: Mapping[str, str],
         protected: Sequence[str],
-        shares: Mapping[str, float],
         eagerly: Callable[[Any, Any], Any],
         *,
         keep_slices: bool = False,
         refresh: bool = False,
         measure: bool = False,
         map_bytes: int = 0,
+        cache_bytes: int | None = None,
     ) -> None:
         self.slicers: Mapping[str, SlicedAttention] = {}
         self.mappers: Mapping[str, MapAttention] = {}
         self.errors: UnitErrors | None = None
         self.notes: list[str] = []
         self.call: UnitCall | None = None
+        self.limit = cache_bytes
+        self.chosen: frozenset[str] = frozenset()  # the units whose outputs are kept, where there is a limit
+        self.sizes: dict[str, int] = {}  # bytes of an output, while it is open which are kept
+        self.ways: dict[str, list[str]] = {}
+        self.way: Way = lambda name, how, run: run()
         self.group: Any = None  # processes over which the tokens are spread
         self.map_bytes = map_bytes
-        self._kinds, self._protected, self._shares, self._eagerly = kinds, protected, shares, eagerly
+        self._kinds, self._protected, self._eagerly = kinds, protected, eagerly
         self._keep_slices, self._refresh, self._measure = keep_slices, refresh, measure
         self.acts = [(module, self._act_of(name, module)) for name, module in modules.items()]
 
@@ -180,12 +193,49 @@ class Units:
         """End the call. What each unit did, if not all were computed, and what was measured."""
         call, self.call = self.call, None
         assert call is not None
+        self.ways = call.ways
         acted = any(action != "compute" for action in call.done.values())
         return dict(call.done) if acted else {}, self.changes(call)
 
-    def fraction(self, done: Mapping[str, str]) -> float:
-        """Share of the denoiser's parameters that run: sliced units count whole."""
-        return 1.0 - sum(self._shares[name] for name, action in done.items() if action == "reuse")
+    @property
+    def choosing(self) -> bool:
+        """The units whose outputs are kept are yet to be chosen."""
+        return self.limit is not None and not self.chosen
+
+    def choose(self, costs: Mapping[str, int], branches: int) -> None:
+        """Keep the outputs that save the most operations for their bytes, as many as may be kept.
+
+        Args:
+            costs: operations of each unit in a call.
+            branches: guidance branches, each of which keeps outputs of its own.
+
+        Raises:
+            UnicpError: not one fits.
+        """
+        assert self.limit is not None
+        sizes = {name: size * branches for name, size in self.sizes.items() if size}
+        order = sorted(sizes, key=lambda name: costs.get(name, 0) / sizes[name], reverse=True)
+        chosen, left = [], self.limit
+        for name in order:
+            if sizes[name] <= left:
+                chosen.append(name)
+                left -= sizes[name]
+        if not chosen:
+            least = min(sizes.values(), default=0)
+            raise UnicpError(
+                f"max_cache_bytes={self.limit}: the smallest output of a unit takes {least} bytes in {branches} "
+                "guidance branches; give more, or use a method that keeps whole outputs (BudgetConfig)"
+            )
+        self.chosen = frozenset(chosen)
+        self.notes = [note for note in self.notes if not note.startswith("max_cache_bytes")]
+        if len(chosen) < len(sizes):
+            kinds = Counter(self._kinds[name] for name in chosen)
+            listed = ", ".join(f"{count} {kind.replace('_', '-')}" for kind, count in kinds.items())
+            used = sum(sizes[name] for name in chosen)
+            self.notes.append(
+                f"max_cache_bytes: {len(chosen)} of {len(sizes)} units are kept ({listed}; {readable_bytes(used)}), "
+                "those that save the most operations for their bytes; the others are computed"
+            )
 
     def _act_of(self, name: str, module: Any) -> Callable[..., Any]:
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -197,17 +247,31 @@ class Units:
                     f"{name} runs twice in one step, so that its output cannot be kept; take it out of units="
                 )
             slicer = self.slicers.get(name)
+            ways = call.ways.setdefault(name, [])
             # With another processor for each module, compiled code would be of no use to the next.
             eager = self._eagerly(forward, module)
-            sliced = (lambda: slicer(eager, args, kwargs)) if slicer is not None and slicer.works else None
+
+            def sliced_run() -> Any:
+                assert slicer is not None
+                if slicer.stale:
+                    ways.append("fold")
+                    self.way(name, "fold", slicer.refold)
+                ways.append("slice")
+                return self.way(name, "slice", lambda: slicer(eager, args, kwargs))
+
+            sliced = sliced_run if slicer is not None and slicer.works else None
             mapper = self.mappers.get(name)
             fill = call.fills.get(name)
             if mapper is not None and call.actions.get(name) == "map" and fill is not None and fill.maps:
-                output, call.done[name] = mapper.reuse(eager, args, kwargs, fill.maps), "map"
+                ways.append("map")
+                maps = fill.maps
+                output = self.way(name, "map", lambda: mapper.reuse(eager, args, kwargs, maps))
+                call.done[name] = "map"
                 fill.keep(call.step, output)
                 return output
 
             def full() -> tuple[Any, Any]:
+                ways.append("full")
                 return mapper.compute(eager, args, kwargs) if mapper is not None else (forward(*args, **kwargs), None)
 
             output, call.done[name] = self._output(call, name, full, sliced)
@@ -232,7 +296,7 @@ class Units:
             output = _whole(new, [kept + (now - then) for kept, now, then in moved])
         else:
             action, output = "slice", new
-        if self._refresh:
+        if self._refresh and (self.limit is None or name in self.chosen):
             call.fills[name] = fill = UnitFill()
             fill.keep(call.step, output)
             fill.sliced = _detached(new) if self._keep_slices else None
@@ -240,6 +304,10 @@ class Units:
 
     def _compute(self, call: UnitCall, name: str, full: Full, sliced: Forward | None) -> Any:
         output, maps = full()
+        if self.limit is not None and name not in self.chosen:
+            size = sum(tensor.numel() * tensor.element_size() for tensor in parts(output))
+            self.sizes[name] = max(size * (1 + self._keep_slices), self.sizes.get(name, 0))
+            return output
         fill, step = call.fills.get(name), call.step
         old = fill.fill() if fill is not None else None
         # A change of shape inside a generation (per-token masks, another text length) is no anchor to compare with.
@@ -279,8 +347,8 @@ class Units:
         return allowed
 
     def renew(self) -> None:
-        """Let go of sliced weights; they are made of the denoiser's own again when they are needed."""
-        self.call = None
+        """Forget which outputs are kept, and let go of sliced weights, which are made again when they are needed."""
+        self.call, self.chosen, self.sizes = None, frozenset(), {}
         for slicer in self.slicers.values():
             slicer.renew()
 

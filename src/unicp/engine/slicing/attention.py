@@ -237,7 +237,7 @@ class SlicedAttention:
 
     def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module's forward with sliced attention."""
-        self._refold()
+        self.refold()
         own = self.attn.processor
         twin = self._processor()
         if twin is None:
@@ -265,15 +265,20 @@ class SlicedAttention:
         """
         self._folded = None
 
-    def _refold(self) -> None:
+    @property
+    def stale(self) -> bool:
+        """Whether weights are to be folded before the next call: none are yet, or they changed since."""
+        state = Folded.state(self.attn) if self._may_fold else None
+        return state is not None and (self._folded is None or self._folded.made_from != state)
+
+    def refold(self) -> None:
         """Fold again if weights changed since: a state dict loaded, an adapter put on, the model moved."""
         if not self._may_fold:
             return
-        state = Folded.state(self.attn)
-        if state is None:
-            self._folded = None
-        elif self._folded is None or self._folded.made_from != state:
+        if self.stale:
             self._folded = Folded(self.attn, self.p_v)
+        elif Folded.state(self.attn) is None:
+            self._folded = None
 
     def _view(self, attn: Any) -> Any:
         return attn if self._folded is None else _Projected(attn, self._folded)

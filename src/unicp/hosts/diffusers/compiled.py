@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch._C._dynamo.eval_frame import set_eval_frame
 from torch._dynamo.decorators import skip
 from torch._dynamo.exc import Unsupported as Unsupported
@@ -130,6 +131,11 @@ def eagerly(forward: Callable[..., Any], module: Any) -> Callable[..., Any]:
         forward = forward.forward
     gate = module.__dict__.get(COMPILED_CALL)
     return module._call_impl if isinstance(gate, Gate) and gate.inner is forward else forward
+
+
+def uncompiled() -> Any:
+    """A context in which nothing runs compiled code, whatever is compiled. What was compiled stays so."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def refused(error: Unsupported, module: Any) -> UnicpError:

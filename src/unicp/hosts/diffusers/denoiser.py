@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from ...engine.clock import Clock, Tick
 from ...engine.fills.inside import units_inside
 from ...engine.fills.stack import Stack
 from ...engine.measure import Probe
+from ...engine.meter import Meter
 from ...engine.report import Generation
 from ...engine.run import Parts, Run
 from ...engine.solver.leap import Leaper
@@ -40,6 +42,7 @@ class HookedDenoiser:
 
     Attributes:
         run: the video that is under way here, if any.
+        meter: what its calls cost.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class HookedDenoiser:
         self.needs = make_policy(config).needs()
         self.clock = Clock.of(pipe, spec, weigh=self.needs.weights)
         self.leaper = Leaper(self.clock.scheduler, self.needs.leap)
-        self.parts = Parts()
+        self.parts, self.meter = Parts(), Meter(denoiser, spec)
         self.run: Run | None = None
         self.hook = hooks.DenoiserHook(self.call, self.end, self)
         self._opened, self._ended, self._group = opened, ended, group
@@ -74,6 +77,7 @@ class HookedDenoiser:
     def _install(self, pipe: Any) -> None:
         """Make the parts that runs look into, and place their acts on the modules."""
         parts, spec, needs, placed = self.parts, self.spec, self.needs, hooks.Placed
+        parts.meter = self.meter
         if spec is not None and needs.metric is not None:
             parts.probe = Probe(self.denoiser, spec, needs, compiled.eagerly)
         if spec is not None and needs.units:
@@ -81,6 +85,7 @@ class HookedDenoiser:
             profile = getattr(self.config, "profile", None)
             part = profile.opened(self.denoiser, self.name, pipe) if profile is not None else None
             parts.units = units_inside(self.config, needs, self.denoiser, spec, measured, part, compiled.eagerly)
+            parts.units.way = self.meter.way
         whole: Any = getattr(self.config, "stack", self.config)
         if getattr(whole, "profile", None) is not None:
             whole.profile.opened(self.denoiser, self.name, pipe)
@@ -106,6 +111,7 @@ class HookedDenoiser:
                 f"{type(self.denoiser).__name__} is context-parallel and compiled, and {self.config.method} decides on "
                 "its blocks: do one of both, or use a ScheduleConfig, which decides on the whole only"
             )
+        self.meter.around = compiled.uncompiled if how else contextlib.nullcontext
         for placed in self._placed:
             placed.place(how)
         if self.parts.probe is not None:
@@ -146,7 +152,13 @@ class HookedDenoiser:
             hidden = call.get(self.spec.hidden) if self.spec is not None else None
             batch = hidden.shape[0] if hidden is not None else 1
             frames = self.spec.frames(self.denoiser, call) if self.spec is not None else 1
-            return run.act(step, tick.branch, decision, lambda: forward(*args, **kwargs), batch, frames)
+            self.meter.begin(tick.branch, call)
+
+            def compute() -> Any:
+                run_it = compiled.eagerly(forward, self.denoiser) if self.meter.counting else forward
+                return run_it(*args, **kwargs)
+
+            return run.act(step, tick.branch, decision, compute, batch, frames)
         except BaseException as error:
             self.end()  # whatever happened, the next call begins afresh
             if isinstance(error, compiled.Unsupported):

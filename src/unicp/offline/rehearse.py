@@ -1,0 +1,314 @@
+"""What methods will cost on a model of any size: the accelerated loop on a pretended device, nothing computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..engine.report import SessionReport, readable_bytes
+from ..errors import UnicpError, UnicpWarning
+from ..hosts.diffusers.components import DENOISERS
+from ..hosts.diffusers.session import accelerate
+from ..policies.config import Config
+from ..policies.unicp import UniCPConfig
+from ..specs import find_spec
+from .pretend import DEVICE, Device, Pretend, Read, Replayed, Unfilled, Work, by_place
+from .published import Published
+
+KINDS = {
+    "self_attention": "self-attention",
+    "spatial_attention": "self-attention",
+    "temporal_attention": "self-attention",
+    "joint_attention": "self-attention",
+    "cross_attention": "cross-attention",
+    "mlp": "MLP",
+    "rest": "rest",
+}
+"""Kinds of layers as a rehearsal tells them; joint attention, among video and text, is self-attention here."""
+CHANGE = 0.04
+"""Relative change per denoising step that measurements are taken to show; content decides it in a real run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What one way of running costs, for one video.
+
+    Attributes:
+        operations: floating-point operations, by kind of layer.
+        computed_fraction: share of the unaccelerated run's operations.
+        seconds: of the denoising loop at best: each operator takes the longer of operations / peak and bytes /
+            bandwidth, one after another, with a host that is never late.
+        speedup: of those seconds over the unaccelerated ones.
+        kept_bytes: the most that is kept from step to step.
+        peak_bytes: the most that the loop has at any time, weights apart.
+        measuring_bytes: what of the peak is neither kept nor in the unaccelerated loop: copies made to measure.
+        sliced_bytes: of sliced weights.
+        reads: how often unicp waits for the device.
+        their_reads: how often pipeline, scheduler and model do.
+        read_places: file, line and number of unicp's reads.
+        computed_steps: denoising steps in which the denoiser ran, wholly or in part.
+        timeline: a line a guidance branch (:meth:`SessionReport.timeline`).
+        notes: of the report.
+    """
+
+    operations: Mapping[str, int]
+    computed_fraction: float
+    seconds: float
+    speedup: float
+    kept_bytes: int
+    peak_bytes: int
+    measuring_bytes: int
+    sliced_bytes: int
+    reads: int
+    their_reads: int
+    read_places: Mapping[str, int]
+    computed_steps: int
+    timeline: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What :func:`rehearse` found.
+
+    Attributes:
+        model, width, height, frames, steps: what was rehearsed.
+        device: the accelerator of the projection.
+        change: relative change per step that measurements were taken to show.
+        weights_bytes: of the denoisers.
+        plain: the unaccelerated run.
+        methods: by name.
+    """
+
+    model: str
+    width: int
+    height: int
+    frames: int
+    steps: int
+    device: Device
+    change: float
+    weights_bytes: int
+    plain: Figures
+    methods: Mapping[str, Figures]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        device = self.device
+        lines = [
+            f"{self.model}, {self.width}x{self.height}, {self.frames} frames, {self.steps} steps: "
+            f"{readable_bytes(self.weights_bytes)} of weights",
+            "",
+            f"{'':<24}{'PFLOP':>9}{'share':>7}{'steps':>6}{'kept':>11}{'peak':>11}{'measuring':>11}{'reads':>6}{'speed':>8}",
+        ]
+        for name, each in {"unaccelerated": self.plain, **self.methods}.items():
+            lines.append(
+                f"{name:<24.24}{sum(each.operations.values()) / 1e15:>9.2f}{each.computed_fraction:>7.0%}"
+                f"{each.computed_steps:>6}{readable_bytes(each.kept_bytes):>11}{readable_bytes(each.peak_bytes):>11}"
+                f"{readable_bytes(each.measuring_bytes):>11}{each.reads:>6}{each.speedup:>7.2f}x"
+            )
+        kinds = list(dict.fromkeys(KINDS.values()))
+        lines += ["", f"{'PFLOP by kind of layer':<24}" + "".join(f"{kind:>17}" for kind in kinds)]
+        for name, each in {"unaccelerated": self.plain, **self.methods}.items():
+            lines.append(f"{name:<24.24}" + "".join(f"{each.operations.get(k, 0) / 1e15:>17.2f}" for k in kinds))
+        lines += [
+            "",
+            "Peak: beyond the weights. Reads: how often unicp waits for the device.",
+            f"Speed is a projection, not a measurement: a {device.name} ({device.flops / 1e12:g} TFLOPS, "
+            f"{device.bandwidth / 1e9:g} GB/s) at which",
+            "each operator takes the longer of operations / peak and bytes / bandwidth.",
+            f"Where a method measures, each step is taken to change things by {self.change:g} (--change).",
+        ]
+        return "\n".join(lines)
+
+
+def rehearse(
+    model: Published,
+    configs: Mapping[str, Config],
+    *,
+    width: int,
+    height: int,
+    frames: int,
+    steps: int,
+    device: Device,
+    change: float = CHANGE,
+    memory: int | None = None,
+    pipe: Any = None,
+    on_run: Callable[[str], None] = lambda name: None,
+) -> Rehearsal:
+    """Run methods on a model without its weights, on a device that has shapes and no values.
+
+    Args:
+        model: which one, and how it is called.
+        configs: what to try, by name.
+        width, height, frames, steps: of the video.
+        device: for the projection.
+        change: relative change per denoising step that measurements are taken to show.
+        memory: bytes of the accelerator; UniCP is then also tried with what weights and activations leave of it.
+        pipe: its pipeline on the pretended device, if there is one already.
+        on_run: told what is run next.
+
+    Raises:
+        UnicpError: a method is refused on this model, or a tensor of another device is in the way.
+    """
+    if pipe is None:
+        on_run("building")
+        with Unfilled():
+            pipe = model.build(DEVICE)
+    stage = _Stage(pipe, device, change)
+    call = {"height": height, "width": width, "num_frames": frames, **model.call}
+    call |= model.embeddings(pipe.transformer, DEVICE)
+    on_run("unaccelerated")
+    few = min(steps, 2)
+    # Every step costs the same: two of them tell, and of two denoisers each gets one.
+    idle = stage.run(call, few)
+    work = Work(idle.work.flops * steps // few, idle.work.bytes * steps // few, idle.work.seconds * steps / few)
+    if memory is not None:
+        room = memory - stage.weights - idle.peak
+        if room <= 0:
+            raise UnicpError(
+                f"{model.name} takes {readable_bytes(stage.weights + idle.peak)} without any method; "
+                f"{readable_bytes(memory)} will not do"
+            )
+        limited = UniCPConfig(delta_mlp=UniCPConfig().delta, pcas=False, max_cache_bytes=room)
+        configs = {**configs, f"unicp in {memory / 1e9:.0f} GB": limited}
+    methods = {}
+    kinds: dict[str, int] = {}
+    for name, config in configs.items():
+        on_run(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnicpWarning)  # that a method never acted is seen in the figures
+            session = accelerate(pipe, config)
+            try:
+                done = stage.run(call, steps)
+                report = session.report()
+                spent = _by_kind(session, report)
+                if not kinds:
+                    kinds = _whole_by_kind(session, report)
+            finally:
+                session.restore()
+        _check(done, report)
+        ours = [read for read in done.reads if read.ours]
+        methods[name] = Figures(
+            operations=spent,
+            computed_fraction=report.computed_fraction,
+            seconds=done.work.seconds,
+            speedup=work.seconds / done.work.seconds,
+            kept_bytes=report.cache_bytes,
+            peak_bytes=done.peak,
+            measuring_bytes=max(0, done.peak - idle.peak - report.cache_bytes),
+            sliced_bytes=report.sliced_bytes,
+            reads=len(ours),
+            their_reads=len(done.reads) - len(ours),
+            read_places=by_place(ours),
+            computed_steps=report.computed_steps,
+            timeline=report.timeline(),
+            notes=report.notes,
+        )
+    plain = Figures(
+        operations=kinds or {"rest": work.flops},
+        computed_fraction=1.0,
+        seconds=work.seconds,
+        speedup=1.0,
+        kept_bytes=0,
+        peak_bytes=idle.peak,
+        measuring_bytes=0,
+        sliced_bytes=0,
+        reads=0,
+        their_reads=len(idle.reads) * steps // few,
+        read_places={},
+        computed_steps=steps,
+    )
+    return Rehearsal(
+        model=model.name, width=width, height=height, frames=frames, steps=steps, device=device, change=change,
+        weights_bytes=stage.weights, plain=plain, methods=methods,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Run:
+    work: Work
+    peak: int
+    reads: list[Read]
+
+
+class _Stage:
+    """A pipeline on the pretended device, whose repeated modules are run once and then known."""
+
+    def __init__(self, pipe: Any, device: Device, change: float) -> None:
+        self.pipe = pipe
+        self.branches = 1
+        self.pretend = Pretend(device, answer=lambda calls: change * max(1, round(calls / self.branches)))
+        self.weights = 0
+        for name in DENOISERS:
+            denoiser = getattr(pipe, name, None)
+            if denoiser is None:
+                continue
+            self.weights += self.pretend.weights(denoiser)
+            denoiser.register_forward_pre_hook(self._begin)
+            spec = find_spec(denoiser)
+            if spec is not None:
+                for unit in spec.units(denoiser):
+                    Replayed(self.pretend, unit.module, counted=True)
+                for _, block, _ in spec.blocks(denoiser):
+                    Replayed(self.pretend, block)
+
+    def _begin(self, *_: Any) -> None:
+        self.pretend.calls += 1
+
+    def run(self, call: Mapping[str, Any], steps: int) -> _Run:
+        pretend = self.pretend
+        pretend.reads.clear()
+        pretend.calls, before = 0, pretend.work
+        pretend.mark()
+        held = pretend.live
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad(), pretend:
+            self.pipe(**call, num_inference_steps=steps, output_type="latent", generator=generator)
+        self.branches = max(1, round(pretend.calls / steps))
+        return _Run(pretend.work.minus(before), pretend.peak - held, list(pretend.reads))
+
+
+def _check(done: _Run, report: SessionReport) -> None:
+    """What the report counts has to be what has run."""
+    off = abs(report.operations - done.work.flops)
+    if off > 0.01 * done.work.flops:
+        raise UnicpError(
+            f"the report says {report.operations:.4g} operations, and {done.work.flops:.4g} were seen; this is a fault "
+            "of unicp, please report it"
+        )
+
+
+def _by_kind(session: Any, report: SessionReport) -> dict[str, int]:
+    """Operations that ran, by kind of layer."""
+    hooked = {each.name: each for each in session._hooked}
+    found: Counter[str] = Counter()
+    for record in report.steps:
+        of = hooked[record.denoiser]
+        cost = of.meter.cost(record.branch)
+        if record.action in ("compute", "partial"):
+            spent = of.meter.by_kind(record.branch, record.units)
+        else:
+            spent = {"rest": cost.total - cost.stack if of.needs.keep == "stack" else 0}
+        for kind, count in spent.items():
+            found[KINDS[kind]] += count
+    return dict(found)
+
+
+def _whole_by_kind(session: Any, report: SessionReport) -> dict[str, int]:
+    """Operations of the same calls in full."""
+    hooked = {each.name: each for each in session._hooked}
+    found: Counter[str] = Counter()
+    for record in report.steps:
+        meter = hooked[record.denoiser].meter
+        for kind, count in meter.cost(record.branch).by_kind(meter.kinds).items():
+            found[KINDS[kind]] += count
+    return dict(found)

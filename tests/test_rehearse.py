@@ -1,0 +1,200 @@
+"""The pretended device, and rehearsals on it: no tensor of another device, counted reads, memory, published models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import unicp
+from tests.contract import config_on, quietly
+from tests.tiny import FAMILIES, denoisers
+from unicp import cli
+from unicp.errors import UnicpError
+from unicp.offline import published, rehearse
+from unicp.offline.pretend import DEVICE, Pretend, device_named
+
+WAN = published.published("wan-1.3b")
+TINY = {
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "ffn_dim": 16,
+    "text_dim": 16,
+    "freq_dim": 16,
+}
+FIXED = ("schedule-reuse", "schedule-linear", "schedule-quadratic", "schedule-stack")
+FAMILIES_HERE = ("wan", "wan2.2", "ltx", "cogvideox", "latte", "hunyuan-video", "mochi")
+
+
+def pretended(family: str, case: str, device: Pretend) -> unicp.SessionReport:
+    """A run of a tiny pipeline on the pretended device, with every tensor of the call there."""
+    chosen = FAMILIES[family]
+    pipe = chosen.build()
+    for denoiser in denoisers(chosen, pipe):
+        denoiser.to(DEVICE)
+        device.weights(denoiser)
+        denoiser.register_forward_pre_hook(lambda *_: setattr(device, "calls", device.calls + 1))
+    session = unicp.accelerate(pipe, config_on(family, case))
+
+    def run(pipe: Any, **call: Any) -> Any:
+        return pipe(**pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(DEVICE), call))
+
+    with torch.no_grad(), device:
+        quietly(lambda: chosen.run(pipe, run, generator=torch.Generator().manual_seed(0)))
+    return session.report()
+
+
+@pytest.mark.parametrize("case", ["adacache-residual", "schedule-linear", "budget-default", "unicp-online"])
+@pytest.mark.parametrize("family", FAMILIES_HERE)
+def test_at_most_one_read_a_computed_step_and_none_of_tensors_elsewhere(family: str, case: str) -> None:
+    device = Pretend()
+    report = pretended(family, case, device)
+    measured = [read for read in device.reads if read.ours and read.where.startswith("run.py")]
+    assert len(measured) <= report.computed_steps
+    if case.startswith("schedule"):
+        assert not measured
+    # Noise levels are fetched at once when a run begins, not one by one.
+    sigmas = [read for read in device.reads if read.ours and read.how == "cpu" and read.where.startswith("clock.py")]
+    assert len(sigmas) <= 2 * len(FAMILIES[family].denoisers)
+
+
+READS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "item": lambda x: x[0].item(),
+    "float": lambda x: float(x.max()),
+    "bool": lambda x: bool(x[0] > 0),
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "nonzero": lambda x: x.nonzero(),
+    "mask": lambda x: x[x > 0],
+    "equal": lambda x: torch.equal(x, x),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_reads_are_counted_whatever_way_they_take(name: str) -> None:
+    device = Pretend()
+    with torch.no_grad(), device:
+        READS[name](torch.empty(4, device=DEVICE) + 1)
+    assert len(device.reads) == 1
+    assert not device.reads[0].ours  # this file asked
+
+
+def test_values_that_follow_from_the_host_are_kept() -> None:
+    with torch.no_grad(), Pretend():
+        x = torch.arange(4.0).to(DEVICE) * 2
+        x[1] = 7.0
+        assert x.tolist() == [0.0, 7.0, 4.0, 6.0]
+        assert (x > 5).nonzero().flatten().tolist() == [1, 3]
+
+
+def test_a_tensor_of_the_host_in_the_way_fails() -> None:
+    with torch.no_grad(), Pretend(), pytest.raises(UnicpError, match="tensors of two devices"):
+        _ = torch.empty(3, device=DEVICE) + torch.ones(3)
+
+
+def test_float64_fails_on_a_device_without() -> None:
+    with torch.no_grad(), Pretend(double=False), pytest.raises(UnicpError, match="float64"):
+        torch.empty(3, device=DEVICE).double()
+
+
+def test_live_bytes_and_their_peak() -> None:
+    device = Pretend()
+    with torch.no_grad(), device:
+        x = torch.empty(1000, device=DEVICE)
+        assert device.live == 4000
+        y = x.view(10, 100) + 1
+        assert (device.live, device.peak) == (8000, 8000)
+        del y
+    assert (device.live, device.peak) == (4000, 8000)
+
+
+def test_large_tensors_are_not_copied_whole_to_be_measured() -> None:
+    from unicp.tensors.metrics import CHUNK, relative_change
+
+    device = Pretend()
+    with torch.no_grad(), device:
+        new, old = (torch.empty(1, 20, CHUNK, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+        held = device.live
+        device.mark()
+        relative_change(new, old)
+    assert device.peak - held <= 5 * 4 * CHUNK  # a layer's size is twenty times 2 bytes
+
+
+def tiny(**fields: Any) -> rehearse.Rehearsal:
+    model = published.Published(**{**vars(WAN), "config": {**WAN.config, **TINY}, **fields})
+    return rehearse.rehearse(
+        model, published.configs(), width=64, height=64, frames=9, steps=20, device=device_named("h100")
+    )
+
+
+def test_a_rehearsal_says_what_a_real_run_reports() -> None:
+    made = tiny()
+    pipe = published.Published(**{**vars(WAN), "config": {**WAN.config, **TINY}}).build("cpu")
+    pipe.transformer.float()
+    call = {k: v.float() for k, v in WAN.embeddings(pipe.transformer, "cpu").items()}
+    config = published.configs()["schedule"]
+    session = unicp.accelerate(pipe, config)
+    pipe(height=64, width=64, num_frames=9, num_inference_steps=20, output_type="latent", **WAN.call, **call)
+    report = session.report()
+    figures = made.methods["schedule"]
+    assert sum(figures.operations.values()) == report.operations
+    assert sum(made.plain.operations.values()) == report.all_operations
+    assert figures.computed_fraction == report.computed_fraction
+    assert figures.computed_steps == report.computed_steps
+    assert figures.timeline == report.timeline()
+    assert set(json.loads(json.dumps(made.to_dict()))["methods"]) == set(published.configs())
+
+
+def test_unicp_keeps_to_its_bytes() -> None:
+    whole = tiny().methods["unicp, all"]
+    limit = whole.kept_bytes // 3
+    chosen = unicp.UniCPConfig(delta_mlp=0.1, pcas=False, max_cache_bytes=limit)
+    model = published.Published(**{**vars(WAN), "config": {**WAN.config, **TINY}})
+    made = rehearse.rehearse(
+        model, {"limited": chosen}, width=64, height=64, frames=9, steps=20, device=device_named("a100")
+    ).methods["limited"]
+    assert 0 < made.kept_bytes <= limit
+    assert whole.computed_fraction < made.computed_fraction < 1
+    assert any("units are kept" in note for note in made.notes)
+    with pytest.raises(UnicpError, match="max_cache_bytes=1: the smallest output"):
+        rehearse.rehearse(
+            model, {"limited": chosen.replace(max_cache_bytes=1)}, width=64, height=64, frames=9, steps=20,
+            device=device_named("a100"),
+        )  # fmt: skip
+
+
+def test_operations_of_wan_14b_at_720p_are_those_of_the_hand_calculation() -> None:
+    """docs/rehearsal.md has it in words."""
+    model = published.published("wan-14b")
+    made = rehearse.rehearse(
+        model, {"schedule": unicp.ScheduleConfig(interval=2)}, width=1280, height=720, frames=81, steps=4,
+        device=device_named("h100"),
+    )  # fmt: skip
+    tokens, width, layers, text, mlp = 21 * 45 * 80, 5120, 40, 512, 13824
+    attention = 4 * 2 * tokens * width**2 + 4 * tokens**2 * width
+    cross = 2 * 2 * tokens * width**2 + 2 * 2 * text * width**2 + 4 * tokens * text * width
+    call = layers * (attention + cross + 4 * tokens * width * mlp)
+    counted = sum(made.plain.operations.values())
+    assert counted == pytest.approx(4 * 2 * call, rel=0.02)
+    assert made.plain.operations["self-attention"] == 4 * 2 * layers * attention
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "wan-99b"], "unknown model 'wan-99b'"),
+        (["--model", "wan-14b", "--gpu", "abacus"], "--gpu takes"),
+        (["--model", "wan-14b", "--set", "interval=2"], "needs a --method"),
+        (["--model", "wan-14b", "--method", "none"], "always shown"),
+    ],
+)
+def test_the_command_line_refuses_what_it_cannot_do(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["rehearse", *arguments]) == 2
+    assert said in capsys.readouterr().err.replace("\n", " ")
