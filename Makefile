@@ -81,6 +81,8 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some five 
 	$(BIN)/python -m benchmarks.timeline
 	$(BIN)/python -m benchmarks.compiled
 	$(BIN)/python -m benchmarks.batch --steps 10
+	$(BIN)/python -m benchmarks.rehearsal
+	$(BIN)/python -m benchmarks.rehearsal --docs
 	$(BIN)/python -m benchmarks.readme
 
 bench-compare: $(READY) ## measure every method and peer on the demo model, at 50 and 30 steps (hours; resumes)

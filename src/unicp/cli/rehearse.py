@@ -13,8 +13,7 @@ from .screen import messages, results, waiting
 
 METHODS = ", ".join(name for name in options.method_names() if name != options.NONE)
 MODEL_HELP = (
-    "wan-1.3b, wan-14b, wan2.2-a14b, hunyuan-video, hunyuan-video-1.5, ltx, ltx-2, cogvideox-5b, mochi, open-sora, or "
-    "the folder of a pipeline: its weights are not read."
+    "wan-1.3b, wan-14b, wan2.2-a14b, hunyuan-video, hunyuan-video-1.5, ltx, ltx-2, cogvideox-5b, mochi or open-sora."
 )
 GPU_HELP = "h100, h200, a100, 4090, or PEAK_TFLOPS,GB_A_SECOND: what the projected speed is for."
 MEMORY_HELP = "Of the accelerator, in 10^9 bytes: also try UniCP with what weights and activations leave of it."

@@ -416,7 +416,7 @@ def published(name: str) -> Published:
         UnicpError: there is none of that name.
     """
     if name not in MODELS:
-        raise unknown("model", name, [*MODELS, "PATH"])
+        raise unknown("model", name, list(MODELS))
     return MODELS[name]
 
 
