@@ -52,6 +52,7 @@ class Step:
         leaps: the solver can take longer steps, where a policy asked for it.
         free: and to noise levels that lie between those of the run.
         starts: and a short first step before the long ones is worth its cost.
+        noisy: the sampler draws noise at its steps.
     """
 
     index: int
@@ -64,6 +65,7 @@ class Step:
     leaps: bool = dataclasses.field(default=False, compare=False)
     free: bool = dataclasses.field(default=False, compare=False)
     starts: bool = dataclasses.field(default=False, compare=False)
+    noisy: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def weight(self) -> float | None:
@@ -310,6 +312,13 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
 def _tuples(value: Any) -> Any:
     # JSON has lists only; the configs hold tuples.
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+NO_COUNT = (
+    "nothing tells how many steps this run has ({so}): accelerate the pipeline itself, or call the denoiser in "
+    "cache_context(name, step_index=i, num_inference_steps=n)"
+)
+"""The note of a policy that wants to know; ``so`` says what follows from it."""
 
 
 def no_numbers(count: int) -> str:
