@@ -59,6 +59,7 @@ class BranchCache:
         structure: how a filled output is put together from its leaves.
         forecasts: what was filled since the last computed step, as (sigma, the solver's weight of that step, factors
             of the kept outputs, newest first).
+        blocks: how many blocks' hooks acted when the residuals were kept.
         steady: how steadily each leaf of the outputs changes; ``None`` where it was not measured yet.
     """
 
@@ -68,6 +69,7 @@ class BranchCache:
     structure: Any = None
     forecasts: list[tuple[float, float, list[float]]] = field(default_factory=list)
     steady: list[Any] | None = None
+    blocks: int = 0
 
     def tensors(self) -> list[Any]:
         leaves = [*(self.residuals or ()), *(leaf for output in self.outputs for leaf in output)]

@@ -110,6 +110,7 @@ class Units:
         self._measure = measure
         self.map_bytes = map_bytes
         self.group: Any = None  # processes over which the tokens are spread
+        self.here: Callable[[], bool] = lambda: True  # whether a call is of the thread whose video is accelerated
         self._kept: dict[str, dict[str, Kept]] = {}
         self._placed = [hooks.Placed(u.module, self._act_of(u), UNIT_HOOK, nested=True) for u in units]
 
@@ -128,7 +129,7 @@ class Units:
 
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
-            if call is None:
+            if call is None or not self.here():
                 return forward(*args, **kwargs)
             if name in call.done:
                 raise UnicpError(
@@ -142,7 +143,7 @@ class Units:
             kept = self._kept.get(call.branch, {}).get(name)
             if mapper is not None and call.actions.get(name) == "map" and kept is not None and kept.maps is not None:
                 output, call.done[name] = mapper.reuse(eager, args, kwargs, kept.maps), "map"
-                kept.output, kept.index = _detached(output), call.index
+                kept.output, kept.index = _ours(output), call.index
                 return output
 
             def full() -> tuple[Any, Any]:
@@ -158,7 +159,7 @@ class Units:
         branch = self._kept.setdefault(call.branch, {})
         kept = branch.get(name)
         if action == "reuse" and kept is not None:
-            return kept.output, action
+            return _ours(kept.output), action
         if sliced is None or action in ("compute", "reuse", "map"):
             return self._compute(call, name, full, sliced, branch), "compute"
         new = sliced()
@@ -172,7 +173,7 @@ class Units:
         else:
             action, output = "slice", new
         if self._refresh:
-            branch[name] = Kept(_detached(output), call.index, sliced=_detached(new) if self._keep_slices else None)
+            branch[name] = Kept(_ours(output), call.index, sliced=_ours(new) if self._keep_slices else None)
         return output, action
 
     def _compute(self, call: UnitCall, name: str, full: Full, sliced: Forward | None, branch: dict[str, Kept]) -> Any:
@@ -193,11 +194,11 @@ class Units:
             call.changes[name + MAP] = (call.index - kept.mapped_at if kept is not None else 0, change)
         reference = sliced() if self._keep_slices and sliced is not None else None
         branch[name] = Kept(
-            _detached(output),
+            _ours(output),
             call.index,
             maps=maps,
             mapped_at=call.index,
-            sliced=_detached(reference) if reference is not None else None,
+            sliced=_ours(reference) if reference is not None else None,
         )
         return output
 
@@ -242,5 +243,6 @@ def _alike(a: Any, b: Any) -> bool:
     return [t.shape for t in parts(a)] == [t.shape for t in parts(b)]
 
 
-def _detached(output: Any) -> Any:
-    return _whole(output, [t.detach() for t in parts(output)])
+def _ours(output: Any) -> Any:
+    """A copy: models may write into the tensors that they were given, and static buffers are filled anew."""
+    return _whole(output, [t.detach().clone() for t in parts(output)])
