@@ -14,6 +14,7 @@ import torch
 
 from ...engine.executor import HOOK, Executor
 from ...engine.report import Generation, SessionReport, StepRecord
+from ...engine.turns import Turns
 from ...errors import UnicpError, UnicpWarning, unknown
 from ...policies import Config, Needs, config_types, make_policy
 from ...profiles import config_of, played
@@ -21,6 +22,7 @@ from ...specs import ModelSpec, find_spec, known_specs
 from ...specs.discovery import discover
 from . import hooks
 from .compiled import original
+from .refusals import check_denoiser
 
 DENOISERS = ("transformer", "transformer_2")
 """Components of a pipeline that are accelerated, where it has them."""
@@ -47,6 +49,7 @@ class Session:
         self._acting = acting.shared(len(denoisers))
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self._executors: list[Executor] = []
+        self._turns = Turns(self._is_over, self._end)
         try:
             self._install(denoisers)
         except BaseException:
@@ -64,6 +67,7 @@ class Session:
             self._executors = list(executors.values())
             _SESSIONS[executor] = weakref.ref(self)
             executor.leaper.alone = len(self._denoisers) == 1
+            executor.turns = self._turns
         for executor in self._executors:
             executor.clock.beside = [each.clock for each in self._executors if each is not executor]
 
@@ -76,6 +80,7 @@ class Session:
             warnings.warn(said, UnicpWarning, stacklevel=4)
 
     def _begin(self, executor: Executor) -> Generation:
+        check_denoiser(executor.denoiser, self._pipe(), self.config.method, executor.needs, self._group)
         others = [other for other in self._executors if other is not executor]
         if self._generation is not None and executor.name in self._generation.denoisers:
             for other in others:  # they may not know yet that the last video broke off
@@ -84,7 +89,7 @@ class Session:
         if self._generation is None:
             self._generation = Generation(self.config.method)
             for each in self._executors:
-                each.said = []  # of the last video, which is in its report
+                each.said, each.remarks = [], []  # of the last video, which is in its report
         for other in others:
             other.rest()
         self._generation.denoisers.add(executor.name)
@@ -118,6 +123,14 @@ class Session:
             for executor in self._executors:
                 executor.end()
 
+    def _is_over(self) -> bool:
+        """Whether the video in progress has seen its last call."""
+        return all(executor.is_over() for executor in self._executors)
+
+    def _end(self) -> None:
+        for executor in self._executors:
+            executor.end()
+
     def warn_again(self) -> None:
         """Let the next video say it, too, if nothing was skipped: else a session says so once."""
         self._warned = False
@@ -131,9 +144,33 @@ class Session:
         self._end_if_complete()
         if self._generation is not None:
             return self._generation.report(self._notes())
+        swapped = self._swapped()
         if not self._reports:
-            raise UnicpError("there is no report yet: generate a video first")
+            raise UnicpError(f"there is no report yet: {swapped or 'generate a video first'}")
+        if swapped:
+            warnings.warn(f"this is the report of an earlier video: {swapped}", UnicpWarning, stacklevel=2)
         return self._reports[-1]
+
+    def _swapped(self) -> str:
+        """What was put in the place of a denoiser since it was accelerated, and what to do; empty if nothing was."""
+        pipe = self._pipe()
+        names = [n for n, own in self._denoisers.items() if original(getattr(pipe, n, own)) is not own]
+        if pipe is None or not names:
+            return ""
+        return (
+            f"{names[0]} of the pipeline is another module than the one that was accelerated, so that nothing is "
+            "skipped; accelerate the pipeline again"
+        )
+
+    def of(self, pipe: Any) -> bool:
+        """Whether it acts on this pipeline."""
+        return pipe is not None and self._pipe() is pipe
+
+    def leave_all_but(self, denoisers: Iterable[Any]) -> None:
+        """Act no longer on what was swapped for one of these."""
+        for executor in self._executors:
+            if not any(executor.denoiser is denoiser for denoiser in denoisers):
+                executor.remove()
 
     @property
     def reports(self) -> list[SessionReport]:
@@ -219,13 +256,16 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
         refused, the earlier one stays in force.
 
     Raises:
-        UnicpError: the target or the config is none of these, or the method looks into the blocks of a denoiser whose
-            structure is not known.
+        UnicpError: the target or the config is none of these; the method looks into the blocks of a denoiser whose
+            structure is not known; the denoiser keeps keys from call to call, or another cache acts on it; its weights
+            are sharded over processes that would decide apart.
     """
     denoisers, pipe = _denoisers(pipe_or_module)
     resolved = resolve_config(config)
     acting = played(resolved)
     needs = make_policy(acting).needs()
+    for denoiser in denoisers.values():
+        check_denoiser(denoiser, pipe, resolved.method, needs, group)
     specs = {name: spec or _spec_of(denoiser, acting, needs) for name, denoiser in denoisers.items()}
     earlier = _in_force(denoisers.values())
     restore(pipe_or_module)
@@ -266,7 +306,11 @@ def _spec_of(denoiser: Any, config: Config, needs: Needs) -> ModelSpec | None:
 
 def restore(pipe_or_module: Any) -> None:
     """Remove everything of unicp from a pipeline or module, in whatever order other hooks came and went."""
-    for denoiser in _denoisers(pipe_or_module)[0].values():
+    denoisers, pipe = _denoisers(pipe_or_module)
+    for session in {known() for known in _SESSIONS.values()}:
+        if session is not None and session.of(pipe):
+            session.leave_all_but(list(denoisers.values()))
+    for denoiser in denoisers.values():
         hook = hooks.find(denoiser, HOOK)
         if hook is not None:
             hook.owner.remove()
