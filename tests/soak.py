@@ -1,4 +1,4 @@
-"""Two hundred videos of changing sizes, steps and configs in one process, each against a process that made no other.
+"""Videos of changing sizes, steps, configs and events in one process, each against a process that made no other.
 
     python -m tests.soak RUNS
 
@@ -40,23 +40,67 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"size": 48, "guidance": False},
 )
 STEPS = (4, 7, 10)
+EVENTS = (None, "prompt", "guidance", "weights", "interrupt", "exception", "training")
+"""What happens in the middle of a video."""
 EVERY = 25
 """How often memory is looked at."""
 
 
-def request(number: int) -> tuple[str | None, dict[str, Any]]:
-    """The config and the call of a video. 8, 5 and 3 have no common factor: the first 120 are all different."""
-    return NAMES[number % len(NAMES)], {**SHAPES[number % len(SHAPES)], "steps": STEPS[number % len(STEPS)]}
+def request(number: int) -> tuple[str | None, str | None, dict[str, Any]]:
+    """The config, event and call of a video. 8, 7, 5 and 3 have no common factor: the first 840 are all different."""
+    call = {**SHAPES[number % len(SHAPES)], "steps": STEPS[number % len(STEPS)]}
+    return NAMES[number % len(NAMES)], EVENTS[number % len(EVENTS)], call
+
+
+def happening(pipe: Any, event: str | None) -> Any:
+    """A callback by which it happens after the third step."""
+    strength = []
+
+    def callback(_: Any, i: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if i == 2 and event == "prompt":
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].flip(-1)
+        elif i == 2 and event == "guidance":  # off for one step
+            strength.append(pipe._guidance_scale)
+            pipe._guidance_scale = 1.0
+        elif i == 3 and strength:
+            pipe._guidance_scale = strength.pop()
+        elif i == 2 and event == "weights":
+            scale(pipe, 0.5)
+        elif i == 2 and event == "interrupt":
+            pipe._interrupt = True
+        elif i == 2 and event == "exception":
+            raise InterruptedError
+        elif i == 2 and event == "training":
+            hidden, embeds = torch.ones(1, 4, 3, 4, 4), torch.ones(1, 8, 16)
+            with torch.enable_grad():
+                pipe.transformer(hidden_states=hidden, timestep=torch.tensor([500.0]), encoder_hidden_states=embeds)
+        return tensors
+
+    return callback
+
+
+def scale(pipe: Any, factor: float) -> None:
+    with torch.no_grad():
+        pipe.transformer.blocks[1].ffn.net[2].weight.mul_(factor)
 
 
 def video(pipe: Any, number: int) -> Any:
-    name, call = request(number)
+    name, event, call = request(number)
     if name is None:
         unicp.restore(pipe)
     else:
         session = unicp.accelerate(pipe, config_on("wan", name))
-    latents = quietly(lambda: WAN.generate(pipe, **call))
-    assert name is None or not session.cached_tensors()
+    names = ["latents", "prompt_embeds"]
+    more = {"callback_on_step_end": happening(pipe, event), "callback_on_step_end_tensor_inputs": names}
+    generator = torch.Generator().manual_seed(number)
+    try:
+        latents = quietly(lambda: WAN.run(pipe, lambda run, **k: run(**k).frames, generator=generator, **call, **more))
+    except InterruptedError:
+        latents = torch.zeros(1)
+    finally:
+        if event == "weights":
+            scale(pipe, 2.0)
+    assert name is None or event in ("interrupt", "exception") or not session.cached_tensors()
     return latents
 
 
@@ -96,7 +140,7 @@ def held() -> dict[str, int]:
 def main(runs: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     config_on("wan", "unicp-switch")  # makes the profile, which the children find
-    different = len(NAMES) * len(SHAPES) * len(STEPS)
+    different = len(NAMES) * len(EVENTS) * len(SHAPES) * len(STEPS)
     with tempfile.TemporaryDirectory() as folder:
         # Before the long-lived process makes any itself: a child begins with what its parent has.
         expected = {n: in_a_process_of_its_own(n, Path(folder)) for n in range(min(runs, different))}

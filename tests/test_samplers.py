@@ -12,11 +12,14 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
 )
 
 import unicp
 from tests.contract import case, quietly
 from tests.tiny import FAMILIES
+from unicp.engine.solver.response import draws_noise
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 SAMPLERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
@@ -79,3 +82,45 @@ def test_the_noise_of_a_sampler_is_not_touched(sampler: str, name: str, tmp_path
     everything, same = quietly(run)
     assert same == drawn
     assert torch.equal(everything, plain)
+
+
+PLAYED = {
+    "ancestral": (EulerAncestralDiscreteScheduler(), True),
+    "lcm": (LCMScheduler(), True),
+    "sde": (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), True),
+    "flow-stochastic": (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), True),
+    "flow": (FlowMatchEulerDiscreteScheduler(), False),
+    "unipc": (UniPCMultistepScheduler(**FLOW), False),
+    "ddim": (DDIMScheduler(), False),
+}
+
+
+@pytest.mark.parametrize(("scheduler", "draws"), PLAYED.values(), ids=PLAYED)
+def test_a_sampler_that_draws_noise_is_known_without_drawing_the_runs(scheduler: Any, draws: bool) -> None:
+    scheduler.set_timesteps(8)
+    before = torch.get_rng_state()
+    assert draws_noise(scheduler) == draws
+    assert torch.equal(torch.get_rng_state(), before) and getattr(scheduler, "step_index", None) is None
+
+
+@pytest.mark.parametrize("name", ["schedule-linear", "adacache-forecast", "budget-default"])
+@pytest.mark.parametrize("sampler", ["ancestral", "flow-sde"])
+def test_where_noise_is_drawn_outputs_are_repeated(sampler: str, name: str) -> None:
+    family, scheduler, _ = SAMPLERS[sampler]
+    pipe = FAMILIES[family].build()
+    pipe.scheduler = type(scheduler).from_config(scheduler.config)
+    session = unicp.accelerate(pipe, case(name).config)
+    quietly(lambda: FAMILIES[family].generate(pipe))
+    report = session.report()
+    assert {r.action for r in report.steps} == {"compute", "reuse"}
+    assert any("draws noise" in note for note in report.notes)
+
+
+def test_leaps_say_what_latents_in_mid_run_are() -> None:
+    family = FAMILIES["wan"]
+    pipe = family.build()
+    for leap in (0.6, 0.0):
+        session = unicp.accelerate(pipe, unicp.BudgetConfig(target_speedup=2, leap=leap))
+        quietly(lambda: family.generate(pipe, steps=20))
+        said = [note for note in session.report().notes if "longer steps" in note]
+        assert len(said) == (leap > 0) == any(r.action == "leap" for r in session.report().steps)

@@ -343,7 +343,7 @@ def test_a_stream_that_blocks_do_not_take_leaves_nothing() -> None:
 def test_a_plain_module_with_a_spec(config: Any) -> None:
     """It returns a tensor, not a tuple, and nobody tells steps or branches: timesteps and the calls' order do."""
     torch.manual_seed(0)
-    model = Blocks()
+    model = Blocks().eval()
     spec = None if config == SCHEDULE else _spec()
 
     def run() -> list[torch.Tensor]:

@@ -44,6 +44,7 @@ class Probe:
     def __init__(self, denoiser: Any, spec: ModelSpec, needs: Needs, eagerly: Callable[[Any, Any], Any]) -> None:
         self.armed = False
         self._eagerly = eagerly
+        self.here: Callable[[], bool] = lambda: True  # whether a call is of the thread whose video is measured
         self.group: Any = None  # processes over which the tokens are spread
         self._strides = needs.strides
         self._starts: dict[int, Any] = {}
@@ -78,11 +79,11 @@ class Probe:
         stream = described.streams[0]
 
         def start(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.armed:
+            if self.armed and self.here():
                 self._starts[position] = kwargs[stream] if stream in kwargs else args[0]
 
         def stop(hidden: Any) -> None:
-            if self.armed and position in self._starts:
+            if self.armed and self.here() and position in self._starts:
                 source = self._starts.pop(position)
                 if hidden.shape != source.shape:
                     raise UnicpError(

@@ -13,12 +13,19 @@ from ..errors import UnicpError
 from ..policies.base import Decision, Policy, Step
 from ..policies.config import Config, make_policy
 from ..tensors.extrapolation import levels_at
+from ..tensors.groups import averaged
+from .fills.kept import Kept
 from .fills.output import OutputFill, leading
 from .fills.stack import Stack, StackCall, StackFill
 from .fills.units import UnitFill, Units
 from .measure import Probe, forecast_error
 from .meter import Meter
 from .report import Generation, SessionReport, StepRecord
+
+GONE = (
+    "our hooks on blocks were replaced or removed by others: where they did not act, the model ran in full, and that "
+    "is what the report counts; accelerate after the others have put theirs on"
+)
 
 
 @dataclass(kw_only=True)
@@ -31,6 +38,7 @@ class Parts:
         units: its attention modules and MLPs, where these act on their own.
         book: the plans of a profile (:class:`unicp.policies.budget.PlanBook`).
         meter: what its calls cost; the host tells it of each call.
+        shards: processes that share its weights, and have to decide alike.
     """
 
     stack: Stack | None = None
@@ -38,6 +46,7 @@ class Parts:
     units: Units | None = None
     book: Any = None
     meter: Meter | None = None
+    shards: Any = None
 
     def rest(self) -> None:
         """No call is in progress any more, however the last one ended."""
@@ -102,6 +111,8 @@ class Run:
         self._pending: list[tuple[Policy, Step, StepRecord, Any, dict[str, tuple[int, Any]]]] = []
         self._step: Step | None = None
         self._measuring = False
+        self._unmeasured: set[str] = set()  # what decides, and has nothing to compare its next measurement with
+        self._remarks: list[str] = []
         self._began = 0.0
         self._branches: list[str] = []  # seen at this step, where the run itself keeps count
         self._parts.rest()
@@ -190,6 +201,34 @@ class Run:
             decision = Decision(action="compute")  # a branch that was never computed has nothing to be filled from
         return decision
 
+    def instead(self) -> Decision:
+        """Compute this call, whatever was decided, and decide nothing by it."""
+        self._measuring = False
+        return Decision(action="compute")
+
+    def keeps(self, branch: str) -> bool:
+        """Whether there is anything that a call of this branch may be filled from."""
+        fill = self._fills.get(branch)
+        return bool(fill is not None and fill.kept) or bool(self._units.get(branch))
+
+    def corrects(self, branch: str) -> bool:
+        """Whether the next computed output of this branch is to make good forecasts."""
+        fill = self._fills.get(branch)
+        return fill is not None and bool(fill.kept.forecasts)
+
+    def drop(self, branch: str) -> None:
+        """Nothing that is kept of a branch counts any more, nor what was measured last, if it decides now."""
+        self._fills.pop(branch, None)
+        self._units.pop(branch, None)
+        if self._measuring:
+            self._unmeasured.add(self._key(branch))
+            self._measured.pop(self._key(branch), None)
+
+    def remark(self, note: str) -> None:
+        """Say something of this video in its report, once."""
+        if note not in self._remarks:
+            self._remarks.append(note)
+
     @property
     def decision(self) -> Decision:
         """What was decided for the step that is under way, for all of its branches."""
@@ -262,8 +301,8 @@ class Run:
             record.sigma = levels_at([*step.sigmas, 0.0], [decision.place])[0]
         whole = decision.runs and all(action == "compute" for action in decision.units.values())
         output = compute() if self._meter.counted or not whole else self._meter.count(branch, compute)
-        if stack is not None:
-            stack.call = None
+        if stack is not None and isinstance(fill, StackFill):
+            output = self._as_it_ran(stack, output, compute, record)
         changes: dict[str, tuple[int, Any]] = {}
         if units is not None and decision.runs:
             record.units, changes = units.finish()
@@ -274,11 +313,27 @@ class Run:
             scalars, self._measured[key] = probe.compare(self._measured.get(key), batch, frames)
         elif measuring and self.needs.check and isinstance(fill, OutputFill):
             scalars = forecast_error(leading(output), fill.leading(), fill.kept.sigmas, step.sigma)
+            if self._parts.shards is not None:
+                scalars = averaged(scalars, self._parts.shards)
         if decision.runs and isinstance(fill, OutputFill) and self.needs.keep == "output":
             output = fill.keep(step, output)
-        if measuring:
+        if measuring and key not in self._unmeasured:
             self._pending.append((self._policies[key], step, record, scalars, changes))
+        if measuring:
+            self._unmeasured.discard(key)
         return output
+
+    def _as_it_ran(self, stack: Stack, output: Any, compute: Callable[[], Any], record: StepRecord) -> Any:
+        """A call's output where acts of ours on blocks are gone: computed in full, and told as that."""
+        call, stack.call = stack.call, None
+        assert call is not None
+        if stack.whole(call):
+            return output
+        self.remark(GONE)
+        call.fill.kept = Kept()
+        record.action = "compute"
+        # Where some acted and others did not, it is neither the one nor the other.
+        return compute() if call.acted and not call.decision.runs else output
 
     def _key(self, branch: str) -> str:
         """What decides on a branch: that branch for itself, or all together."""
@@ -349,14 +404,18 @@ class Run:
         self._units.clear()
         self._measured.clear()
         self._pending.clear()
+        self._unmeasured.clear()
         self._parts.rest()
 
     def notes(self) -> list[str]:
         """What policies and units have to say; one sentence each."""
-        said = [note for policy in self._policies.values() for note in policy.notes()] + self._meter.notes
+        said = [note for policy in self._policies.values() for note in policy.notes()] + self._remarks
+        said += self._meter.notes
         return said + (self._parts.units.notes if self._parts.units is not None else [])
 
     def why_idle(self) -> str:
-        """A policy's own words on why a run computed every step."""
+        """Why a run computed every step: as was found that it had to, or in its policy's own words."""
+        if self._remarks:
+            return self._remarks[0]
         policy = next(reversed(self._policies.values()), None)
         return (policy or make_policy(self.config)).why_idle()

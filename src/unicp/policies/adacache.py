@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import UnicpError
-from .base import Decision, Needs, Policy, Step, no_numbers
+from .base import NO_COUNT, Decision, Needs, Policy, Step, no_numbers
 from .config import Config, check_choice, check_flag, check_number, check_tuple, register
 
 
@@ -194,6 +194,7 @@ class AdaCachePolicy(Policy):
         self.longest = 1
         self.observed = 0
         self.broken = 0
+        self.endless = False  # nobody says how many steps there are
 
     def needs(self) -> Needs:
         config = self.config
@@ -211,6 +212,7 @@ class AdaCachePolicy(Policy):
 
     def decide(self, step: Step) -> Decision:
         config = self.config
+        self.endless = step.count is None and config.cooldown_steps > 0
         forced = step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         if forced or step.index >= self.next_compute:
             return Decision(action="compute")
@@ -270,7 +272,8 @@ class AdaCachePolicy(Policy):
         return entries[-1][1] if c != float("inf") else 1
 
     def notes(self) -> list[str]:
-        return [no_numbers(self.broken)] if self.broken else []
+        said = [NO_COUNT.format(so="cooldown_steps cannot be kept to, nor a codebook rescaled")] if self.endless else []
+        return said + ([no_numbers(self.broken)] if self.broken else [])
 
     def why_idle(self) -> str:
         if not isinstance(self.config.codebook, str) and all(rate == 1 for _, rate in self.config.codebook):

@@ -44,6 +44,7 @@ class Step:
         free: and to noise levels that lie between those of the run.
         starts: and a short first step before the long ones is worth its cost.
         throughout: its longer steps are worth it in plans only that take them all the way.
+        noisy: the sampler draws noise at its steps.
     """
 
     index: int
@@ -57,6 +58,7 @@ class Step:
     free: bool = dataclasses.field(default=False, compare=False)
     starts: bool = dataclasses.field(default=False, compare=False)
     throughout: bool = dataclasses.field(default=False, compare=False)
+    noisy: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def weight(self) -> float | None:
@@ -205,6 +207,13 @@ class Policy(abc.ABC):
     @abc.abstractmethod
     def why_idle(self) -> str:
         """Why a whole run may have computed every step, and what to do: for the warning."""
+
+
+NO_COUNT = (
+    "nothing tells how many steps this run has ({so}): accelerate the pipeline itself, or call the denoiser in "
+    "cache_context(name, step_index=i, num_inference_steps=n)"
+)
+"""The note of a policy that wants to know; ``so`` says what follows from it."""
 
 
 def no_numbers(count: int) -> str:

@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import UnicpError
-from .base import Decision, Needs, Policy, Step, no_numbers
+from .base import NO_COUNT, Decision, Needs, Policy, Step, no_numbers
 from .config import Config, check_flag, check_number, checked_profile, register
 
 if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
@@ -284,14 +284,18 @@ class BudgetPolicy(Policy):
         self.book = errors
 
     def _begin(self, step: Step) -> None:
-        from .plans.step_plan import beginning, resampled
+        from .plans.step_plan import StepPlan, beginning, resampled
 
         config, count = self.config, step.count
+        if count is None:
+            self._remarks.append(NO_COUNT.format(so="no plan can be made, and all were computed"))
+            self._follow(StepPlan(steps=step.index + 1, compute=()))
+            return
         self._throughout = step.throughout
         if self.book is not None:
             priced = self.book.choose(config)
             plan, old, new = priced.plan, self.book.sigmas[: priced.plan.steps], step.sigmas
-            if new is None and count is not None:  # by the share of the run, where nobody tells the noise levels
+            if new is None:  # by the share of the run, where nobody tells the noise levels
                 old, new = (tuple(1 - i / n for i in range(n)) for n in (plan.steps, count))
             if new is not None:
                 plan = resampled(plan, old, new)
@@ -318,18 +322,19 @@ class BudgetPolicy(Policy):
         """The default plan, for the steps of the run that are left where it begins later (``strength``)."""
         from .plans.step_plan import affordable, later, untuned
 
-        config, steps = self.config, (step.count or 50) - step.began
+        assert step.count is not None
+        config, steps = self.config, step.count - step.began
         speedup = config.target_speedup or 1.0
         sigmas = (step.sigmas or ())[step.began :]
         if len(sigmas) != steps:
             sigmas = tuple([1 - i / steps for i in range(steps)])
         computed = affordable(steps, speedup)
-        if step.count is not None and not 0.9 <= steps / computed / speedup <= 1.15:
+        if not 0.9 <= steps / computed / speedup <= 1.15:
             self._remarks.append(
                 f"target_speedup={speedup:g} cannot be had of {steps} steps: {computed} are computed, for "
                 f"{steps / computed:.3g}x by the steps; choose num_inference_steps for it"
             )
-        if step.count is not None and 1 < steps <= MAX_DISTILLED_STEPS and computed < steps:
+        if 1 < steps <= MAX_DISTILLED_STEPS and computed < steps:
             self._remarks.append(
                 f"a run of {steps} steps leaves little to skip, least of all with a model distilled for so few: fewer "
                 "num_inference_steps are the better tool there"
@@ -457,5 +462,7 @@ class BudgetPolicy(Policy):
         return said + ([no_numbers(self._broken)] if self._broken else [])
 
     def why_idle(self) -> str:
+        if self._plan is not None and not self._compute:
+            return self._remarks[-1]
         less = "a target_speedup above 1" if self.config.min_psnr is None else "a lower min_psnr"
         return f"its plan computes every step of this run; ask for {less}, or give more steps"

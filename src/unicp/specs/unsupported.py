@@ -11,3 +11,6 @@ UNSUPPORTED: dict[str, str] = {
     "WanAnimate2Transformer3DModel": "takes lists of latents, and the first call of a run fills a cache of keys",
 }
 """By class name. Methods that keep the whole output need no spec; by their structure others may be found."""
+
+KEEPS_KEYS = ("AnyFlowFARTransformer3DModel", "SanaWMLTX2RefinerTransformer3DModel", "WanAnimate2Transformer3DModel")
+"""Those that no method may pass over: a call fills the cache that the next ones need."""

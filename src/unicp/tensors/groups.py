@@ -15,6 +15,11 @@ def gathered(tokens: Any, group: Any) -> Any:
     return torch.cat(parts, dim=1)
 
 
+def averaged(values: Any, group: Any) -> Any:
+    """The mean over all processes; NaN of one is NaN of all."""
+    return summed(values, group) / dist.get_world_size(group)
+
+
 def summed(values: Any, group: Any) -> Any:
     """The sum over all processes."""
     values = values.contiguous()

@@ -21,6 +21,7 @@ class StackFill:
 
     def __init__(self) -> None:
         self.kept = Kept()
+        self.blocks = 0  # whose acts did when it was kept
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held."""
@@ -49,6 +50,8 @@ class StackCall:
     batch: int
     frames: int
     entry: list[Any] = field(default_factory=list)  # the streams as they enter the first block
+    acted: int = 0  # blocks whose acts did
+    left: bool = False  # and the last one's among them, behind the first one's
 
 
 class Stack:
@@ -88,21 +91,31 @@ class Stack:
                 args[place] if place < len(args) else kwargs.get(stream)
                 for place, stream in zip(places, streams, strict=True)
             ]
+            call.acted += 1
             if position == 0:
                 call.entry = values
+            last = position == self._last and bool(call.entry)
+            call.left |= last
             if call.decision.runs:
                 run = self._watched
                 output = forward(*args, **kwargs) if run is None else run(block, forward, args, kwargs)
                 self._check(name, described, values, output)
-                if position == self._last:
+                if last:
                     self._keep(call, described, output)
                 return output
-            if position == self._last:
+            if last:
                 filled = call.fill.fill(call.step, call.decision, self._entered(call, described))
                 values = filled + values[len(filled) :]
             return values[0] if len(values) == 1 else tuple(values)
 
         return act
+
+    def whole(self, call: StackCall) -> bool:
+        """Whether a call that has ended was acted on by all blocks that there are, as far as can be told."""
+        if call.left and call.acted >= (1 if call.decision.runs else call.fill.blocks):
+            call.fill.blocks = call.acted
+            return True
+        return False
 
     def _entered(self, call: StackCall, described: BlockList) -> list[Any]:
         """The streams that entered the stack, as far as they are kept, in the last block's layout."""

@@ -72,8 +72,8 @@ class UnitFill:
         return [*self.maps, *self.kept.tensors(), *(parts(self.sliced) if self.sliced is not None else ())]
 
     def keep(self, step: Step, output: Any) -> None:
-        """Keep a new output."""
-        self.kept.keep(step, [tensor.detach() for tensor in parts(output)])
+        """Keep a new output: a copy, as models may write into what they were given, and static buffers are reused."""
+        self.kept.keep(step, list(parts(output)), own=False)
         self.index, self._whole = step.index, isinstance(output, tuple)
 
     def fill(self) -> Any:
@@ -150,6 +150,7 @@ class Units:
         self.ways: dict[str, list[str]] = {}
         self.way: Way = lambda name, how, run: run()
         self.group: Any = None  # processes over which the tokens are spread
+        self.here: Callable[[], bool] = lambda: True  # whether a call is of the thread whose video is accelerated
         self.map_bytes = map_bytes
         self._kinds, self._protected, self._eagerly = kinds, protected, eagerly
         self._keep_slices, self._refresh, self._measure = keep_slices, refresh, measure
@@ -240,7 +241,7 @@ class Units:
     def _act_of(self, name: str, module: Any) -> Callable[..., Any]:
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
-            if call is None:
+            if call is None or not self.here():
                 return forward(*args, **kwargs)
             if name in call.done:
                 raise UnicpError(
@@ -283,7 +284,7 @@ class Units:
         action, fill = call.actions.get(name, "compute"), call.fills.get(name)
         old = fill.fill() if fill is not None else None
         if action == "reuse" and old is not None:
-            return old, action
+            return _copied(old), action
         if sliced is None or action in ("compute", "reuse", "map"):
             return self._compute(call, name, full, sliced), "compute"
         new = sliced()
@@ -299,7 +300,7 @@ class Units:
         if self._refresh and (self.limit is None or name in self.chosen):
             call.fills[name] = fill = UnitFill()
             fill.keep(call.step, output)
-            fill.sliced = _detached(new) if self._keep_slices else None
+            fill.sliced = _copied(new) if self._keep_slices else None
         return output, action
 
     def _compute(self, call: UnitCall, name: str, full: Full, sliced: Forward | None) -> Any:
@@ -327,7 +328,7 @@ class Units:
         call.fills[name] = fill = UnitFill()
         fill.keep(step, output)
         fill.maps, fill.mapped_at = maps or [], step.index
-        fill.sliced = _detached(reference) if reference is not None else None
+        fill.sliced = _copied(reference) if reference is not None else None
         return output
 
     def changes(self, call: UnitCall) -> dict[str, tuple[int, Any]]:
@@ -360,5 +361,5 @@ def _alike(a: Any, b: Any) -> bool:
     return [t.shape for t in parts(a)] == [t.shape for t in parts(b)]
 
 
-def _detached(output: Any) -> Any:
-    return _whole(output, [t.detach() for t in parts(output)])
+def _copied(output: Any) -> Any:
+    return _whole(output, [t.detach().clone() for t in parts(output)])

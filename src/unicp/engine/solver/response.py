@@ -75,15 +75,15 @@ class Solver:
         count = len(self._calls)
         # Two samples: ones and twos, to see whether it is linear.
         shape = (2,) + (1,) * (len(self._shapes[0]) - 2) + (count,)
-        scales = torch.tensor([1.0, 2.0]).reshape(2, *(1,) * (len(shape) - 2))
+        scales = torch.tensor([1.0, 2.0], dtype=torch.float32).reshape(2, *(1,) * (len(shape) - 2))
         scheduler = copy.deepcopy(self._fresh)
-        sample = torch.zeros(shape)
+        sample = torch.zeros(shape, dtype=torch.float32)  # whatever the default is
         try:
             with torch.random.fork_rng(devices=[]):  # a sampler that draws noise must not draw the run's
                 for place, call in enumerate(self._calls):
                     if any(isinstance(v, torch.Tensor) and v.shape == self._shapes[0] for v in call.values()):
                         return None
-                    output = torch.zeros(shape)
+                    output = torch.zeros(shape, dtype=torch.float32)
                     output[..., place] = scales
                     result = scheduler.step(**{**call, "model_output": output, "sample": sample})
                     sample = result[0] if isinstance(result, tuple) else result.prev_sample
@@ -102,17 +102,32 @@ def planned_response(scheduler: Any) -> tuple[float, ...] | None:
     Returns:
         ``None`` if the scheduler wants to be called otherwise, is not linear, draws noise, or is under way.
     """
+    return played(scheduler)[0]
+
+
+def draws_noise(scheduler: Any) -> bool:
+    """Whether a run that is about to begin draws noise at its steps: played twice, it ends elsewhere.
+
+    Not where the scheduler wants to be called otherwise than with an output, a timestep and a sample.
+    """
+    return played(scheduler)[1]
+
+
+def played(scheduler: Any) -> tuple[tuple[float, ...] | None, bool]:
+    """What :func:`planned_response` and :func:`draws_noise` tell, of one look at the scheduler."""
     timesteps = getattr(scheduler, "timesteps", None)
-    if timesteps is None or getattr(scheduler, "step_index", None) is not None:
-        return None  # it is under way: the denoiser runs in another pipeline than this one
+    index = getattr(scheduler, "step_index", None)
+    if timesteps is None or (index is not None and index > 0):
+        return None, False  # it is under way: the denoiser runs in another pipeline than this one
     bare = copy.copy(scheduler)
     bare.__dict__.pop("step", None)  # a watched one would be the original's
     state = io.BytesIO()
     try:
         _ByValue(state).dump(bare)
-        return _known_response(type(bare), state.getvalue())  # type: ignore[arg-type]  # classes can be hashed
+        weights, noisy = _known_response(type(bare), state.getvalue())  # type: ignore[arg-type]  # classes can be hashed
     except Exception:  # it holds something that cannot be pickled
-        return _response(bare)
+        weights, noisy = _response(bare), _noisy(bare)
+    return (weights if index is None else None), noisy  # one that counts already scales its samples, too
 
 
 class _ByValue(pickle.Pickler):
@@ -125,16 +140,32 @@ class _ByValue(pickle.Pickler):
 
 
 @functools.lru_cache(maxsize=8)
-def _known_response(kind: type, state: bytes) -> tuple[float, ...] | None:
-    """:func:`_response` of a scheduler of this class (a name may come to mean another one) in this state.
+def _known_response(kind: type, state: bytes) -> tuple[tuple[float, ...] | None, bool]:
+    """:func:`_response` and :func:`_noisy` of a scheduler of this class (a name may mean another one later) and state.
 
     All of the state counts, not the config alone: whatever is changed about a scheduler, its weights are new.
     """
-    return _response(pickle.loads(state))
+    return _response(pickle.loads(state)), _noisy(pickle.loads(state))
+
+
+def _noisy(scheduler: Any) -> bool:
+    sample = torch.full((1, 4, 1, 2, 2), 0.5, dtype=torch.float32)
+    found = []
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for seed in (0, 1):
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed means all devices
+                player, latents = copy.deepcopy(scheduler), sample
+                for t in player.timesteps[:2]:  # some draw none at their first step, others none at their last
+                    latents = player.step(0.1 * sample, t, latents, return_dict=False)[0]
+                found.append(latents)
+    except Exception:  # it wants more than an output, a timestep and a sample
+        return False
+    return not torch.equal(*found)
 
 
 def _response(scheduler: Any) -> tuple[float, ...] | None:
-    sample = torch.zeros(1, 1, 1, 1, 2)
+    sample = torch.zeros(1, 1, 1, 1, 2, dtype=torch.float32)
     solver = Solver(scheduler, scheduler.step)
     try:
         for t in scheduler.timesteps:

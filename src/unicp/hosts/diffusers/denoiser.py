@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,15 +17,26 @@ from ...engine.measure import Probe
 from ...engine.meter import Meter
 from ...engine.report import Generation
 from ...engine.run import Parts, Run
+from ...engine.sampling import not_sampling
 from ...engine.solver.leap import Leaper
-from ...errors import UnicpError
+from ...engine.sources import STALE, TRUE, Sources
+from ...engine.turns import Turns
+from ...errors import UnicpError, UnicpWarning
 from ...policies.base import Decision
 from ...policies.config import Config, make_policy
 from ...specs import ModelSpec
+from ...specs.discovery import TIMESTEPS
 from . import compiled, hooks, parallel
 
 BLOCK_HOOK = "unicp_block"
 UNIT_HOOK = "unicp_unit"
+
+STRAY = (
+    "calls of another video came in the middle of this one, and were computed: of several videos at a time on one "
+    "model, one is accelerated"
+)
+LEAPT = "the solver took longer steps: latents taken out in mid-run are those of a later step (leap=0.0 keeps to all)"
+DRAWN = "this sampler draws noise at its steps, which outputs follow: they were repeated instead of forecast"
 
 
 class HookedDenoiser:
@@ -58,19 +70,40 @@ class HookedDenoiser:
     ) -> None:
         self.denoiser, self.name, self.config, self.spec = denoiser, name, config, spec
         self.needs = make_policy(config).needs()
-        self.clock = Clock.of(pipe, spec, weigh=self.needs.weights)
+        self._make_clock = functools.partial(
+            Clock.of, pipe, spec, weigh=self.needs.weights, forecasts=self.needs.order > 0
+        )
+        self.clock = self._make_clock()
+        self.turns = Turns(self.is_over, self.end)  # of a session, where there is one
         self.leaper = Leaper(self.clock.scheduler, self.needs.leap)
         self.parts, self.meter = Parts(), Meter(denoiser, spec)
         self.run: Run | None = None
-        self.hook = hooks.DenoiserHook(self.call, self.end, self)
+        self.hook = hooks.DenoiserHook(self.call, self._reset, self)
         self._opened, self._ended, self._group = opened, ended, group
         self._parameters = parameters(denoiser)
+        hidden = spec.hidden if spec is not None else next(iter(self._parameters), "")
+        times = {spec.timestep} if spec is not None else set(TIMESTEPS)
+        self.sources = Sources(denoiser, hidden, sorted(times), self._remark)
+        self._warned: set[str] = set()
+        self._leaping = False  # the scheduler that can leap is that of the run in progress
         self._placed: list[hooks.Placed] = []  # on blocks and units
         try:
             self._install(pipe)
+        except AttributeError as error:
+            self.remove()
+            family = spec.family if spec is not None else ""
+            raise UnicpError(
+                f"this {type(denoiser).__name__} is not built as the spec of the family {family!r} says: {error}; pass "
+                "a fitting spec= to accelerate, or use a ScheduleConfig, which needs none"
+            ) from error
         except BaseException:
             self.remove()
             raise
+
+    def _remark(self, note: str) -> None:
+        """Say something of the video in progress, once."""
+        if self.run is not None:
+            self.run.remark(note)
 
     # -- installing and removing -----------------------------------------------------------------------------------
 
@@ -80,12 +113,13 @@ class HookedDenoiser:
         parts.meter = self.meter
         if spec is not None and needs.metric is not None:
             parts.probe = Probe(self.denoiser, spec, needs, compiled.eagerly)
+            parts.probe.here = self._here
         if spec is not None and needs.units:
             measured = parts.probe.blocks if parts.probe is not None else ()
             profile = getattr(self.config, "profile", None)
             part = profile.opened(self.denoiser, self.name, pipe) if profile is not None else None
             parts.units = units_inside(self.config, needs, self.denoiser, spec, measured, part, compiled.eagerly)
-            parts.units.way = self.meter.way
+            parts.units.way, parts.units.here = self.meter.way, self._here
         whole: Any = getattr(self.config, "stack", self.config)
         if getattr(whole, "profile", None) is not None:
             whole.profile.opened(self.denoiser, self.name, pipe)
@@ -93,19 +127,31 @@ class HookedDenoiser:
         hooks.install(self.denoiser, self.hook, hooks.HOOK)
         if spec is not None and needs.keep == "stack":
             parts.stack = Stack(self.denoiser, spec, parts.probe.run if parts.probe is not None else None)
-            self._placed += [placed(block, act, BLOCK_HOOK) for block, act in parts.stack.acts]
+            self._placed += [placed(block, self._in_turn(act), BLOCK_HOOK) for block, act in parts.stack.acts]
         blocks = parts.stack.blocks if parts.stack is not None else []
         for block in parts.probe.modules if parts.probe is not None else ():
             if block not in blocks:
                 act = functools.partial(parts.probe.run, block)  # type: ignore[union-attr]
-                self._placed.append(placed(block, act, BLOCK_HOOK, gate_only=True))
+                self._placed.append(placed(block, self._in_turn(act), BLOCK_HOOK, gate_only=True))
         if parts.units is not None:
             self._placed += [placed(unit, act, UNIT_HOOK, nested=True) for unit, act in parts.units.acts]
         self._place(compiled.how_compiled(self.denoiser, self.denoiser.forward))
 
+    def _in_turn(self, act: compiled.Act) -> compiled.Act:
+        """What a module's hook does, but for calls of other threads: these go through."""
+
+        def acts(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return act(forward, args, kwargs) if self.turns.here() else forward(*args, **kwargs)
+
+        return acts
+
+    def _here(self) -> bool:
+        return self.turns.here()
+
     def _place(self, how: str) -> None:
         """Act by gates where the denoiser is compiled, by hooks where it is not: people compile before or after."""
         group = self._group or parallel.group_of(self.denoiser)
+        self.parts.shards = (self._group or parallel.shards_of(self.denoiser)) if self.needs.check else None
         if group is not None and how and self._placed:
             raise UnicpError(
                 f"{type(self.denoiser).__name__} is context-parallel and compiled, and {self.config.method} decides on "
@@ -135,16 +181,23 @@ class HookedDenoiser:
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Stands in for the denoiser's forward."""
         call = named(self._parameters, args, kwargs)
+        why = not_sampling(self.denoiser, call)
+        if why:
+            return self._plainly(why, forward, args, kwargs)
+        if not self.turns.take(self.name, self._make_clock, self.hook.contexts.current, call):
+            self._remark(STRAY)
+            return forward(*args, **kwargs)
         try:
             tick = self.clock.tick(self.hook.contexts.current, call)
+            if tick.stray:
+                self._remark(STRAY)
+                return forward(*args, **kwargs)
             if tick.new_generation:
                 self._place(compiled.how_compiled(self.denoiser, forward))
                 tick = self._begin(tick, call)
             run, step = self.run, tick.step
             assert run is not None
-            decision = run.decide(step, tick.branch)
-            if decision.action == "leap" and not self.leaper.over(step.index):
-                decision = Decision(action="compute")  # the scheduler did not go where it was to go
+            decision = self._sound(run, tick, run.decide(step, tick.branch), call)
             if decision.runs:
                 self.leaper.go(step.index, run.decision)
             if decision.place is not None:
@@ -158,7 +211,10 @@ class HookedDenoiser:
                 run_it = compiled.eagerly(forward, self.denoiser) if self.meter.counting else forward
                 return run_it(*args, **kwargs)
 
-            return run.act(step, tick.branch, decision, compute, batch, frames)
+            output = run.act(step, tick.branch, decision, compute, batch, frames)
+            if step.is_last(1):
+                self.sources.forget(tick.branch)
+            return output
         except BaseException as error:
             self.end()  # whatever happened, the next call begins afresh
             if isinstance(error, compiled.Unsupported):
@@ -172,11 +228,57 @@ class HookedDenoiser:
             self.run = None  # it is over, also for the session, which has yet to report it
         generation = self._opened(self)
         self.run = Run(self.config, name=self.name, parts=self.parts, generation=generation)
-        self.leaper.begin()
-        if not self.leaper.active:
+        self.sources.begin()
+        self._leaping = self.clock.follows_scheduler
+        if self._leaping:
+            self.leaper.begin()
+        if not self._leaping or not self.leaper.active:
             return tick
         step = self.clock.leaps(self.clock.movable(call), self.leaper.starts, self.leaper.throughout)
         return dataclasses.replace(tick, step=step)
+
+    def _sound(self, run: Run, tick: Tick, decision: Decision, call: Mapping[str, Any]) -> Decision:
+        """What was decided, as far as what is kept may stand in for what is skipped; else to compute the call."""
+        branch, step = tick.branch, tick.step
+        state = self.sources.look(branch, step.position, call, self._leaping and self.leaper.active)
+        if tick.unknown:
+            run.remark(tick.unknown)
+            state = STALE
+        if decision.action == "leap":
+            if self._leaping and self.leaper.over(step.index):  # whatever this call returns, the solver looks at none
+                run.remark(LEAPT)
+                return decision
+            return run.instead()  # the scheduler did not go where it was to go
+        filling = decision.action != "compute"
+        if run.keeps(branch) and (filling or run.corrects(branch)) and self.sources.weights_changed():
+            state = STALE
+        if state == STALE and run.keeps(branch):
+            run.drop(branch)
+            self.sources.renewed(branch)
+        if state != TRUE and filling:
+            return run.instead()
+        if decision.action == "forecast" and step.noisy:
+            run.remark(DRAWN)
+            return dataclasses.replace(decision, action="reuse")
+        return decision
+
+    def _plainly(self, why: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model itself, which is said once."""
+        self._remark(why)
+        if why not in self._warned:
+            self._warned.add(why)
+            warnings.warn(f"unicp {self.config.method}: {why}", UnicpWarning, stacklevel=2)
+        return forward(*args, **kwargs)
+
+    def is_over(self) -> bool:
+        """Whether the video in progress has seen its last call."""
+        run = self.run
+        return run is None or (run.generation.complete and self.clock.steps_known and not run.tensors())
+
+    def _reset(self) -> None:
+        """A pipeline says that its run is over: the one in progress, or that of another thread."""
+        if self.turns.here():
+            self.end()
 
     def rest(self) -> None:
         """Another denoiser has taken over; see :meth:`Run.rest`."""
@@ -188,6 +290,7 @@ class HookedDenoiser:
         self.leaper.end()
         run, self.run = self.run, None
         self.clock.reset()
+        self.sources.end()
         if run is not None:
             try:
                 run.close()

@@ -8,6 +8,7 @@ others may remove theirs under ours, and we may remove ours under others.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,17 +23,22 @@ HOOK = "unicp"
 
 
 class ContextReceiver(StateManager):
-    """Takes the cache context that a pipeline sets; keeps no state of its own."""
+    """Takes the cache context that a pipeline sets, of each thread its own; keeps no state beside."""
 
     def __init__(self) -> None:
         super().__init__(None)
-        self.current: Any = None
+        self._of_thread = threading.local()
+
+    @property
+    def current(self) -> Any:
+        """That of this thread."""
+        return getattr(self._of_thread, "context", None)
 
     def set_context(self, context: Any) -> None:
-        self.current = context
+        self._of_thread.context = context
 
     def reset(self, *args: Any, **kwargs: Any) -> None:
-        self.current = None
+        self.set_context(None)
 
 
 class _GuardedReference(HookFunctionReference):

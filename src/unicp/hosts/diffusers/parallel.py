@@ -86,3 +86,33 @@ def group_of(denoiser: Any) -> Any:
             "ring_anything), of which unicp cannot measure the whole; choose a size of video whose tokens divide evenly"
         )
     return mesh.get_group()
+
+
+def shards_of(denoiser: Any) -> Any:
+    """The processes over which FSDP has sharded a denoiser's weights; ``None`` if it has not.
+
+    They have to run the same parts of the model at the same time, whatever video each of them makes.
+    """
+    modules = list(denoiser.modules())
+    names = {kind.__name__ for module in modules for kind in type(module).__mro__}
+    if "FullyShardedDataParallel" in names:
+        return next(module.process_group for module in modules if hasattr(module, "process_group"))
+    for parameter in denoiser.parameters() if "FSDPModule" in names else ():
+        for dimension, place in enumerate(getattr(parameter, "placements", ())):
+            if place.is_shard():
+                return parameter.device_mesh.get_group(dimension)
+    return None
+
+
+def check_shards(denoiser: Any, method: str, measures: bool, group: Any) -> None:
+    """Refuse to decide by measurements of one process where weights are sharded over several.
+
+    Raises:
+        UnicpError: processes of one group would compute other steps than each other, and wait for ever.
+    """
+    if measures and group is None and group_of(denoiser) is None and shards_of(denoiser) is not None:
+        raise UnicpError(
+            f"the weights of this {type(denoiser).__name__} are sharded over processes (FSDP), which have to compute "
+            f"the same steps, and {method} decides by what each of them measures; use a BudgetConfig or a "
+            "ScheduleConfig, or let them decide together: accelerate(..., group=<the processes>)"
+        )

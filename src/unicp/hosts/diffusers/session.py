@@ -9,14 +9,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...engine.report import Generation, SessionReport, StepRecord
+from ...engine.turns import Turns
 from ...errors import UnicpError, UnicpWarning
 from ...policies import Config, Needs, make_policy
 from ...profiles import played, read, resolve_config
 from ...specs import ModelSpec, find_spec, known_specs
 from ...specs.discovery import discover
 from . import hooks
+from .compiled import original
 from .components import find_denoisers
 from .denoiser import HookedDenoiser
+from .refusals import check_denoiser
 
 KEPT_REPORTS = 100
 """Of a session: the records of a video take some 50 kB, and a server makes videos without end."""
@@ -41,6 +44,7 @@ class Session:
         self._acting = acting.shared(len(denoisers))
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self._hooked: list[HookedDenoiser] = []
+        self._turns = Turns(self._is_over, self._end)
         try:
             self._install(denoisers)
         except BaseException:
@@ -58,6 +62,7 @@ class Session:
             self._hooked = list(found.values())
             _SESSIONS[hooked] = weakref.ref(self)
             hooked.leaper.alone = len(self._denoisers) == 1
+            hooked.turns = self._turns
         for hooked in self._hooked:
             hooked.clock.beside = [each.clock for each in self._hooked if each is not hooked]
 
@@ -70,6 +75,7 @@ class Session:
             warnings.warn(said, UnicpWarning, stacklevel=4)
 
     def _begin(self, hooked: HookedDenoiser) -> Generation:
+        check_denoiser(hooked.denoiser, self._pipe(), self.config.method, hooked.needs, self._group)
         others = [other for other in self._hooked if other is not hooked]
         if self._generation is not None and hooked.name in self._generation.denoisers:
             for other in others:  # they may not know yet that the last video broke off
@@ -113,6 +119,14 @@ class Session:
             for each in self._hooked:
                 each.end()
 
+    def _is_over(self) -> bool:
+        """Whether the video in progress has seen its last call."""
+        return all(each.is_over() for each in self._hooked)
+
+    def _end(self) -> None:
+        for each in self._hooked:
+            each.end()
+
     def warn_again(self) -> None:
         """Let the next video say it, too, if nothing was skipped: else a session says so once."""
         self._warned = False
@@ -126,9 +140,33 @@ class Session:
         self._end_if_complete()
         if self._generation is not None:
             return self._generation.report(self._notes(self._generation))
+        swapped = self._swapped()
         if not self._reports:
-            raise UnicpError("there is no report yet: generate a video first")
+            raise UnicpError(f"there is no report yet: {swapped or 'generate a video first'}")
+        if swapped:
+            warnings.warn(f"this is the report of an earlier video: {swapped}", UnicpWarning, stacklevel=2)
         return self._reports[-1]
+
+    def _swapped(self) -> str:
+        """What was put in the place of a denoiser since it was accelerated, and what to do; empty if nothing was."""
+        pipe = self._pipe()
+        names = [n for n, own in self._denoisers.items() if original(getattr(pipe, n, own)) is not own]
+        if pipe is None or not names:
+            return ""
+        return (
+            f"{names[0]} of the pipeline is another module than the one that was accelerated, so that nothing is "
+            "skipped; accelerate the pipeline again"
+        )
+
+    def of(self, pipe: Any) -> bool:
+        """Whether it acts on this pipeline."""
+        return pipe is not None and self._pipe() is pipe
+
+    def leave_all_but(self, denoisers: Iterable[Any]) -> None:
+        """Act no longer on what was swapped for one of these."""
+        for each in self._hooked:
+            if not any(each.denoiser is denoiser for denoiser in denoisers):
+                each.remove()
 
     @property
     def reports(self) -> list[SessionReport]:
@@ -179,13 +217,16 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
         refused, the earlier one stays in force.
 
     Raises:
-        UnicpError: the target or the config is none of these, or the method looks into the blocks of a denoiser whose
-            structure is not known.
+        UnicpError: the target or the config is none of these; the method looks into the blocks of a denoiser whose
+            structure is not known; the denoiser keeps keys from call to call, or another cache acts on it; its weights
+            are sharded over processes that would decide apart.
     """
     denoisers, pipe = find_denoisers(pipe_or_module)
     resolved = resolve_config(config)
     acting = played(read(resolved))
     needs = make_policy(acting).needs()
+    for denoiser in denoisers.values():
+        check_denoiser(denoiser, pipe, resolved.method, needs, group)
     specs = {name: spec or _spec_of(denoiser, acting, needs) for name, denoiser in denoisers.items()}
     earlier = _in_force(denoisers.values())
     restore(pipe_or_module)
@@ -226,7 +267,11 @@ def _spec_of(denoiser: Any, config: Config, needs: Needs) -> ModelSpec | None:
 
 def restore(pipe_or_module: Any) -> None:
     """Remove everything of unicp from a pipeline or module, in whatever order other hooks came and went."""
-    for denoiser in find_denoisers(pipe_or_module)[0].values():
+    denoisers, pipe = find_denoisers(pipe_or_module)
+    for session in {known() for known in _SESSIONS.values()}:
+        if session is not None and session.of(pipe):
+            session.leave_all_but(list(denoisers.values()))
+    for denoiser in denoisers.values():
         hook = hooks.find(denoiser, hooks.HOOK)
         if hook is not None:
             hook.owner.remove()

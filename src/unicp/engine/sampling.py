@@ -1,0 +1,33 @@
+"""Is this a sampling run at all? Where it is not, the model is left to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+TRAINING = (
+    "the denoiser was called {how}: nothing is accelerated there, and such calls run the plain model; sample under "
+    "torch.no_grad(), in eval mode"
+)
+KEYS = "the denoiser was called with a cache of keys ({name}), which every call fills or needs: such calls are computed"
+KEY_CACHES = ("kv_cache", "past_key_values", "past_key_value", "key_value_cache")
+"""Arguments by which denoisers that go frame by frame are given their caches."""
+
+
+def not_sampling(denoiser: Any, call: Mapping[str, Any]) -> str:
+    """Why a call is no step of a sampling run; empty if it may be one. Nothing is read from the device."""
+    if denoiser.training:
+        return TRAINING.format(how="in training mode")
+    if torch.is_grad_enabled() and _wants_gradient(denoiser, call):
+        return TRAINING.format(how="with gradients enabled")
+    name = next((name for name in KEY_CACHES if call.get(name) is not None), None)
+    return KEYS.format(name=name) if name is not None else ""
+
+
+def _wants_gradient(denoiser: Any, call: Mapping[str, Any]) -> bool:
+    leaves = pytree.tree_leaves(list(call.values()))
+    inputs = any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves)
+    return inputs or any(parameter.requires_grad for parameter in denoiser.parameters())
