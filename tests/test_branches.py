@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import unicp
-from tests.contract import CODEBOOK, FEW, FEW_PAIRS, case, quietly
+from tests.contract import CODEBOOK, FEW, FEW_PAIRS, FULL, ONCE, case, quietly
 from tests.tiny import FAMILIES, Family, denoisers
 
-few = pytest.mark.parametrize(("family", "name"), FEW_PAIRS, ids=[f"{f}-{n}" for f, n in FEW_PAIRS])
-families = pytest.mark.parametrize("family", FAMILIES)
+few = pytest.mark.parametrize(("family", "name"), FEW_PAIRS)
+families = pytest.mark.parametrize("family", ONCE)
+SLOW = pytest.mark.slow
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -98,8 +99,15 @@ def test_a_filled_stack_is_the_branchs_own_residual(family: str) -> None:
         assert (cond - uncond).abs().max() > 1e-3
 
 
-@families
-@pytest.mark.parametrize("fill", ["reuse", "linear", "quadratic"])
+@pytest.mark.parametrize(
+    ("fill", "family"),
+    [
+        # How outputs are put together is the same code for all families.
+        pytest.param(fill, param.values[0], marks=param.marks if fill == "linear" or param.values[0] in FULL else SLOW)
+        for fill in ("reuse", "linear", "quadratic")
+        for param in ONCE
+    ],
+)
 def test_a_filled_output_is_the_branchs_own(family: str, fill: str) -> None:
     chosen = FAMILIES[family]
     pipe = chosen.build()
@@ -129,6 +137,25 @@ def test_a_filled_output_is_the_branchs_own(family: str, fill: str) -> None:
     assert checked >= 4 * len(chosen.branches)
 
 
+def test_a_reused_unit_gives_the_branchs_own_output() -> None:
+    chosen = FAMILIES["wan"]
+    pipe = chosen.build()
+    session = unicp.accelerate(pipe, case("unicp-online").config)
+    outputs: list[torch.Tensor] = []
+    pipe.transformer.blocks[1].attn1.register_forward_hook(lambda _, __, output: outputs.append(output.clone()))
+    chosen.generate(pipe)
+    last: dict[str, torch.Tensor] = {}
+    reused = 0
+    for record, output in zip(session.report().steps, outputs, strict=True):
+        if record.units.get("blocks.1.attn1") == "reuse":
+            assert torch.equal(output, last[record.branch])
+            reused += 1
+        else:
+            last[record.branch] = output
+    assert reused >= 4
+    assert not torch.equal(last["cond"], last["uncond"])
+
+
 def test_swapped_branches_would_be_noticed() -> None:
     """The tests above can fail: with the branches' residuals swapped, the latents are others."""
     chosen = FAMILIES["wan"]
@@ -138,9 +165,8 @@ def test_swapped_branches_would_be_noticed() -> None:
 
     def callback(_: Any, i: int, *__: Any) -> dict[str, Any]:
         if i == 1:
-            caches = session._executors[0]._caches
-            a, b = caches["cond"], caches["uncond"]
-            a.residuals, b.residuals = b.residuals, a.residuals
+            fills = session._hooked[0].run._fills
+            fills["cond"], fills["uncond"] = fills["uncond"], fills["cond"]
         return {}
 
     wrong = chosen.generate(pipe, callback=callback)
@@ -293,7 +319,7 @@ def test_nothing_is_kept_after_a_run(family: str, name: str) -> None:
     assert [ref for ref in kept if ref() is not None] == []
 
 
-@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.callbacks])
+@pytest.mark.parametrize("family", [param for param in ONCE if FAMILIES[param.values[0]].callbacks])
 def test_separate_decisions_keep_nothing_after_the_last_step(family: str) -> None:
     chosen = FAMILIES[family]
     pipe = chosen.build()
@@ -310,7 +336,7 @@ def test_the_first_denoiser_keeps_nothing_once_the_second_works() -> None:
     owners: list[list[int]] = []
 
     def callback(_: Any, i: int, *__: Any) -> dict[str, Any]:
-        owners.append([len(executor.tensors()) for executor in session._executors])
+        owners.append([len(each.run.tensors()) if each.run else 0 for each in session._hooked])
         return {}
 
     chosen.generate(pipe, callback=callback)

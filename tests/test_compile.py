@@ -17,11 +17,10 @@ import unicp
 from tests.contract import actions, case, fresh, plain, quietly, traces
 from tests.tiny import FAMILIES, LAYERS, wan_transformer
 from unicp.errors import UnicpError
-from unicp.hosts.diffusers.compiled import SLOT
+from unicp.hosts.diffusers.compiled import COMPILED_CALL
 
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "adacache-forecast", "schedule-stack", "schedule-linear", "budget-default")
-QUICK = ("adacache-residual",)
 INSIDE = ("unicp-online", "unicp-in-adacache", "unicp-maps")
 
 
@@ -40,12 +39,23 @@ def _wrapped(pipe: Any, **options: Any) -> None:
 WAYS: dict[str, Callable[..., None]] = {"blocks": _blocks, "whole": _whole, "wrapped": _wrapped}
 
 
+def quick(name: str, way: str, order: str) -> bool:
+    """Whether ``make test`` compiles so: every config in the usual way, every way with hooks on blocks and on units."""
+    if name == "adacache-residual" or (way, order) == ("blocks", "before"):
+        return True
+    return order == "before" and (name, way) in (("unicp-online", "wrapped"), ("unicp-maps", "whole"))
+
+
 @pytest.fixture(autouse=True)
 def dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     counters.clear()
     yield
     torch._dynamo.reset()
+
+
+ONE_GRAPH = (("adacache-residual", "before"), ("schedule-stack", "after"), ("budget-default", "after"))
+"""Of blocks compiled as one graph: hooks on them from before and from afterwards, and none on them."""
 
 
 def graphs() -> int:
@@ -83,7 +93,7 @@ def check(name: str, way: str, order: str, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "way", "order"),
     [
-        pytest.param(name, way, order, marks=() if order == "before" or name in QUICK else pytest.mark.slow)
+        pytest.param(name, way, order, marks=() if quick(name, way, order) else pytest.mark.slow)
         for name in (*NAMES, *INSIDE)
         for way in WAYS
         for order in ("before", "after")
@@ -93,15 +103,21 @@ def test_compiled_equals_uncompiled(name: str, way: str, order: str) -> None:
     check(name, way, order, backend="eager")
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        pytest.param(name, order, marks=() if (name, order) in ONE_GRAPH else pytest.mark.slow)
+        for name in NAMES
+        for order in ("before", "after")
+    ],
+)
 def test_blocks_of_one_graph(name: str, order: str) -> None:
     """The usual way of compiling with diffusers: whatever is decided between blocks needs no break in them."""
     check(name, "blocks", order, backend="aot_eager", fullgraph=True)
     assert graphs() == 1
 
 
-@pytest.mark.parametrize("way", ["blocks", "whole"])
+@pytest.mark.parametrize("way", ["blocks", pytest.param("whole", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["adacache-residual", "unicp-online"])
 def test_a_deep_model_makes_no_more_graphs(name: str, way: str) -> None:
     """Hooks of their own must not make dynamo compile each block anew: from the ninth on it would give up."""
@@ -147,10 +163,10 @@ def test_restored_is_as_it_was_compiled(name: str, way: str) -> None:
     pipe = WAN.build()
     WAYS[way](pipe, backend="eager")
     transformer = getattr(pipe.transformer, "_orig_mod", pipe.transformer)
-    before = traces(transformer), [module.__dict__.get(SLOT) for module in transformer.modules()]
+    before = traces(transformer), [module.__dict__.get(COMPILED_CALL) for module in transformer.modules()]
     with unicp.accelerate(pipe, case(name).config):
         quietly(lambda: WAN.generate(pipe))
-    assert (traces(transformer), [module.__dict__.get(SLOT) for module in transformer.modules()]) == before
+    assert (traces(transformer), [module.__dict__.get(COMPILED_CALL) for module in transformer.modules()]) == before
     torch.testing.assert_close(WAN.generate(pipe), plain("wan"))
 
 

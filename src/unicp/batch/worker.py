@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpWarning, first_line
-from ..files import video
+from ..files import video, whole
 from .clips import Clip, Maker, Outcome, Rank, Recipe, Rendered
 from .manifest import record_path
 
 THUMBNAIL = 160
 """Pixels of a thumbnail's width."""
-BROKEN = (
+BROKEN_DEVICE_MESSAGES = (
     "CUDA error",
     "device-side assert",
     "HIP error",
@@ -32,7 +32,7 @@ BROKEN = (
 
 def is_broken(outcomes: Sequence[Outcome]) -> bool:
     """Whether the worker of these outcomes has to be replaced."""
-    return any(words in outcome.error for outcome in outcomes if outcome.error for words in BROKEN)
+    return any(words in outcome.error for outcome in outcomes if outcome.error for words in BROKEN_DEVICE_MESSAGES)
 
 
 def thumbnail(frames: Any) -> bytes:
@@ -115,7 +115,7 @@ class Worker:
                 about = {"key": clip.key, "seconds": seconds, "computed_fraction": made.fraction}
                 values = {**made.record, "clip": {**about, **made.record.get("clip", {})}}
                 values["video"] = {**made.record.get("video", {}), "file": clip.name, "bytes": size}
-                values["video"]["sha256"] = video.digest(part)
+                values["video"]["sha256"] = whole.digest(part)
                 if told:
                     values["warnings"] = list(told)
                 note.write_text(self._maker.document(values), "utf-8")

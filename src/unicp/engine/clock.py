@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import UnicpError
-from ..policies import Step
+from ..policies.base import Step
 from ..specs import ModelSpec
 from ..specs.discovery import TIMESTEPS
 from ..tensors.extrapolation import levels_at
@@ -178,7 +178,7 @@ class Clock:
     def reset(self) -> None:
         """Forget everything: the next call begins a generation."""
         self.step: Step | None = None
-        self._leaps = self._free = self._starts = False  # what the solver of this run can do
+        self._leaps = self._free = self._starts = self._throughout = False  # what the solver of this run can do
         self._noise: float | None = None
         self._mean: float | None = None
         self._wave = False  # frames fall one after another: their mean tells how far the video is
@@ -300,6 +300,7 @@ class Clock:
                 free=self._free,
                 starts=self._starts,
                 noisy=self._noisy,
+                throughout=self._throughout,
             )
         assert self.step is not None
         return Tick(self.step, branch, fresh, moved, self._unknown)
@@ -374,11 +375,11 @@ class Clock:
         """How many timesteps at the end of the run the pipeline leaves out."""
         return LEFT_OUT.get(type(self._pipe() if self._pipe is not None else None).__name__, 0)
 
-    def leaps(self, free: bool, starts: bool) -> Step:
+    def leaps(self, free: bool, starts: bool, throughout: bool) -> Step:
         """The solver of the run that has just begun can take longer steps; see :class:`Step` for what else it can."""
-        self._leaps, self._free, self._starts = True, free, starts
+        self._leaps, self._free, self._starts, self._throughout = True, free, starts, throughout
         assert self.step is not None
-        self.step = dataclasses.replace(self.step, leaps=True, free=free, starts=starts)
+        self.step = dataclasses.replace(self.step, leaps=True, free=free, starts=starts, throughout=throughout)
         return self.step
 
     def movable(self, call: Mapping[str, Any]) -> bool:

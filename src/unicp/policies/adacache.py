@@ -8,20 +8,8 @@ from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import UnicpError
-from . import (
-    NO_COUNT,
-    Config,
-    Needs,
-    Plan,
-    Policy,
-    Step,
-    check_choice,
-    check_flag,
-    check_number,
-    check_tuple,
-    no_numbers,
-    register,
-)
+from .base import NO_COUNT, Decision, Needs, Policy, Step, no_numbers
+from .config import Config, check_choice, check_flag, check_number, check_tuple, register
 
 
 class Codebook(NamedTuple):
@@ -214,6 +202,7 @@ class AdaCachePolicy(Policy):
             keep="stack" if config.fill == "residual" else "output",
             order=0 if config.fill == "residual" else 1,
             correct=config.correct and config.fill == "forecast",
+            weights=config.correct and config.fill == "forecast",
             steadiness=config.fill == "forecast",
             metric=config.metric_kind,
             location=config.metric_location,
@@ -221,15 +210,15 @@ class AdaCachePolicy(Policy):
             separate=config.guidance == "separate",
         )
 
-    def plan(self, step: Step) -> Plan:
+    def decide(self, step: Step) -> Decision:
         config = self.config
         self.endless = step.count is None and config.cooldown_steps > 0
         forced = step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         if forced or step.index >= self.next_compute:
-            return Plan(action="compute")
+            return Decision(action="compute")
         if config.fill == "residual":
-            return Plan(action="reuse")
-        return Plan(action="forecast", damping=config.damping)
+            return Decision(action="reuse")
+        return Decision(action="forecast", damping=config.damping)
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         self.observed += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import UnicpError
-from ...policies import Needs
+from ...policies.base import Needs
 from ...specs.unsupported import KEEPS_KEYS, UNSUPPORTED
 from .parallel import check_shards
 

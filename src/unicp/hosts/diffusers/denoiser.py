@@ -1,0 +1,281 @@
+"""One denoiser of a diffusers pipeline: our hooks on it, and the run that is under way."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...engine.arguments import named, parameters
+from ...engine.clock import Clock, Tick
+from ...engine.fills.inside import units_inside
+from ...engine.fills.stack import Stack
+from ...engine.measure import Probe
+from ...engine.report import Generation
+from ...engine.run import Parts, Run
+from ...engine.sampling import not_sampling
+from ...engine.solver.leap import Leaper
+from ...engine.sources import STALE, TRUE, Sources
+from ...engine.turns import Turns
+from ...errors import UnicpError, UnicpWarning
+from ...policies.base import Decision
+from ...policies.config import Config, make_policy
+from ...specs import ModelSpec
+from ...specs.discovery import TIMESTEPS
+from . import compiled, hooks, parallel
+
+BLOCK_HOOK = "unicp_block"
+UNIT_HOOK = "unicp_unit"
+
+
+STRAY = (
+    "calls of another video came in the middle of this one, and were computed: of several videos at a time on one "
+    "model, one is accelerated"
+)
+DRAWN = "this sampler draws noise at its steps, which outputs follow: they were repeated instead of forecast"
+
+
+class HookedDenoiser:
+    """A denoiser with our hooks on it, from ``accelerate`` to ``restore``.
+
+    Args:
+        denoiser: the transformer.
+        name: how records call it.
+        config: what to do.
+        spec: its structure; ``None`` will do for configs that look at nothing inside.
+        pipe: its pipeline, if there is one.
+        opened: returns where records of a video go, given that this denoiser begins one.
+        ended: called when this denoiser's run is over.
+        group: processes over which the tokens are spread, where diffusers does not know of it.
+
+    Attributes:
+        run: the video that is under way here, if any.
+    """
+
+    def __init__(
+        self,
+        denoiser: Any,
+        name: str,
+        config: Config,
+        spec: ModelSpec | None,
+        pipe: Any,
+        opened: Callable[[HookedDenoiser], Generation],
+        ended: Callable[[], None],
+        group: Any = None,
+    ) -> None:
+        self.denoiser, self.name, self.config, self.spec = denoiser, name, config, spec
+        self.needs = make_policy(config).needs()
+        self._make_clock = functools.partial(
+            Clock.of, pipe, spec, weigh=self.needs.weights, forecasts=self.needs.order > 0
+        )
+        self.clock = self._make_clock()
+        self.turns = Turns(self.is_over, self.end)  # of a session, where there is one
+        self.leaper = Leaper(self.clock.scheduler, self.needs.leap)
+        self.parts = Parts()
+        self.run: Run | None = None
+        self.hook = hooks.DenoiserHook(self.call, self._reset, self)
+        self._opened, self._ended, self._group = opened, ended, group
+        self._parameters = parameters(denoiser)
+        self._placed: list[hooks.Placed] = []  # on blocks and units
+        self._leaping = False  # the scheduler that can leap is that of the run
+        self._warned: set[str] = set()
+        hidden = spec.hidden if spec is not None else next(iter(self._parameters), "")
+        times = {spec.timestep} if spec is not None else set(TIMESTEPS)
+        self.sources = Sources(denoiser, hidden, sorted(times), self._remark)
+        try:
+            self._install(pipe)
+        except AttributeError as error:
+            self.remove()
+            family = spec.family if spec is not None else ""
+            raise UnicpError(
+                f"this {type(denoiser).__name__} is not built as the spec of the family {family!r} says: {error}; pass "
+                "a fitting spec= to accelerate, or use a ScheduleConfig, which needs none"
+            ) from error
+        except BaseException:
+            self.remove()
+            raise
+
+    # -- installing and removing -----------------------------------------------------------------------------------
+
+    def _install(self, pipe: Any) -> None:
+        """Make the parts that runs look into, and place their acts on the modules."""
+        parts, spec, needs, placed = self.parts, self.spec, self.needs, hooks.Placed
+        if spec is not None and needs.metric is not None:
+            parts.probe = Probe(self.denoiser, spec, needs, compiled.eagerly)
+        if spec is not None and needs.units:
+            measured = parts.probe.blocks if parts.probe is not None else ()
+            profile = getattr(self.config, "profile", None)
+            part = profile.opened(self.denoiser, self.name, pipe) if profile is not None else None
+            parts.units = units_inside(self.config, needs, self.denoiser, spec, measured, part, compiled.eagerly)
+        whole: Any = getattr(self.config, "stack", self.config)
+        if getattr(whole, "profile", None) is not None:
+            whole.profile.opened(self.denoiser, self.name, pipe)
+            parts.book = whole.profile.book(whole)
+        hooks.install(self.denoiser, self.hook, hooks.HOOK)
+        if spec is not None and needs.keep == "stack":
+            parts.stack = Stack(self.denoiser, spec, parts.probe.run if parts.probe is not None else None)
+            self._placed += [placed(block, act, BLOCK_HOOK) for block, act in parts.stack.acts]
+        blocks = parts.stack.blocks if parts.stack is not None else []
+        for block in parts.probe.modules if parts.probe is not None else ():
+            if block not in blocks:
+                act = functools.partial(parts.probe.run, block)  # type: ignore[union-attr]
+                self._placed.append(placed(block, act, BLOCK_HOOK, gate_only=True))
+        if parts.units is not None:
+            self._placed += [placed(unit, act, UNIT_HOOK, nested=True) for unit, act in parts.units.acts]
+        for part in (parts.stack, parts.probe, parts.units):
+            if part is not None:
+                part.here = self._here
+        self._place(compiled.how_compiled(self.denoiser, self.denoiser.forward))
+
+    def _here(self) -> bool:
+        return self.turns.here()
+
+    def _remark(self, note: str) -> None:
+        """Say something of the video that is under way, once."""
+        if self.run is not None:
+            self.run.remark(note)
+
+    def _place(self, how: str) -> None:
+        """Act by gates where the denoiser is compiled, by hooks where it is not: people compile before or after."""
+        group = self._group or parallel.group_of(self.denoiser)
+        self.parts.shards = (self._group or parallel.shards_of(self.denoiser)) if self.needs.check else None
+        if group is not None and how and self._placed:
+            raise UnicpError(
+                f"{type(self.denoiser).__name__} is context-parallel and compiled, and {self.config.method} decides on "
+                "its blocks: do one of both, or use a ScheduleConfig, which decides on the whole only"
+            )
+        for placed in self._placed:
+            placed.place(how)
+        if self.parts.probe is not None:
+            self.parts.probe.group = group
+            self.parts.probe.place(bool(how))
+        if self.parts.units is not None:
+            self.parts.units.spread(group)
+
+    def remove(self) -> None:
+        """Take all hooks off again. Doing it twice, or after others took our place, does no harm."""
+        self.end()
+        for placed in self._placed:
+            placed.remove()
+        hooks.uninstall(self.denoiser, self.hook, hooks.HOOK)
+        if self.parts.probe is not None:
+            self.parts.probe.remove()
+        self._placed, self.parts = [], Parts()
+
+    # -- one call --------------------------------------------------------------------------------------------------
+
+    def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stands in for the denoiser's forward."""
+        call = named(self._parameters, args, kwargs)
+        why = not_sampling(self.denoiser, call)
+        if why:
+            return self._plainly(why, forward, args, kwargs)
+        if not self.turns.take(self.name, self._make_clock, self.hook.contexts.current, call):
+            self._remark(STRAY)
+            return forward(*args, **kwargs)
+        try:
+            tick = self.clock.tick(self.hook.contexts.current, call)
+            if tick.stray:
+                self._remark(STRAY)
+                return forward(*args, **kwargs)
+            if tick.new_generation:
+                self._place(compiled.how_compiled(self.denoiser, forward))
+                tick = self._begin(tick, call)
+            run, step = self.run, tick.step
+            assert run is not None
+            decision = run.decide(step, tick.branch)
+            if decision.action == "leap" and not (self._leaping and self.leaper.over(step.index)):
+                decision = Decision(action="compute")  # the scheduler did not go where it was to go
+            planned = decision.runs
+            decision = self._sound(tick, decision, run, call)
+            if planned and self._leaping:
+                self.leaper.go(step.index, run.decision)
+            if decision.place is not None:
+                args, kwargs = self.clock.moved(step.index, decision.place, self._parameters, args, kwargs)
+            hidden = call.get(self.spec.hidden) if self.spec is not None else None
+            batch = hidden.shape[0] if hidden is not None else 1
+            frames = self.spec.frames(self.denoiser, call) if self.spec is not None else 1
+            output = run.act(step, tick.branch, decision, lambda: forward(*args, **kwargs), batch, frames)
+            if step.is_last(1):
+                self.sources.forget(tick.branch)
+            return output
+        except BaseException as error:
+            self.end()  # whatever happened, the next call begins afresh
+            if isinstance(error, compiled.Unsupported):
+                raise compiled.refused(error, self.denoiser) from error
+            raise
+
+    def _plainly(self, why: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model itself, which is said once."""
+        self._remark(why)
+        if why not in self._warned:
+            self._warned.add(why)
+            warnings.warn(f"unicp {self.config.method}: {why}", UnicpWarning, stacklevel=2)
+        return forward(*args, **kwargs)
+
+    def _sound(self, tick: Tick, decision: Decision, run: Run, call: Mapping[str, Any]) -> Decision:
+        """The decision, as far as what is kept may stand in for what is skipped; else to compute."""
+        branch = tick.branch
+        state = self.sources.look(branch, tick.step.position, call, self._leaping and self.leaper.active)
+        if tick.unknown:
+            run.remark(tick.unknown)
+            state = STALE
+        if decision.action == "leap":  # whatever this call returns, the solver looks at nothing of it
+            return decision
+        filling = decision.action != "compute"
+        if (filling or run.forecasts(branch)) and self.sources.weights_changed():
+            state = STALE
+        if state == STALE:
+            run.drop(branch)
+            self.sources.renewed(branch)
+        if state != TRUE and filling:
+            return run.instead()
+        if decision.action == "forecast" and tick.step.noisy:
+            run.remark(DRAWN)
+            return dataclasses.replace(decision, action="reuse")
+        return decision
+
+    def _begin(self, tick: Tick, call: Mapping[str, Any]) -> Tick:
+        """A video begins with this call. Returns its step, told what the solver can do."""
+        if self.run is not None:
+            self.run.close()
+            self.run = None  # it is over, also for the session, which has yet to report it
+        generation = self._opened(self)
+        self.run = Run(self.config, name=self.name, parts=self.parts, generation=generation)
+        self.sources.begin()
+        self._leaping = self.clock.follows_scheduler
+        if self._leaping:
+            self.leaper.begin()
+        if not self._leaping or not self.leaper.active:
+            return tick
+        step = self.clock.leaps(self.clock.movable(call), self.leaper.starts, self.leaper.throughout)
+        return dataclasses.replace(tick, step=step)
+
+    def rest(self) -> None:
+        """Another denoiser has taken over; see :meth:`Run.rest`."""
+        if self.run is not None:
+            self.run.rest()
+
+    def is_over(self) -> bool:
+        """Whether the video that is under way has seen its last call."""
+        run = self.run
+        return run is None or (run.generation.complete and self.clock.steps_known and not run.holds)
+
+    def _reset(self) -> None:
+        """A pipeline says that its run is over: the one under way, or that of another thread."""
+        if self.turns.here():
+            self.end()
+
+    def end(self) -> None:
+        """End the video that is under way here. The next call begins another."""
+        self.leaper.end()
+        run, self.run = self.run, None
+        self.clock.reset()
+        self.sources.end()
+        if run is not None:
+            try:
+                run.close()
+            finally:
+                self._ended()
