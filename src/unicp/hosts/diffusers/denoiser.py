@@ -265,8 +265,7 @@ class HookedDenoiser:
 
     def _reset(self) -> None:
         """A pipeline says that its run is over: the one under way, or that of another thread."""
-        if self.turns.here():
-            self.end()
+        self.turns.in_turn(self.end)
 
     def end(self) -> None:
         """End the video that is under way here. The next call begins another."""
