@@ -54,6 +54,12 @@ class Turns:
         """Whether this thread has the turn."""
         return self._owner == threading.get_ident()
 
+    def in_turn(self, act: Callable[[], None]) -> None:
+        """Do something if this thread has the turn, and let no other one get it meanwhile."""
+        with self._lock:
+            if self.here():
+                act()
+
     def take(self, name: str, make_clock: Callable[[], Clock], context: Any, call: Mapping[str, Any]) -> bool:
         """Whether a call is of the thread that has the turn, or that gets it now.
 

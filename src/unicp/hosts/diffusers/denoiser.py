@@ -39,6 +39,13 @@ LEAPT = "the solver took longer steps: latents taken out in mid-run are those of
 DRAWN = "this sampler draws noise at its steps, which outputs follow: they were repeated instead of forecast"
 
 
+STRAY = (
+    "calls of another video came in the middle of this one, and were computed: of several videos at a time on one "
+    "model, one is accelerated"
+)
+DRAWN = "this sampler draws noise at its steps, which outputs follow: they were repeated instead of forecast"
+
+
 class HookedDenoiser:
     """A denoiser with our hooks on it, from ``accelerate`` to ``restore``.
 
@@ -87,6 +94,11 @@ class HookedDenoiser:
         self._warned: set[str] = set()
         self._leaping = False  # the scheduler that can leap is that of the run in progress
         self._placed: list[hooks.Placed] = []  # on blocks and units
+        self._leaping = False  # the scheduler that can leap is that of the run
+        self._warned: set[str] = set()
+        hidden = spec.hidden if spec is not None else next(iter(self._parameters), "")
+        times = {spec.timestep} if spec is not None else set(TIMESTEPS)
+        self.sources = Sources(denoiser, hidden, sorted(times), self._remark)
         try:
             self._install(pipe)
         except AttributeError as error:
@@ -135,6 +147,9 @@ class HookedDenoiser:
                 self._placed.append(placed(block, self._in_turn(act), BLOCK_HOOK, gate_only=True))
         if parts.units is not None:
             self._placed += [placed(unit, act, UNIT_HOOK, nested=True) for unit, act in parts.units.acts]
+        for part in (parts.stack, parts.probe, parts.units):
+            if part is not None:
+                part.here = self._here
         self._place(compiled.how_compiled(self.denoiser, self.denoiser.forward))
 
     def _in_turn(self, act: compiled.Act) -> compiled.Act:
@@ -221,6 +236,36 @@ class HookedDenoiser:
                 raise compiled.refused(error, self.denoiser) from error
             raise
 
+    def _plainly(self, why: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model itself, which is said once."""
+        self._remark(why)
+        if why not in self._warned:
+            self._warned.add(why)
+            warnings.warn(f"unicp {self.config.method}: {why}", UnicpWarning, stacklevel=2)
+        return forward(*args, **kwargs)
+
+    def _sound(self, tick: Tick, decision: Decision, run: Run, call: Mapping[str, Any]) -> Decision:
+        """The decision, as far as what is kept may stand in for what is skipped; else to compute."""
+        branch = tick.branch
+        state = self.sources.look(branch, tick.step.position, call, self._leaping and self.leaper.active)
+        if tick.unknown:
+            run.remark(tick.unknown)
+            state = STALE
+        if decision.action == "leap":  # whatever this call returns, the solver looks at nothing of it
+            return decision
+        filling = decision.action != "compute"
+        if (filling or run.forecasts(branch)) and self.sources.weights_changed():
+            state = STALE
+        if state == STALE:
+            run.drop(branch)
+            self.sources.renewed(branch)
+        if state != TRUE and filling:
+            return run.instead()
+        if decision.action == "forecast" and tick.step.noisy:
+            run.remark(DRAWN)
+            return dataclasses.replace(decision, action="reuse")
+        return decision
+
     def _begin(self, tick: Tick, call: Mapping[str, Any]) -> Tick:
         """A video begins with this call. Returns its step, told what the solver can do."""
         if self.run is not None:
@@ -284,6 +329,15 @@ class HookedDenoiser:
         """Another denoiser has taken over; see :meth:`Run.rest`."""
         if self.run is not None:
             self.run.rest()
+
+    def is_over(self) -> bool:
+        """Whether the video that is under way has seen its last call."""
+        run = self.run
+        return run is None or (run.generation.complete and self.clock.steps_known and not run.holds)
+
+    def _reset(self) -> None:
+        """A pipeline says that its run is over: the one under way, or that of another thread."""
+        self.turns.in_turn(self.end)
 
     def end(self) -> None:
         """End the video that is under way here. The next call begins another."""
