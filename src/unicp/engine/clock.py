@@ -18,8 +18,7 @@ import torch
 
 from ..errors import UnicpError
 from ..policies.base import Step
-from ..specs import ModelSpec
-from ..specs.discovery import TIMESTEPS
+from ..specs import TIMESTEPS, ModelSpec
 from ..tensors.extrapolation import levels_at
 from .solver.response import played
 

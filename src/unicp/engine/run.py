@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ..errors import UnicpError
 from ..policies.base import Decision, Policy, Step
@@ -37,7 +36,6 @@ class Parts:
         stack: its blocks, where they can be passed over.
         probe: what measures in them.
         units: its attention modules and MLPs, where these act on their own.
-        shards: processes over which the weights are spread, which have to decide the same.
         book: the plans of a profile (:class:`unicp.policies.budget.PlanBook`).
         meter: what its calls cost; the host tells it of each call.
         shards: processes that share its weights, and have to decide alike.
@@ -46,7 +44,6 @@ class Parts:
     stack: Stack | None = None
     probe: Probe | None = None
     units: Units | None = None
-    shards: Any = None
     book: Any = None
     meter: Meter | None = None
     shards: Any = None
@@ -209,11 +206,6 @@ class Run:
         self._measuring = False
         return Decision(action="compute")
 
-    def keeps(self, branch: str) -> bool:
-        """Whether there is anything that a call of this branch may be filled from."""
-        fill = self._fills.get(branch)
-        return bool(fill is not None and fill.kept) or bool(self._units.get(branch))
-
     def corrects(self, branch: str) -> bool:
         """Whether the next computed output of this branch is to make good forecasts."""
         fill = self._fills.get(branch)
@@ -261,9 +253,7 @@ class Run:
             self._fills[branch] = StackFill() if self.needs.keep == "stack" else OutputFill(self.needs)
         fill = self._fills[branch]
         if isinstance(fill, OutputFill) and not decision.runs:
-            if decision.action == "leap":
-                self.remark(LEAPT)
-            else:
+            if decision.action != "leap":
                 record.action = "forecast" if fill.kept.used(decision) > 1 else "reuse"
             output = fill.fill(step, decision, self._weight(step, branch, decision))
         else:
@@ -297,7 +287,6 @@ class Run:
         measuring = self._measuring and decision.runs
         if stack is not None and isinstance(fill, StackFill):
             stack.call = StackCall(step, decision, fill, batch, frames)
-        blocks = stack.call if stack is not None else None
         if probe is not None:
             probe.armed = measuring
         if units is not None and decision.runs:

@@ -43,7 +43,6 @@ class Step:
         leaps: the solver can take longer steps, where a policy asked for it.
         free: and to noise levels that lie between those of the run.
         starts: and a short first step before the long ones is worth its cost.
-        noisy: the sampler draws noise at its steps.
         throughout: its longer steps are worth it in plans only that take them all the way.
         noisy: the sampler draws noise at its steps.
     """
@@ -58,7 +57,6 @@ class Step:
     leaps: bool = dataclasses.field(default=False, compare=False)
     free: bool = dataclasses.field(default=False, compare=False)
     starts: bool = dataclasses.field(default=False, compare=False)
-    noisy: bool = dataclasses.field(default=False, compare=False)
     throughout: bool = dataclasses.field(default=False, compare=False)
     noisy: bool = dataclasses.field(default=False, compare=False)
 

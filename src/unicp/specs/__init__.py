@@ -16,6 +16,9 @@ from typing import Any
 
 from ..errors import UnicpError, unknown
 
+TIMESTEPS = ("timestep", "timesteps", "t", "sigma", "time")
+"""Names that the timestep goes by, likeliest first."""
+
 LAYOUTS = ("tokens", "spatial", "temporal")
 
 ATTENTION_KINDS = ("self_attention", "spatial_attention", "temporal_attention", "joint_attention")

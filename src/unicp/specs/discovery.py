@@ -6,10 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from . import BlockList, ModelSpec
-
-TIMESTEPS = ("timestep", "timesteps", "t", "sigma", "time")
-"""Names that the timestep goes by, likeliest first."""
+from . import TIMESTEPS, BlockList, ModelSpec
 
 MIN_PARAMETER_SHARE = 0.5
 """The list of blocks holds more than this part of the denoiser's parameters."""

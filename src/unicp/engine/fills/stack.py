@@ -67,7 +67,6 @@ class Stack:
 
     def __init__(self, denoiser: Any, spec: ModelSpec, watched: Callable[..., Any] | None = None) -> None:
         self.call: StackCall | None = None
-        self.here: Callable[[], bool] = lambda: True  # whether a call is of the thread whose video is accelerated
         self._denoiser, self._spec, self._watched = type(denoiser).__name__, spec, watched
         whole = spec.stack(denoiser)
         self.blocks = [block for _, block, _ in whole]
@@ -86,7 +85,7 @@ class Stack:
 
         def act(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
-            if call is None or not self.here():
+            if call is None:
                 return forward(*args, **kwargs)
             values = [
                 args[place] if place < len(args) else kwargs.get(stream)

@@ -284,7 +284,7 @@ class Units:
         action, fill = call.actions.get(name, "compute"), call.fills.get(name)
         old = fill.fill() if fill is not None else None
         if action == "reuse" and old is not None:
-            return _copied(old), action
+            return _ours(old), action
         if sliced is None or action in ("compute", "reuse", "map"):
             return self._compute(call, name, full, sliced), "compute"
         new = sliced()
@@ -300,7 +300,7 @@ class Units:
         if self._refresh and (self.limit is None or name in self.chosen):
             call.fills[name] = fill = UnitFill()
             fill.keep(call.step, output)
-            fill.sliced = _copied(new) if self._keep_slices else None
+            fill.sliced = _ours(new) if self._keep_slices else None
         return output, action
 
     def _compute(self, call: UnitCall, name: str, full: Full, sliced: Forward | None) -> Any:
@@ -328,7 +328,7 @@ class Units:
         call.fills[name] = fill = UnitFill()
         fill.keep(step, output)
         fill.maps, fill.mapped_at = maps or [], step.index
-        fill.sliced = _copied(reference) if reference is not None else None
+        fill.sliced = _ours(reference) if reference is not None else None
         return output
 
     def changes(self, call: UnitCall) -> dict[str, tuple[int, Any]]:
@@ -361,5 +361,5 @@ def _alike(a: Any, b: Any) -> bool:
     return [t.shape for t in parts(a)] == [t.shape for t in parts(b)]
 
 
-def _copied(output: Any) -> Any:
+def _ours(output: Any) -> Any:
     return _whole(output, [t.detach().clone() for t in parts(output)])

@@ -24,8 +24,7 @@ from ...engine.turns import Turns
 from ...errors import UnicpError, UnicpWarning
 from ...policies.base import Decision
 from ...policies.config import Config, make_policy
-from ...specs import ModelSpec
-from ...specs.discovery import TIMESTEPS
+from ...specs import TIMESTEPS, ModelSpec
 from . import compiled, hooks, parallel
 
 BLOCK_HOOK = "unicp_block"
@@ -36,13 +35,6 @@ STRAY = (
     "model, one is accelerated"
 )
 LEAPT = "the solver took longer steps: latents taken out in mid-run are those of a later step (leap=0.0 keeps to all)"
-DRAWN = "this sampler draws noise at its steps, which outputs follow: they were repeated instead of forecast"
-
-
-STRAY = (
-    "calls of another video came in the middle of this one, and were computed: of several videos at a time on one "
-    "model, one is accelerated"
-)
 DRAWN = "this sampler draws noise at its steps, which outputs follow: they were repeated instead of forecast"
 
 
@@ -83,7 +75,7 @@ class HookedDenoiser:
         self.clock = self._make_clock()
         self.turns = Turns(self.is_over, self.end)  # of a session, where there is one
         self.leaper = Leaper(self.clock.scheduler, self.needs.leap)
-        self.parts, self.meter = Parts(), Meter(denoiser, spec)
+        self.parts, self.meter = Parts(), Meter()
         self.run: Run | None = None
         self.hook = hooks.DenoiserHook(self.call, self._reset, self)
         self._opened, self._ended, self._group = opened, ended, group
@@ -94,11 +86,6 @@ class HookedDenoiser:
         self._warned: set[str] = set()
         self._leaping = False  # the scheduler that can leap is that of the run in progress
         self._placed: list[hooks.Placed] = []  # on blocks and units
-        self._leaping = False  # the scheduler that can leap is that of the run
-        self._warned: set[str] = set()
-        hidden = spec.hidden if spec is not None else next(iter(self._parameters), "")
-        times = {spec.timestep} if spec is not None else set(TIMESTEPS)
-        self.sources = Sources(denoiser, hidden, sorted(times), self._remark)
         try:
             self._install(pipe)
         except AttributeError as error:
@@ -122,7 +109,7 @@ class HookedDenoiser:
     def _install(self, pipe: Any) -> None:
         """Make the parts that runs look into, and place their acts on the modules."""
         parts, spec, needs, placed = self.parts, self.spec, self.needs, hooks.Placed
-        parts.meter = self.meter
+        parts.meter = self.meter = Meter(self.denoiser, spec)
         if spec is not None and needs.metric is not None:
             parts.probe = Probe(self.denoiser, spec, needs, compiled.eagerly)
             parts.probe.here = self._here
@@ -147,9 +134,6 @@ class HookedDenoiser:
                 self._placed.append(placed(block, self._in_turn(act), BLOCK_HOOK, gate_only=True))
         if parts.units is not None:
             self._placed += [placed(unit, act, UNIT_HOOK, nested=True) for unit, act in parts.units.acts]
-        for part in (parts.stack, parts.probe, parts.units):
-            if part is not None:
-                part.here = self._here
         self._place(compiled.how_compiled(self.denoiser, self.denoiser.forward))
 
     def _in_turn(self, act: compiled.Act) -> compiled.Act:
@@ -212,8 +196,9 @@ class HookedDenoiser:
                 tick = self._begin(tick, call)
             run, step = self.run, tick.step
             assert run is not None
-            decision = self._sound(run, tick, run.decide(step, tick.branch), call)
-            if decision.runs:
+            decided = run.decide(step, tick.branch)
+            decision = self._sound(run, tick, decided, call)
+            if decided.runs and self._leaping:
                 self.leaper.go(step.index, run.decision)
             if decision.place is not None:
                 args, kwargs = self.clock.moved(step.index, decision.place, self._parameters, args, kwargs)
@@ -235,36 +220,6 @@ class HookedDenoiser:
             if isinstance(error, compiled.Unsupported):
                 raise compiled.refused(error, self.denoiser) from error
             raise
-
-    def _plainly(self, why: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The model itself, which is said once."""
-        self._remark(why)
-        if why not in self._warned:
-            self._warned.add(why)
-            warnings.warn(f"unicp {self.config.method}: {why}", UnicpWarning, stacklevel=2)
-        return forward(*args, **kwargs)
-
-    def _sound(self, tick: Tick, decision: Decision, run: Run, call: Mapping[str, Any]) -> Decision:
-        """The decision, as far as what is kept may stand in for what is skipped; else to compute."""
-        branch = tick.branch
-        state = self.sources.look(branch, tick.step.position, call, self._leaping and self.leaper.active)
-        if tick.unknown:
-            run.remark(tick.unknown)
-            state = STALE
-        if decision.action == "leap":  # whatever this call returns, the solver looks at nothing of it
-            return decision
-        filling = decision.action != "compute"
-        if (filling or run.forecasts(branch)) and self.sources.weights_changed():
-            state = STALE
-        if state == STALE:
-            run.drop(branch)
-            self.sources.renewed(branch)
-        if state != TRUE and filling:
-            return run.instead()
-        if decision.action == "forecast" and tick.step.noisy:
-            run.remark(DRAWN)
-            return dataclasses.replace(decision, action="reuse")
-        return decision
 
     def _begin(self, tick: Tick, call: Mapping[str, Any]) -> Tick:
         """A video begins with this call. Returns its step, told what the solver can do."""
@@ -295,9 +250,9 @@ class HookedDenoiser:
                 return decision
             return run.instead()  # the scheduler did not go where it was to go
         filling = decision.action != "compute"
-        if run.keeps(branch) and (filling or run.corrects(branch)) and self.sources.weights_changed():
+        if (filling or run.corrects(branch)) and self.sources.weights_changed():
             state = STALE
-        if state == STALE and run.keeps(branch):
+        if state == STALE:
             run.drop(branch)
             self.sources.renewed(branch)
         if state != TRUE and filling:
@@ -322,22 +277,12 @@ class HookedDenoiser:
 
     def _reset(self) -> None:
         """A pipeline says that its run is over: the one in progress, or that of another thread."""
-        if self.turns.here():
-            self.end()
+        self.turns.in_turn(self.end)
 
     def rest(self) -> None:
         """Another denoiser has taken over; see :meth:`Run.rest`."""
         if self.run is not None:
             self.run.rest()
-
-    def is_over(self) -> bool:
-        """Whether the video that is under way has seen its last call."""
-        run = self.run
-        return run is None or (run.generation.complete and self.clock.steps_known and not run.holds)
-
-    def _reset(self) -> None:
-        """A pipeline says that its run is over: the one under way, or that of another thread."""
-        self.turns.in_turn(self.end)
 
     def end(self) -> None:
         """End the video that is under way here. The next call begins another."""
