@@ -46,7 +46,7 @@ def pretended(family: str, case: str, device: Pretend) -> unicp.SessionReport:
 
     with torch.no_grad(), device:
         quietly(lambda: chosen.run(pipe, run, generator=torch.Generator().manual_seed(0)))
-    return session.report()
+        return session.report()
 
 
 @pytest.mark.parametrize("case", ["adacache-residual", "schedule-linear", "budget-default", "unicp-online"])
