@@ -1,0 +1,261 @@
+"""The page: what is on it, and what its buttons do. Importing this needs Gradio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .. import demo
+from ..errors import UnicpError
+from . import views
+from ..policies import Config
+from .request import FASTEST, FIRST, SLOWEST, Request, configure, methods
+from .workshop import DONE, Job, Result, Workshop
+
+HERE = Path(__file__).parent
+POLL = 0.15
+"""Seconds between two looks at a job in progress."""
+KEPT_RUNS = 20
+"""Of a page; the oldest one goes first."""
+HEAD = (
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    # The browser itself sees to it that nothing is fetched from, or sent to, anywhere else.
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'self' data: blob: 'unsafe-inline' "
+    "'unsafe-eval'\">"
+)
+COPY = """(text) => {{
+  navigator.clipboard.writeText(text);
+  const button = document.querySelector("#{id}"), said = button.textContent;
+  button.textContent = "Copied";
+  setTimeout(() => {{ button.textContent = said; }}, 1500);
+}}"""
+EMPTY = '<div class="unicp-empty">Both videos, their difference and every decision will be here.</div>'
+
+
+@dataclass
+class Page:
+    """What one open page has on the server: its job in progress and its runs."""
+
+    job: Job | None = None
+    runs: list[tuple[int, Result]] = field(default_factory=list)
+    count: int = 0
+
+    def keep(self, result: Result) -> int:
+        self.count += 1
+        self.runs = [*self.runs, (self.count, result)][-KEPT_RUNS:]
+        return self.count
+
+
+class Pages:
+    """The open pages, by Gradio's name for a session."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        self._pages: dict[str, Page] = {}
+
+    def of(self, request: gr.Request) -> Page:
+        return self._pages.setdefault(str(request.session_hash), Page())
+
+    def close(self, request: gr.Request) -> None:
+        """The page is gone: nobody waits for what it had asked for."""
+        page = self._pages.pop(str(request.session_hash), None)
+        if page is not None and page.job is not None:
+            page.job.cancel()
+
+
+def read_config(workshop: Workshop, method: str, speed: float, steps: float | None, settings: str) -> Config:
+    """The config that the method, the slider and the settings ask for."""
+    lines = [line.strip() for line in (settings or "").splitlines() if line.strip()]
+    return configure((method or "").strip(), speed, int(steps or demo.STEPS), workshop.backend.settings(lines))
+
+
+def read_request(workshop: Workshop, values: dict[str, Any]) -> Request:
+    """What the fields of the page ask for.
+
+    Raises:
+        UnicpError: one of them holds what cannot be.
+    """
+    steps, frames, guidance, seed = (values[name] for name in ("steps", "frames", "guidance", "seed"))
+    for name, value in (("steps", steps), ("frames", frames)):
+        if value is not None and (value != int(value) or value < 1):
+            raise UnicpError(f"{name} must be a whole number of at least 1, got {value:g}")
+    if guidance is not None and guidance < 0:
+        raise UnicpError(f"guidance must be at least 0, got {guidance:g}")
+    if seed is None or seed != int(seed):
+        raise UnicpError(f"the seed must be a whole number, got {'nothing' if seed is None else format(seed, 'g')}")
+    options = {
+        "--steps": None if steps is None else int(steps),
+        "--guidance": guidance,
+        "--size": (values["size"] or "").strip() or None,
+        "--frames": None if frames is None else int(frames),
+        "--negative": (values["negative"] or "").strip() or None,
+    }
+    return Request(
+        prompt=(values["prompt"] or "").strip(),
+        model=(values["model"] or "").strip(),
+        config=read_config(workshop, values["method"], values["speed"], steps, values["settings"]),
+        seed=int(seed),
+        options=options,
+    )
+
+
+def build(workshop: Workshop, models: list[str]) -> gr.Blocks:
+    """The page.
+
+    Args:
+        models: what its field offers; any other may be typed.
+    """
+    pages = Pages(workshop)
+    with gr.Blocks(title="unicp studio", analytics_enabled=False) as blocks:
+        gr.HTML(
+            '<div class="unicp-head"><b>unicp <i>studio</i></b><span>A video made both ways: '
+            "what it costs, and what it changes.</span></div>"
+        )
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                fields = _fields(models)
+                with gr.Row():
+                    make = gr.Button("Make both videos", variant="primary", elem_id="make")
+                    cancel = gr.Button("Cancel", elem_id="cancel", interactive=False)
+            with gr.Column(scale=2, min_width=320):
+                status = gr.HTML(elem_id="status")
+                player = gr.HTML(
+                    value="",
+                    html_template=(HERE / "player.html").read_text("utf-8"),
+                    css_template=(HERE / "player.css").read_text("utf-8"),
+                    js_on_load=(HERE / "player.js").read_text("utf-8"),
+                    elem_id="player",
+                )
+                figures = gr.HTML(EMPTY, elem_id="figures")
+                decisions = gr.HTML(elem_id="decisions")
+                runs = gr.Radio([], label="Runs of this page", visible=False, elem_id="runs", elem_classes="unicp-runs")
+                with gr.Accordion("The same without this page", open=False, visible=False, elem_id="code") as code:
+                    python = gr.Code(language="python", label="Python", elem_id="python", interactive=False)
+                    copy_python = gr.Button("Copy as Python", elem_id="copy-python", size="sm")
+                    command = gr.Code(language="shell", label="Command", elem_id="command", interactive=False)
+                    copy_command = gr.Button("Copy as command", elem_id="copy-command", size="sm")
+
+        shown = [status, player, figures, decisions, code, python, command]
+        names, inputs = list(fields), list(fields.values())
+        hint = fields.pop("hint")
+        names.remove("hint")
+        inputs = [fields[name] for name in names]
+
+        def show(result: Result) -> dict[Any, Any]:
+            return {
+                status: "",
+                player: views.player(result),
+                figures: views.figures(result),
+                decisions: views.decisions(result),
+                code: gr.update(visible=True),
+                python: result.prepared.python(result.request),
+                command: result.request.command(),
+            }
+
+        def listed(page: Page, number: int) -> dict[str, Any]:
+            choices = [(views.line(each, result), each) for each, result in reversed(page.runs)]
+            return gr.update(choices=choices, value=number, visible=True)
+
+        def on_make(*values: Any, request: gr.Request) -> Iterator[dict[Any, Any]]:
+            page = pages.of(request)
+            idle = {make: gr.update(interactive=True), cancel: gr.update(interactive=False)}
+            if page.job is not None and not page.job.over:
+                return  # pressed twice
+            try:
+                job = page.job = workshop.submit(read_request(workshop, dict(zip(names, values, strict=True))))
+            except UnicpError as error:
+                yield {status: views.failure(str(error)), **idle}
+                return
+            busy = {make: gr.update(interactive=False), cancel: gr.update(interactive=True)}
+            said = ""
+            while not job.over:
+                text = views.status(job, workshop.ahead(job))
+                if text != said:
+                    yield {status: text, **busy}
+                    said, busy = text, {}
+                time.sleep(POLL)
+            if job.state == DONE and job.result is not None:
+                number = page.keep(job.result)
+                yield {**show(job.result), runs: listed(page, number), **idle}
+            else:
+                yield {status: views.status(job), **idle}
+
+        def on_cancel(request: gr.Request) -> dict[str, Any]:
+            job = pages.of(request).job
+            if job is not None:
+                job.cancel()
+            return gr.update(interactive=False)
+
+        def on_pick(number: int | None, request: gr.Request) -> dict[Any, Any]:
+            return next((show(result) for each, result in pages.of(request).runs if each == number), {})
+
+        def on_change(method: str, speed: float, steps: float | None, settings: str) -> str:
+            try:
+                return (
+                    f'<p class="unicp-hint">{views.meaning(read_config(workshop, method, speed, steps, settings))}</p>'
+                )
+            except UnicpError as error:
+                return views.failure(str(error))
+
+        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        gr.on(
+            [make.click, fields["prompt"].submit],
+            on_make,
+            inputs,
+            [*shown, runs, make, cancel],
+            concurrency_limit=None,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        cancel.click(on_cancel, None, cancel, **quick)
+        runs.input(on_pick, runs, shown, **quick)
+        asked = [fields[name] for name in ("method", "speed", "steps", "settings")]
+        gr.on([each.change for each in asked] + [blocks.load], on_change, asked, hint, **quick)
+        for button, text in ((copy_python, python), (copy_command, command)):
+            button.click(None, text, None, js=COPY.format(id=button.elem_id), api_visibility="private")
+        blocks.unload(pages.close)
+    return blocks
+
+
+def _fields(models: list[str]) -> dict[str, Any]:
+    """The fields that ask, by name; ``hint`` says what the slider comes to."""
+    fields: dict[str, Any] = {
+        "prompt": gr.Textbox(demo.prompts(1)[0], label="Prompt", lines=2, max_lines=6, elem_id="prompt"),
+        "model": gr.Dropdown(
+            models,
+            value=models[0],
+            label="Model",
+            info="demo, the folder of a pipeline, or a hub id",
+            allow_custom_value=True,
+            elem_id="model",
+        ),
+        "method": gr.Dropdown(
+            methods(),
+            value=FIRST,
+            label="Method",
+            info="or the path of a profile",
+            allow_custom_value=True,
+            elem_id="method",
+        ),
+        "speed": gr.Slider(SLOWEST, FASTEST, value=2.0, step=0.25, label="Speed", elem_id="speed"),
+        "hint": gr.HTML(elem_id="hint"),
+        "seed": gr.Number(0, label="Seed", precision=None, elem_id="seed"),
+    }
+    with gr.Accordion("Steps, size and more", open=False, elem_id="more"):
+        gr.HTML('<p class="unicp-hint">What is left empty is the model\'s own.</p>')
+        with gr.Row():
+            fields["steps"] = gr.Number(None, label="Steps", elem_id="steps", min_width=120)
+            fields["guidance"] = gr.Number(None, label="Guidance", elem_id="guidance", min_width=120)
+        with gr.Row():
+            fields["size"] = gr.Textbox("", label="Size", placeholder="832x480", elem_id="size", min_width=120)
+            fields["frames"] = gr.Number(None, label="Frames", elem_id="frames", min_width=120)
+        fields["negative"] = gr.Textbox("", label="What not to show", elem_id="negative")
+        fields["settings"] = gr.Textbox(
+            "", label="Fields of the config", info="one a line, as in moreg=true", lines=2, elem_id="settings"
+        )
+    return fields

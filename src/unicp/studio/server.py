@@ -1,0 +1,82 @@
+"""``unicp studio`` as a server: on this machine alone, unless more is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UnicpError, missing_extra
+from .request import Backend
+from .workshop import Workshop
+
+HOST, PORT = "127.0.0.1", 7860
+
+
+def check() -> None:
+    """Refuse early where the extra is missing.
+
+    Raises:
+        UnicpError: Gradio is not installed; names the extra.
+    """
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("Gradio", "studio", "the pages of unicp studio") from error
+
+
+def launch(
+    backend: Backend,
+    models: list[str],
+    *,
+    host: str = HOST,
+    port: int = PORT,
+    share: bool = False,
+    inbrowser: bool = False,
+) -> Any:
+    """Serve the page; returns once it can be opened.
+
+    Nothing is sent anywhere: Gradio's analytics, its record of runs and its links to outside are off, the fonts are the
+    system's, and the page's own security policy forbids other hosts.
+
+    Args:
+        models: what the page offers beside what one may type; the first one is chosen.
+        host: ``"0.0.0.0"`` lets other machines in.
+        port: the first one that is tried, of a hundred; 0 is any.
+        share: ask Gradio's servers for a public link.
+
+    Returns:
+        Gradio's ``Blocks``; ``.local_url`` is the address, ``.close()`` ends it.
+
+    Raises:
+        UnicpError: no Gradio, or no free port.
+    """
+    check()
+    import gradio as gr
+
+    from .page import HEAD, HERE, build
+
+    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
+    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
+    theme = gr.themes.Default(primary_hue="orange", neutral_hue="stone", font=sans, font_mono=mono)
+    blocks = build(Workshop(backend), models)
+    try:
+        blocks.queue(default_concurrency_limit=None).launch(
+            server_name=host,
+            server_port=port or None,
+            share=share,
+            inbrowser=inbrowser,
+            quiet=True,
+            prevent_thread_lock=True,
+            show_error=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            theme=theme,
+            css=(HERE / "studio.css").read_text("utf-8"),
+            head=HEAD,
+        )
+    except OSError as error:
+        raise UnicpError(f"no page at {host}:{port}: {error}; name another --port") from error
+    return blocks
