@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..studio.request import Backend, Prepared, Request
 
 HOST_HELP = "127.0.0.1 is this machine alone; 0.0.0.0 lets others in."
-PORT_HELP = "Where the page is served; 0 takes any free port."
+PORT_HELP = "By default 7860, or the next one that is free."
 SHARE_HELP = "Ask Gradio's servers for a public link, for as long as this runs."
 MODEL_HELP = "What the page begins with: demo, the folder of a pipeline, or a hub id."
 
@@ -23,7 +23,7 @@ MODEL_HELP = "What the page begins with: demo, the folder of a pipeline, or a hu
 def studio(
     model: str = typer.Option("demo", metavar="MODEL", help=MODEL_HELP),
     host: str = typer.Option("127.0.0.1", metavar="ADDRESS", help=HOST_HELP),
-    port: int = typer.Option(7860, min=0, max=65535, metavar="N", help=PORT_HELP),
+    port: int = typer.Option(None, min=1, max=65535, metavar="N", help=PORT_HELP),
     share: bool = typer.Option(False, "--share", help=SHARE_HELP),
     browser: bool = typer.Option(True, "--browser/--no-browser", help="Open the page."),
     device: str = typer.Option(None, metavar="NAME", help="cuda, mps or cpu; by default the first there is."),
@@ -79,7 +79,7 @@ def backend(device: str | None, dtype: str | None) -> Backend:
     def prepare(request: Request) -> Prepared:
         found = pipelines.find(request.model)
         given = dict(request.options)
-        if isinstance(given.get("--size"), str):
+        if given.get("--size") is not None:
             given["--size"] = options.read_size(given["--size"])
         call, fps = calls.build(found, given, None)
         pipelines.check_method(found, request.config)

@@ -12,8 +12,8 @@ import gradio as gr
 
 from .. import demo
 from ..errors import UnicpError
-from . import views
 from ..policies import Config
+from . import views
 from .request import FASTEST, FIRST, SLOWEST, Request, configure, methods
 from .workshop import DONE, Job, Result, Workshop
 
@@ -141,10 +141,8 @@ def build(workshop: Workshop, models: list[str]) -> gr.Blocks:
                     copy_command = gr.Button("Copy as command", elem_id="copy-command", size="sm")
 
         shown = [status, player, figures, decisions, code, python, command]
-        names, inputs = list(fields), list(fields.values())
         hint = fields.pop("hint")
-        names.remove("hint")
-        inputs = [fields[name] for name in names]
+        names, inputs = list(fields), list(fields.values())
 
         def show(result: Result) -> dict[Any, Any]:
             return {
@@ -161,7 +159,7 @@ def build(workshop: Workshop, models: list[str]) -> gr.Blocks:
             choices = [(views.line(each, result), each) for each, result in reversed(page.runs)]
             return gr.update(choices=choices, value=number, visible=True)
 
-        def on_make(*values: Any, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        def on_make(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
             page = pages.of(request)
             idle = {make: gr.update(interactive=True), cancel: gr.update(interactive=False)}
             if page.job is not None and not page.job.over:
@@ -196,9 +194,7 @@ def build(workshop: Workshop, models: list[str]) -> gr.Blocks:
 
         def on_change(method: str, speed: float, steps: float | None, settings: str) -> str:
             try:
-                return (
-                    f'<p class="unicp-hint">{views.meaning(read_config(workshop, method, speed, steps, settings))}</p>'
-                )
+                return views.hint(read_config(workshop, method, speed, steps, settings))
             except UnicpError as error:
                 return views.failure(str(error))
 

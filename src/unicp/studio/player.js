@@ -3,7 +3,7 @@
 const root = element.querySelector(".unicp-player");
 const find = (name) => root.querySelector("." + name);
 const canvases = { left: find("left"), right: find("right"), apart: find("apart") };
-const state = { frame: 0, playing: false, drawn: 0, shown: "" };
+const state = { frame: 0, playing: false, drawn: 0, shown: null };
 root.player = state; // for tests
 let data = null, images = {}, last = 0;
 
@@ -52,7 +52,7 @@ function caption(name, title, text) {
 }
 
 function show(value) {
-  const text = typeof value === "string" ? value : JSON.stringify(value);
+  const text = value || "";
   if (text === state.shown) return;
   state.shown = text;
   data = text ? JSON.parse(text) : null;

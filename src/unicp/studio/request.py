@@ -28,8 +28,8 @@ class Request:
     Attributes:
         model: ``"demo"``, the folder of a pipeline, or a hub id.
         config: of the accelerated video.
-        options: of the pipeline's call, by their names on the command line (``"--steps"``, ``"--size"``, ...); those
-            that are ``None`` are the model's own.
+        options: of the pipeline's call, named and written as on the command line (``{"--steps": 30, "--size":
+            "832x480"}``); those that are ``None`` are the model's own.
     """
 
     prompt: str
@@ -60,7 +60,7 @@ class Request:
         words += ["--seed", str(self.seed)] if self.seed else []
         for option, value in self.options.items():
             if value is not None:
-                words += [option, f"{value[0]}x{value[1]}" if option == "--size" else f"{value}"]
+                words += [option, str(value)]
         return shlex.join([*words, "--compare"])
 
 
@@ -146,8 +146,8 @@ def methods() -> list[str]:
 def configure(method: str, speed: float, steps: int, settings: Mapping[str, Any]) -> Config:
     """The config of a method at a place of the speed slider.
 
-    A method that takes a speed gets it. The others have a main knob, and the slider goes through its values from mild to
-    bold: how fast they are is what the run shows.
+    A method that takes a speed gets it. The others have a main knob, and the slider goes through its values from mild
+    to bold: how fast they are is what the run shows.
 
     Args:
         method: one of :func:`methods`, or the path of a profile that carries a config.

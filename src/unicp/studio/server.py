@@ -8,7 +8,8 @@ from ..errors import UnicpError, missing_extra
 from .request import Backend
 from .workshop import Workshop
 
-HOST, PORT = "127.0.0.1", 7860
+HOST = "127.0.0.1"
+"""This machine alone."""
 
 
 def check() -> None:
@@ -28,7 +29,7 @@ def launch(
     models: list[str],
     *,
     host: str = HOST,
-    port: int = PORT,
+    port: int | None = None,
     share: bool = False,
     inbrowser: bool = False,
 ) -> Any:
@@ -40,7 +41,7 @@ def launch(
     Args:
         models: what the page offers beside what one may type; the first one is chosen.
         host: ``"0.0.0.0"`` lets other machines in.
-        port: the first one that is tried, of a hundred; 0 is any.
+        port: by default 7860, or the next one that is free.
         share: ask Gradio's servers for a public link.
 
     Returns:
@@ -61,7 +62,7 @@ def launch(
     try:
         blocks.queue(default_concurrency_limit=None).launch(
             server_name=host,
-            server_port=port or None,
+            server_port=port,
             share=share,
             inbrowser=inbrowser,
             quiet=True,
@@ -78,5 +79,7 @@ def launch(
             head=HEAD,
         )
     except OSError as error:
-        raise UnicpError(f"no page at {host}:{port}: {error}; name another --port") from error
+        raise UnicpError(
+            f"the page cannot be served at {host}:{port or 7860}; name another --host or --port"
+        ) from error
     return blocks

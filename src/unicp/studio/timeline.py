@@ -53,7 +53,7 @@ def timeline(records: Sequence[StepRecord], total: int) -> str:
             f'<line class="axis" x1="{LEFT}" x2="{WIDTH}" y1="{top + CURVE}" y2="{top + CURVE}"/>',
             f'<polyline class="curve" points="{line}"/>',
             *(
-                f'<circle class="spot" cx="{x:.1f}" cy="{y:.1f}" r="3.4"><title>step {i + 1}: {value:.4g}</title></circle>'
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.4"><title>step {i + 1}: {value:.4g}</title></circle>'
                 for (x, y), (i, value) in zip(spots, points, strict=True)
             ),
             f'<text class="tick" x="{LEFT - 8}" y="{top + 0.2 * CURVE:.1f}" text-anchor="end">{highest:.3g}</text>',

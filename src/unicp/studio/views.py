@@ -95,11 +95,11 @@ def figures(result: Result) -> str:
     """Speed, nearness, time and memory, a card each, and then the notes."""
     made, plain, report = result.made, result.plain, result.made.report
     assert report is not None
-    seconds = f"{plain.loop_seconds:.2f} → {made.loop_seconds:.2f} s in the loop"
-    whole = f"{plain.total_seconds:.2f} → {made.total_seconds:.2f} s with decoding"
-    again = ", kept from an earlier run" if result.kept else ""
+    loop = f"denoising loop {plain.loop_seconds:.2f} → {made.loop_seconds:.2f} s"
+    whole = f"with decoding {plain.total_seconds:.2f} → {made.total_seconds:.2f} s"
+    again = "; the unaccelerated video is an earlier run's" if result.kept else ""
     cards = [
-        ("speed-up", f"{result.speedup:.2f}×", f"{seconds}, {whole}; the unaccelerated video once{again}"),
+        ("speed-up", f"{result.speedup:.2f}×", f"{loop}, {whole}{again}"),
         ("PSNR", decibels(result.psnr), "against the unaccelerated video; higher is nearer"),
         ("SSIM", f"{result.ssim:.4f}", "structural similarity; 1 is identical"),
         ("motion", f"{result.motion_ratio:.3f}", "motion energy over the unaccelerated video's; 1 is preserved"),
@@ -163,11 +163,13 @@ def _short(words: Iterable[str], longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def meaning(config: Any) -> str:
+def hint(config: Any) -> str:
     """What the place of the speed slider comes to for a method."""
     if takes_speed(config):
-        return f"Asks for {config.target_speedup:g}× the speed of the denoising loop."
-    if getattr(config, "min_psnr", None) is not None:
-        return f"Asks for {config.min_psnr:g} dB; the slider has no say."
-    said = _short((f"{name}={value}" for name, value in changed(config).items()), 120)
-    return f"From mild to bold: {said or 'all at its defaults'}. How fast that is, the run shows."
+        text = f"Asks for {config.target_speedup:g}× the speed of the denoising loop."
+    elif getattr(config, "min_psnr", None) is not None:
+        text = f"Asks for {config.min_psnr:g} dB; the slider has no say."
+    else:
+        said = _short((f"{name}={value}" for name, value in changed(config).items()), 120)
+        text = f"From mild to bold: {said or 'all at its defaults'}. How fast that is, the run shows."
+    return f'<p class="unicp-hint">{escape(text)}</p>'
