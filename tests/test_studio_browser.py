@@ -98,9 +98,8 @@ def test_a_run_is_shown_copied_and_remembered(open_page: Any, address: str) -> N
     assert [tuple(size[:2]) for size in canvases] == [(48, 32)] * 3 and all(size[2] > 0 for size in canvases)
     browser.run("document.querySelector('.unicp-player .play').click()")
     frame = browser.run(f"{PLAYER}.frame")
-    browser.run(
-        "document.querySelector('.unicp-player .play').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}))"
-    )
+    arrow = "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true})"
+    browser.run(f"document.querySelector('.unicp-player .play').dispatchEvent({arrow})")
     assert browser.run(f"{PLAYER}.frame") == (frame + 1) % 5
 
     browser.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
@@ -146,6 +145,8 @@ def test_cancel(open_page: Any) -> None:
         ("prompt", " ", "The prompt is empty"),
         ("seed", "-3", "The seed must be a whole number"),
         ("size", "50x32", "Width 50 is not a multiple of"),
+        ("seed", "four", "The seed must be a whole number, got 'four'"),
+        ("guidance", "-1", "Guidance must be a number of at least 0"),
         ("steps", "0", "Steps must be a whole number of at least 1"),
         ("settings", "leap=7", "leap must be a number from 0 to 1"),
         ("model", "no/such folder", "There is no model folder"),

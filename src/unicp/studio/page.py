@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,39 +69,52 @@ class Pages:
             page.job.cancel()
 
 
-def read_config(workshop: Workshop, method: str, speed: float, steps: float | None, settings: str) -> Config:
+def read_number(name: str, text: str | None, *, low: float, whole: bool = True) -> Any:
+    """The number in a field; ``None`` where it is empty.
+
+    >>> read_number("steps", " 30 ", low=1), read_number("guidance", "4.5", low=0, whole=False)
+    (30, 4.5)
+    """
+    text = (text or "").strip()
+    if not text:
+        return None
+    kind = "a whole number" if whole else "a number"
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        raise UnicpError(f"{name} must be {kind}, got {text!r:.80}") from None
+    if not low <= value < math.inf:
+        raise UnicpError(f"{name} must be {kind} of at least {low:g}, got {text:.80}")
+    return value
+
+
+def read_config(
+    workshop: Workshop, method: str | None, speed: float, steps: str | None, settings: str | None
+) -> Config:
     """The config that the method, the slider and the settings ask for."""
     lines = [line.strip() for line in (settings or "").splitlines() if line.strip()]
-    return configure((method or "").strip(), speed, int(steps or demo.STEPS), workshop.backend.settings(lines))
+    count = read_number("steps", steps, low=1) or demo.STEPS
+    return configure((method or "").strip(), speed, count, workshop.backend.settings(lines))
 
 
-def read_request(workshop: Workshop, values: dict[str, Any]) -> Request:
+def read_request(workshop: Workshop, values: Mapping[str, Any]) -> Request:
     """What the fields of the page ask for.
 
     Raises:
         UnicpError: one of them holds what cannot be.
     """
-    steps, frames, guidance, seed = (values[name] for name in ("steps", "frames", "guidance", "seed"))
-    for name, value in (("steps", steps), ("frames", frames)):
-        if value is not None and (value != int(value) or value < 1):
-            raise UnicpError(f"{name} must be a whole number of at least 1, got {value:g}")
-    if guidance is not None and guidance < 0:
-        raise UnicpError(f"guidance must be at least 0, got {guidance:g}")
-    if seed is None or seed != int(seed):
-        raise UnicpError(f"the seed must be a whole number, got {'nothing' if seed is None else format(seed, 'g')}")
-    options = {
-        "--steps": None if steps is None else int(steps),
-        "--guidance": guidance,
-        "--size": (values["size"] or "").strip() or None,
-        "--frames": None if frames is None else int(frames),
-        "--negative": (values["negative"] or "").strip() or None,
-    }
     return Request(
         prompt=(values["prompt"] or "").strip(),
         model=(values["model"] or "").strip(),
-        config=read_config(workshop, values["method"], values["speed"], steps, values["settings"]),
-        seed=int(seed),
-        options=options,
+        config=read_config(workshop, values["method"], values["speed"], values["steps"], values["settings"]),
+        seed=read_number("the seed", values["seed"], low=0) or 0,
+        options={
+            "--steps": read_number("steps", values["steps"], low=1),
+            "--guidance": read_number("guidance", values["guidance"], low=0, whole=False),
+            "--size": (values["size"] or "").strip() or None,
+            "--frames": read_number("frames", values["frames"], low=1),
+            "--negative": (values["negative"] or "").strip() or None,
+        },
     )
 
 
@@ -192,7 +206,7 @@ def build(workshop: Workshop, models: list[str]) -> gr.Blocks:
         def on_pick(number: int | None, request: gr.Request) -> dict[Any, Any]:
             return next((show(result) for each, result in pages.of(request).runs if each == number), {})
 
-        def on_change(method: str, speed: float, steps: float | None, settings: str) -> str:
+        def on_change(method: str, speed: float, steps: str, settings: str) -> str:
             try:
                 return views.hint(read_config(workshop, method, speed, steps, settings))
             except UnicpError as error:
@@ -240,16 +254,16 @@ def _fields(models: list[str]) -> dict[str, Any]:
         ),
         "speed": gr.Slider(SLOWEST, FASTEST, value=2.0, step=0.25, label="Speed", elem_id="speed"),
         "hint": gr.HTML(elem_id="hint"),
-        "seed": gr.Number(0, label="Seed", precision=None, elem_id="seed"),
+        "seed": gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed"),
     }
     with gr.Accordion("Steps, size and more", open=False, elem_id="more"):
         gr.HTML('<p class="unicp-hint">What is left empty is the model\'s own.</p>')
         with gr.Row():
-            fields["steps"] = gr.Number(None, label="Steps", elem_id="steps", min_width=120)
-            fields["guidance"] = gr.Number(None, label="Guidance", elem_id="guidance", min_width=120)
+            fields["steps"] = gr.Textbox("", label="Steps", max_lines=1, elem_id="steps", min_width=120)
+            fields["guidance"] = gr.Textbox("", label="Guidance", max_lines=1, elem_id="guidance", min_width=120)
         with gr.Row():
             fields["size"] = gr.Textbox("", label="Size", placeholder="832x480", elem_id="size", min_width=120)
-            fields["frames"] = gr.Number(None, label="Frames", elem_id="frames", min_width=120)
+            fields["frames"] = gr.Textbox("", label="Frames", max_lines=1, elem_id="frames", min_width=120)
         fields["negative"] = gr.Textbox("", label="What not to show", elem_id="negative")
         fields["settings"] = gr.Textbox(
             "", label="Fields of the config", info="one a line, as in moreg=true", lines=2, elem_id="settings"

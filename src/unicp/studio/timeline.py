@@ -34,9 +34,9 @@ def timeline(records: Sequence[StepRecord], total: int) -> str:
         top = number * (ROW + GAP)
         parts.append(f'<text class="name" x="0" y="{top + ROW * 0.68:.1f}">{escape(branch)}</text>')
         for index in range(total):
-            record = done.get(index)
-            kind = record.action if record is not None else "empty"
-            about = _about(record) if record is not None else f"step {index + 1}: not yet"
+            found = done.get(index)
+            kind = found.action if found is not None else "empty"
+            about = _about(found) if found is not None else f"step {index + 1}: not yet"
             parts.append(
                 f'<rect class="{kind}" x="{LEFT + index * cell:.2f}" y="{top}" width="{max(cell - 1.5, 1):.2f}" '
                 f'height="{ROW}" rx="2"><title>{escape(about)}</title></rect>'
