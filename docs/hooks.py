@@ -1,0 +1,47 @@
+"""What the build of the site adds: the options of the command line, from the command line itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MARK = "<!-- the commands -->"
+
+
+def commands() -> str:
+    """Every verb with its help and a table of its options, in Markdown."""
+    import typer
+
+    from unicp.cli import VERBS, app
+
+    group: Any = typer.main.get_command(app)
+    parts = []
+    for verb in VERBS:
+        command = group.commands[verb]
+        text = (command.help or "").replace("[bold]Examples[/bold]\n\n", "")
+        parts += [f"## unicp {verb}", "", *_help(text), "", "| option | what it is |", "|---|---|"]
+        for parameter in command.params:
+            if getattr(parameter, "hidden", False):
+                continue
+            flag = parameter.param_type_name == "option"
+            names = ", ".join([*parameter.opts, *parameter.secondary_opts]) if flag else ""
+            metavar = "" if getattr(parameter, "is_flag", False) else f" {parameter.metavar or ''}".rstrip()
+            about = (getattr(parameter, "help", None) or "").replace("|", "\\|")
+            default = parameter.default
+            said = f" Default: `{default}`." if isinstance(default, (str, int, float)) and not isinstance(default, bool) else ""
+            parts.append(f"| `{(names + metavar).strip()}` | {about}{said} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _help(text: str) -> list[str]:
+    """Examples as code; the rest as it is."""
+    lines = []
+    for paragraph in text.strip().split("\n\n"):
+        paragraph = " ".join(line.strip() for line in paragraph.splitlines())
+        lines += ["```sh", paragraph, "```", ""] if paragraph.startswith("unicp ") else [paragraph, ""]
+    return lines
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """MkDocs calls this for each page."""
+    return markdown.replace(MARK, commands()) if MARK in markdown else markdown
