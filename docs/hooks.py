@@ -27,8 +27,8 @@ def commands() -> str:
             metavar = "" if getattr(parameter, "is_flag", False) else f" {parameter.metavar or ''}".rstrip()
             about = (getattr(parameter, "help", None) or "").replace("|", "\\|")
             default = parameter.default
-            said = f" Default: `{default}`." if isinstance(default, (str, int, float)) and not isinstance(default, bool) else ""
-            parts.append(f"| `{(names + metavar).strip()}` | {about}{said} |")
+            plain = isinstance(default, str | int | float) and not isinstance(default, bool)
+            parts.append(f"| `{(names + metavar).strip()}` | {about}{f' Default: `{default}`.' if plain else ''} |")
         parts.append("")
     return "\n".join(parts)
 

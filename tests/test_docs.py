@@ -167,7 +167,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     outside = {
         host
         for page in pages
-        for host in re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?://[^\"/ >]+)", page.read_text("utf-8"))
+        for host in re.findall(
+            r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?://[^\"/ >]+)", page.read_text("utf-8")
+        )
     }
     assert not outside  # the site loads nothing from elsewhere
 
