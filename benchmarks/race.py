@@ -30,7 +30,8 @@ CURVES = MOVING.with_name("curves.svg")
 SCALE, GAP, HEAD, FOOT = 2, 8, 26, 24
 GAIN = 8
 """Of the difference below the videos."""
-COLOURS = 64
+COLOURS = 192
+PAPER, TEXT, QUIET, TRACK, RUNNING, OVER = INKS = "#15171a", "#ffffff", "#9aa1a9", "#2a2e33", "#f0b64f", "#7fd18b"
 RATE = 8
 """Frames a second, of the videos and of the clocks."""
 
@@ -104,47 +105,46 @@ def draw(race: Race, videos: list[Any], path: Path) -> None:
     count = round(longest * RATE) + 2 * len(videos[0])
     pages = []
     for number in range(count):
-        page = Image.new("RGB", (width, height), "#15171a")
+        page = Image.new("RGB", (width, height), PAPER)
         pen = ImageDraw.Draw(page)
         for place, runner in enumerate(race.runners):
             left, now = place * (side + GAP), number / RATE
             over = now >= runner.seconds
             clock = f"{min(now, runner.seconds):.1f} s"
             name = f"{runner.method} (best peer)" if place == 2 else runner.method
-            pen.text((left + 4, HEAD / 2), name, font=large, fill="white", anchor="lm")
-            pen.text((left + side - 4, HEAD / 2), clock, font=large, fill="#7fd18b" if over else "#f0b64f", anchor="rm")
+            pen.text((left + 4, HEAD / 2), name, font=large, fill=TEXT, anchor="lm")
+            pen.text((left + side - 4, HEAD / 2), clock, font=large, fill=OVER if over else RUNNING, anchor="rm")
             if over:
                 frame = (number - round(runner.seconds * RATE)) % len(videos[0])
                 page.paste(Image.fromarray(shown[place][frame]), (left, HEAD))
                 if place:
                     page.paste(Image.fromarray(apart[place][frame]), (left, HEAD + side + GAP))
                     said = f"{runner.psnr:.1f} dB"
-                    pen.text(
-                        (left + side - 4, HEAD + side + GAP + side // 4), said, font=large, fill="white", anchor="rm"
-                    )
+                    pen.text((left + side - 4, HEAD + side + GAP + side // 4), said, font=large, fill=TEXT, anchor="rm")
                     pen.text(
                         (left + side - 4, HEAD + side + GAP + side // 4 + 16),
                         f"difference x{GAIN}",
                         font=small,
-                        fill="#9aa1a9",
+                        fill=QUIET,
                         anchor="rm",
                     )
             else:
                 share = now / runner.seconds
                 middle = HEAD + side // 2
-                pen.rectangle((left + 20, middle - 4, left + side - 20, middle + 4), fill="#2a2e33")
-                pen.rectangle((left + 20, middle - 4, left + 20 + (side - 40) * share, middle + 4), fill="#f0b64f")
-                pen.text((left + side / 2, middle + 18), "denoising", font=small, fill="#9aa1a9", anchor="mm")
-        pen.text((4, height - FOOT / 2), race.caption, font=small, fill="#9aa1a9", anchor="lm")
+                pen.rectangle((left + 20, middle - 4, left + side - 20, middle + 4), fill=TRACK)
+                pen.rectangle((left + 20, middle - 4, left + 20 + (side - 40) * share, middle + 4), fill=RUNNING)
+                pen.text((left + side / 2, middle + 18), "denoising", font=small, fill=QUIET, anchor="mm")
+        pen.text((4, height - FOOT / 2), race.caption, font=small, fill=QUIET, anchor="lm")
         pages.append(np.asarray(page))
     save(pages, path)
 
 
 def save(pages: list[Any], path: Path) -> None:
     """A gif of few colours and without dithering, which a small picture of flat colours does not need."""
-    from PIL import Image
+    from PIL import Image, ImageColor
 
-    sample = Image.fromarray(np.concatenate(pages[:: max(1, len(pages) // 8)]))
+    inks = [np.full((40, pages[0].shape[1], 3), ImageColor.getrgb(ink), np.uint8) for ink in INKS]
+    sample = Image.fromarray(np.concatenate([*pages[:: max(1, len(pages) // 8)], *inks]))
     palette = sample.quantize(COLOURS, dither=Image.Dither.NONE)
     first, *rest = [Image.fromarray(page).quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
     first.save(path, save_all=True, append_images=rest, duration=1000 // RATE, loop=0, optimize=True)
@@ -172,9 +172,11 @@ def curves(comparison: unicp.Comparison, path: Path) -> None:
         ends.append((known[-1], name, line.get_color(), ours))
     lines: list[tuple[float, float]] = []  # where labels stand
     for (x, y), name, colour, ours in sorted(ends, key=lambda end: end[0][1]):
-        height = y
-        while any(abs(x - other) < 0.6 and abs(height - taken) < 2 for other, taken in lines):
-            height += 0.5
+        height = next(
+            y + by
+            for by in (0, -1.7, 1.7, -3.4, 3.4, -5.1, 5.1)
+            if all(abs(x - other) > 0.62 or abs(y + by - taken) > 1.6 for other, taken in lines)
+        )
         lines.append((x, height))
         weight = "bold" if ours else "normal"
         axes.annotate(name, (x + 0.03, height), va="center", fontsize=7.5, color=colour, fontweight=weight)

@@ -36,17 +36,16 @@ def block() -> str:
         f"{ours.psnr:.0f} dB, {peer.method} in {peer.seconds:.1f} s at {peer.psnr:.0f} dB](docs/images/race.gif)",
         "",
         f"*“{race.caption}”, by the demo model on two CPU cores, {at_50.steps} steps: as it is,",
-        f"at twice the speed by us, and by the best of the other caches ({peer.method}); below, what each changed, times",
-        f"{racing.GAIN}. Clocks are medians over {count} captions; on this one we are ahead by the median.*",
+        f"at twice the speed by us, and by the best of the other caches ({peer.method}); below, what each changed,",
+        f"times {racing.GAIN}. Clocks are medians over {count} captions; on this one we are ahead by the median.*",
         "",
         "![PSNR over speed-up of every method](docs/images/curves.svg)",
         "",
-        f"At {racing.SPEED:g}× the videos of `{ours.method}` are {means[ours.method]:.1f} dB from the unaccelerated ones, "
-        f"those of {peer.method}",
-        f"{means[peer.method]:.1f} dB, those of plain fewer steps {fewer:.1f} dB: means over {count} captions that the "
-        "model never saw. It",
-        "is one small model on a CPU: how methods behave, not what a 14-billion-parameter model on a GPU will show. Every",
-        "table, the worst captions, other schedulers, and where we lose: [results](docs/results.md).",
+        f"At {racing.SPEED:g}× the videos of `{ours.method}` are {means[ours.method]:.1f} dB from the unaccelerated",
+        f"ones, those of {peer.method} {means[peer.method]:.1f} dB, those of plain fewer steps {fewer:.1f} dB: means",
+        f"over {count} captions that the model never saw. It is one small model on a CPU: how methods behave, not what",
+        "a 14-billion-parameter model on a GPU will show. Every table, the worst captions, other schedulers, and where",
+        "we lose: [results](docs/results.md).",
     ]
     return "\n".join([BEGIN, "", *lines, "", END])
 

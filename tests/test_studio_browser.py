@@ -200,7 +200,13 @@ def test_it_fits(open_page: Any, width: int, dark: bool, tmp_path: Path) -> None
     page.wait("PSNR", "figures")
     browser.wait(f"{PLAYER}.drawn > 0")
     assert browser.run("document.documentElement.scrollWidth") <= width  # nothing runs over the side
-    for part in ("#make", ".unicp-player .left", ".unicp-player .play", ".unicp-cards .card", "#decisions svg"):
+    for part in (
+        "#make",
+        ".unicp-player .left",
+        ".unicp-player .play",
+        ".unicp-cards .card",
+        "#decisions .unicp-scroll",
+    ):
         box = browser.run(f"{{const r = document.querySelector('{part}').getBoundingClientRect(); [r.left, r.right]}}")
         assert box[0] >= 0 and box[1] <= width and box[1] - box[0] > 20, part
     assert browser.run("document.body.classList.contains('dark')") == dark

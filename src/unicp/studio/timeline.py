@@ -66,8 +66,8 @@ def timeline(records: Sequence[StepRecord], total: int) -> str:
     keys = "".join(f'<span><i class="{kind}"></i>{WORDS[kind]}</span>' for kind in used)
     label = f"{len(records)} calls of the denoiser in {total} steps"
     return (
-        f'<svg class="unicp-timeline" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">'
-        f'{"".join(parts)}</svg><div class="unicp-keys">{keys}</div>'
+        f'<div class="unicp-scroll"><svg class="unicp-timeline" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{label}">{"".join(parts)}</svg></div><div class="unicp-keys">{keys}</div>'
     )
 
 
