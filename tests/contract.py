@@ -6,7 +6,6 @@ A new config type is one new entry in ``CASES``; ``test_contract.py`` fails by n
 from __future__ import annotations
 
 import functools
-import itertools
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -102,16 +101,31 @@ CASES: dict[str, dict[str, Case]] = {
 }
 """Cases by method and name: every option that changes what the engine does is in one of them."""
 
-PRIMARY = [name for name, family in FAMILIES.items() if family.primary]
+FULL = ("wan2.2", "latte", "hunyuan-video")
+"""Families that ``make test`` runs every case and every test for: those that differ most.
+
+Two denoisers whose branches are called apart; spatial and temporal blocks in turns, of which one takes what the other
+one left in another layout, and one call for both branches; two lists of blocks with two streams, of which one is kept.
+"""
+
+
+def marked(family: str, *more: str) -> Any:
+    """A parameter of a test that is run for every primary family: all but :data:`FULL` are slow."""
+    return pytest.param(family, *more, marks=() if family in FULL else pytest.mark.slow, id="-".join((family, *more)))
+
+
+PRIMARY = [marked(name) for name, family in FAMILIES.items() if family.primary]
 """Families that every case and every test is run for."""
 
 _AGAIN = {family.name for family in VARIANTS}
 ONCE = [pytest.param(name, marks=pytest.mark.slow if name in _AGAIN else ()) for name in FAMILIES]
 """All families; other pipelines of a transformer that is tried in its first one are left to ``make test-slow``."""
-OTHERS = [param for param in ONCE if param.values[0] not in PRIMARY]
+OTHERS = [param for param in ONCE if param.values[0] not in FULL]
 
 # For the other families: one case of each kind of filling, and one each for units that are kept and that are sliced.
 SOME = ("adacache-residual", "schedule-linear", "unicp-online", "unicp-switch")
+# And for the rest of the primary ones, what their specs say of where to measure, and corrected forecasts.
+MEASURED = ("adacache-all-mlp", "adacache-start-block", "budget-override")
 
 
 def all_cases_of(family: str) -> list[str]:
@@ -123,13 +137,23 @@ def all_cases_of(family: str) -> list[str]:
 
 
 def cases_of(family: str) -> list[str]:
-    """Those that the contract is run for whenever tests are; the others are run by ``make test-slow``."""
+    """All of them on a primary family, some on another one: what ``unicp models`` calls tested."""
     return [name for name in all_cases_of(family) if FAMILIES[family].primary or name in SOME]
+
+
+def quick_cases_of(family: str) -> list[str]:
+    """Those that the contract is run for whenever tests are; the others are run by ``make test-slow``."""
+    if family in FULL:
+        return all_cases_of(family)
+    chosen = {*SOME, *(MEASURED if FAMILIES[family].primary else ())}
+    if family in _AGAIN:  # another pipeline slices nothing in another way, and a profile of it takes seconds
+        chosen.remove("unicp-switch")
+    return [name for name in all_cases_of(family) if name in chosen]
 
 
 # One of each kind of filling, for the tests whose subject is the engine and not the config.
 FEW = ("adacache-residual", "adacache-forecast", "schedule-linear")
-FEW_PAIRS = list(itertools.product(PRIMARY, FEW))
+FEW_PAIRS = [marked(family, name) for family in FAMILIES for name in FEW if FAMILIES[family].primary]
 
 
 def case(name: str) -> Case:
@@ -137,21 +161,32 @@ def case(name: str) -> Case:
     return CASES[method][rest]
 
 
-PAIRS = [(family, name) for family in FAMILIES for name in cases_of(family)]
+PAIRS = [(family, name) for family in FAMILIES for name in quick_cases_of(family)]
 """What the contract is run for: families and cases, by name."""
-SLOW_PAIRS = [(family, name) for family in FAMILIES for name in all_cases_of(family) if name not in cases_of(family)]
+SLOW_PAIRS = [
+    (family, name) for family in FAMILIES for name in all_cases_of(family) if name not in quick_cases_of(family)
+]
 
 
 @functools.cache
-def profile_of(family: str) -> str:
-    """Path of a profile of the family's pipeline."""
+def _calibrated(family: str) -> tuple[Any, str]:
     chosen = FAMILIES[family]
     pipe = chosen.build()
     config = unicp.UniCPConfig(delta=0.5, delta_prune=0.9)
     profile = chosen.run(pipe, lambda run, **call: unicp.calibrate(run, None, config=config, progress=False, **call))
     path = Path(tempfile.mkdtemp()) / f"{family}.safetensors"
     profile.save(path)
-    return str(path)
+    return pipe, str(path)
+
+
+def calibrated(family: str) -> Any:
+    """A pipeline of the family that was calibrated, and not used since."""
+    return _calibrated(family)[0]
+
+
+def profile_of(family: str) -> str:
+    """Path of a profile of the family's pipeline."""
+    return _calibrated(family)[1]
 
 
 def config_on(family: str, name: str) -> Config:

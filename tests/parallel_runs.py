@@ -1,10 +1,11 @@
-"""One of the four processes of ``test_parallel.py``: two replicas of a tiny Wan, each on two processes with gloo.
+"""The four processes of ``test_parallel.py``: two replicas of a tiny Wan, each on two processes with gloo.
 
 A replica has its tokens spread over its processes (Ulysses or ring), or a branch of guidance on each.
 
-    python -m tests.parallel_runs SCENARIO RANK FOLDER
+    python -m tests.parallel_runs SCENARIO FOLDER
 
-Writes what came out to FOLDER/RANK.pt.
+imports torch and diffusers once, forks into the four, and ends as the first of them that failed. Each writes what came
+out to FOLDER/RANK.pt, and what it says to FOLDER/RANK.log.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -203,5 +205,23 @@ def main(scenario: str, rank: int, folder: Path) -> None:
 
 NAMES = ("replica", "ring", "ulysses")
 
+
+def forked(scenario: str, rank: int, folder: Path) -> int:
+    """A process of its own for one rank: its id."""
+    child = os.fork()
+    if child:
+        return child
+    with open(folder / f"{rank}.log", "wb") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    try:
+        main(scenario, rank, folder)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(1)  # not reached where all went well
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    ranks = [forked(sys.argv[1], rank, Path(sys.argv[2])) for rank in range(4)]
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) != 0 for rank in ranks))

@@ -12,7 +12,7 @@ import pytest
 from tests.batch_fakes import clip
 from unicp import UnicpError
 from unicp.batch.clips import groups, key_of
-from unicp.batch.names import LONGEST_NAME, hashed, vbench
+from unicp.batch.names import MAX_NAME_LENGTH, hashed, vbench
 from unicp.batch.prompts import Row, read
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -130,8 +130,8 @@ def test_names_are_stable_and_fit() -> None:
     assert key == "db03e3f635fcee1f12c89f03fdee5b0e"  # of what was made before: it must not change
     assert key == key_of({"size": [48, 32], "prompt": "a red ball"}) != key_of({"size": [48, 33]})
     assert hashed("A red ball!", 12, key) == f"a-red-ball-s12-{key[:8]}"
-    assert len(hashed("ü" * 300, 2**32 - 1, key).encode()) <= LONGEST_NAME
-    assert len(hashed("山" * 300, 2**32 - 1, key).encode()) <= LONGEST_NAME
+    assert len(hashed("ü" * 300, 2**32 - 1, key).encode()) <= MAX_NAME_LENGTH
+    assert len(hashed("山" * 300, 2**32 - 1, key).encode()) <= MAX_NAME_LENGTH
     assert vbench("a person. is Walking, fast", 4) == "a person. is Walking, fast-4"
     for prompt in ("a/b", "a\nb", "..", "x" * 250):
         with pytest.raises(ValueError, match="no file can be named"):

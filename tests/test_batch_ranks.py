@@ -143,7 +143,7 @@ def alone(recipe: PipelineRecipe, clips: Sequence[Clip], folder: Path) -> None:
     """The clips as one process makes them."""
     manifest.prepare(folder)
     threads = torch.get_num_threads()
-    worker = Worker(recipe, folder, folder / manifest.PRIVATE, "cpu")
+    worker = Worker(recipe, folder, folder / manifest.PRIVATE_FOLDER, "cpu")
     for each in clips:
         worker.make([each])
     torch.set_num_threads(threads)

@@ -40,8 +40,8 @@ def interrupt(what: str, step: int, count: int) -> None:
         raise KeyboardInterrupt
 
 
-def steps(count: int) -> list[Step]:
-    return [Step(index=i, count=count, position=i, sigma=1 - i / count, leaps=True) for i in range(count)]
+def steps(count: int, leaps: bool = True) -> list[Step]:
+    return [Step(index=i, count=count, position=i, sigma=1 - i / count, leaps=leaps) for i in range(count)]
 
 
 # --- the policy -------------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def steps(count: int) -> list[Step]:
 )
 def test_without_a_profile_the_default_plan_is_played(speed: float, compute: Sequence[int]) -> None:
     policy = BudgetPolicy(BudgetConfig(target_speedup=speed))
-    done = [policy.plan(step).action for step in steps(50)]
+    done = [policy.decide(step).action for step in steps(50)]
     assert [i for i, action in enumerate(done) if action == "compute"] == list(compute)
     assert len(compute) == int(50 / speed)
 
@@ -69,26 +69,26 @@ def test_without_a_profile_the_default_plan_is_played(speed: float, compute: Seq
 def test_a_speed_that_a_number_of_steps_makes_exactly_is_that_number() -> None:
     assert 33 / 1.1 < 30  # as computers divide
     policy = BudgetPolicy(BudgetConfig(target_speedup=1.1))
-    assert sum(policy.plan(step).action == "compute" for step in steps(33)) == 30
+    assert sum(policy.decide(step).action == "compute" for step in steps(33)) == 30
 
 
-def computed_by(policy: BudgetPolicy, count: int, errors: dict[int, float]) -> list[int]:
+def computed_by(policy: BudgetPolicy, count: int, errors: dict[int, float], leaps: bool = True) -> list[int]:
     """The steps that a policy computes in a run, if its forecasts are off by so much there."""
     computed = []
-    for step in steps(count):
-        if policy.plan(step).action == "compute":
+    for step in steps(count, leaps):
+        if policy.decide(step).action == "compute":
             computed.append(step.index)
             policy.observe(step, errors[step.index], None)
     return computed
 
 
-def played(errors: dict[int, float], reserve: float) -> list[int]:
+def played(errors: dict[int, float], reserve: float, leaps: bool = False) -> list[int]:
     """The steps that are computed of a plan whose forecasts are off by 0.02, but where it is said otherwise."""
     expected = dict.fromkeys(range(40), (0.02, 0.002))
     book = PlanBook(sigmas=tuple(s.sigma for s in steps(40)), plans=(Priced(plan=PLAN, speedup=3, expected=expected),))
     policy = BudgetPolicy(BudgetConfig(target_speedup=2, override_reserve=reserve, override_zscore=3.0))
     policy.attach({}, (), book)
-    return computed_by(policy, 40, {**dict.fromkeys(range(40), 0.02), **errors})
+    return computed_by(policy, 40, {**dict.fromkeys(range(40), 0.02), **errors}, leaps)
 
 
 PLAN = growing(40, 14, 4)
@@ -103,6 +103,9 @@ def test_where_forecasts_fail_the_gap_is_halved_until_the_reserve_is_spent() -> 
     assert BAD < MIDDLE < PLAN.compute[8]
     assert played({BAD: 0.5}, 0.1) == sorted({*PLAN.compute, MIDDLE})
     assert len(played(ALWAYS, 0.1)) == len(PLAN.compute) + 4
+    # The solver has leapt over that gap by the time the error is known: it is the next one then.
+    following = (PLAN.compute[8] + PLAN.compute[9]) // 2
+    assert played({BAD: 0.5}, 0.1, leaps=True) == sorted({*PLAN.compute, following})
 
 
 def test_by_default_a_quality_that_is_asked_for_has_a_reserve_and_a_speed_has_none() -> None:
@@ -162,10 +165,23 @@ def test_a_book_survives_json() -> None:
 
 def test_what_is_no_number_is_never_a_reason_to_forecast() -> None:
     policy = BudgetPolicy(BudgetConfig(target_speedup=2, override_reserve=0.01))
-    for step in steps(30):
-        assert policy.plan(step).action == "compute"
+    for step in steps(30, leaps=False):
+        assert policy.decide(step).action == "compute"
         policy.observe(step, None, None)
     assert "29 measurements were not finite numbers" in policy.notes()[-1]
+
+
+def test_behind_what_is_no_number_no_leap_begins() -> None:
+    policy = BudgetPolicy(BudgetConfig(target_speedup=3))
+    actions = []
+    for step in steps(30):
+        decided = policy.decide(step)
+        actions.append(decided.action)
+        if decided.action == "compute":
+            policy.observe(step, None, None)
+    assert actions == ["compute", "compute", *["leap"] * (actions.index("compute", 2) - 2)] + ["compute"] * (
+        30 - actions.index("compute", 2)
+    )
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.test_budget import steps
 from tests.test_fuzz import BOOK
 from tests.tiny import FAMILIES
 from unicp import AdaCacheConfig, BudgetConfig, UniCPConfig
+from unicp.engine.report import Generation
 from unicp.errors import UnicpError
 from unicp.policies import Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
@@ -33,7 +35,7 @@ def book(
 
 
 def computed_by(policy: BudgetPolicy, run: list[Step]) -> list[int]:
-    return [step.index for step in run if policy.plan(step).action == "compute"]
+    return [step.index for step in run if policy.decide(step).action == "compute"]
 
 
 def of_run(count: int, known: bool = True) -> list[Step]:
@@ -123,10 +125,10 @@ def test_two_denoisers_have_one_reserve_between_them() -> None:
     budget = BudgetConfig(target_speedup=3, override_reserve=0.2)
     for config in (budget, UniCPConfig(stack=budget)):
         session = unicp.accelerate(FAMILIES["wan2.2"].build(), config)
-        shares = [getattr(each.config, "stack", each.config).reserve for each in session._executors]
+        shares = [getattr(each.config, "stack", each.config).reserve for each in session._hooked]
         assert shares == [0.1, 0.1]
     alone = unicp.accelerate(WAN.build(), budget)
-    assert alone._executors[0].config.reserve == 0.2
+    assert alone._hooked[0].config.reserve == 0.2
     assert AdaCacheConfig().shared(2) == AdaCacheConfig()
 
 
@@ -137,10 +139,9 @@ def test_notes_say_whose_they_are_where_denoisers_differ() -> None:
     quietly(lambda: family.generate(pipe))
     assert sum("no profile" in note for note in session.report().notes) == len(session.report().notes) == 1
     assert session.report().computed_fraction < 1
-    session._executors[0].said.append("hot")
-    session._executors[1].said.append("cold")
-    assert session._notes()[-2:] == ["transformer: hot", "transformer_2: cold"]
-    assert not any(note.startswith("transformer") for note in session._notes()[:-2])
+    generation = Generation("budget")
+    generation.said = {"transformer": ["warm", "hot"], "transformer_2": ["warm", "cold", "cold"]}
+    assert session._notes(generation) == ["warm", "transformer: hot", "transformer_2: cold"]
 
 
 def test_what_the_second_denoiser_forecasts_is_corrected_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +154,7 @@ def test_what_the_second_denoiser_forecasts_is_corrected_too(monkeypatch: pytest
     for correct in (True, False):
         session = unicp.accelerate(pipe, BudgetConfig(target_speedup=2, correct=correct))
         known: list[Any] = []
-        second = session._executors[1]
+        second = session._hooked[1]
         handle = second.denoiser.register_forward_hook(lambda *_, e=second, k=known: k.append(e.clock.step.weights))
         made[correct] = quietly(lambda: family.generate(pipe))
         handle.remove()
@@ -170,8 +171,8 @@ def spent(reserve: float) -> tuple[Any, Any]:
     session = unicp.accelerate(pipe, BudgetConfig(target_speedup=1, override_reserve=reserve))
     pipe.scheduler.set_timesteps(10)
     sigmas = tuple(float(sigma) for sigma in pipe.scheduler.sigmas[:-1])
-    for executor in session._executors:
-        executor.book = book(growing(10, 5, 2), dict.fromkeys(range(10), (0.0, 0.0)), sigmas)
+    for hooked in session._hooked:
+        hooked.parts.book = book(growing(10, 5, 2), dict.fromkeys(range(10), (0.0, 0.0)), sigmas)
     return pipe, session
 
 
@@ -205,7 +206,7 @@ def test_what_is_no_number_is_computed_again_also_without_a_reserve() -> None:
     policy = BudgetPolicy(BudgetConfig(target_speedup=3, override_reserve=0))
     done = []
     for step in steps(30):
-        done.append(policy.plan(step).action)
+        done.append(policy.decide(replace(step, leaps=False)).action)
         if done[-1] == "compute":
             policy.observe(step, math.nan if step.index == 1 else 0.1, None)
     wanted = default(30, 10).compute

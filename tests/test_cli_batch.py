@@ -24,9 +24,11 @@ from unicp import BudgetConfig, ScheduleConfig, UniCPConfig, UnicpError, cli
 from unicp.batch import driver, manifest, ray_engine
 from unicp.batch.clips import Clip
 from unicp.batch.worker import Worker
-from unicp.cli import calls, making, pipelines
+from unicp.cli import calls, making
 from unicp.cli.batching import Plan
-from unicp.cli.making import PipelineMaker, PipelineRecipe, absolute, identity
+from unicp.cli.clips import absolute, identity
+from unicp.cli.making import PipelineMaker, PipelineRecipe
+from unicp.cli.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = """prompt,seed,negative_prompt,size,method
@@ -129,7 +131,7 @@ def test_a_status_while_it_runs(local: SimpleNamespace) -> None:
 
     base = manifest.Manifest(local.folder)
     failed = next(entry for entry in base.entries() if entry.state == "failed")
-    with Lock(local.folder / manifest.PRIVATE):
+    with Lock(local.folder / manifest.PRIVATE_FOLDER):
         base.start([failed.key], 1)
         said = call("status", str(local.folder)).out
         base.finish([driver.Outcome(key=failed.key, error="width 50 is not a multiple")])
@@ -144,7 +146,7 @@ def test_one_worker_two_and_ray_make_the_same_bits(
     clips = plan.clips(seed=0, seeds=1, names="hash", dtype=None, scale=None)
     recipe = SimpleNamespace(load=lambda device: maker)
     manifest.prepare(tmp_path)
-    outcomes = [Worker(recipe, tmp_path, tmp_path / manifest.PRIVATE).make([each])[0] for each in clips]
+    outcomes = [Worker(recipe, tmp_path, tmp_path / manifest.PRIVATE_FOLDER).make([each])[0] for each in clips]
     assert [outcome.error is None for outcome in outcomes] == [True] * 4 + [False]
     alone = stills(tmp_path)
     assert alone == stills(local.folder)
@@ -264,7 +266,7 @@ def test_a_worker_accelerates_once_for_each_config(
     monkeypatch.setattr(making, "accelerate", lambda pipe, config: put_on.append(config) or real(pipe, config))
     never, half = {"method": "adacache", "codebook": ((1.0, 1),)}, ScheduleConfig(interval=2).to_dict()
     manifest.prepare(tmp_path)
-    worker = Worker(SimpleNamespace(load=lambda device: maker), tmp_path, tmp_path / manifest.PRIVATE)
+    worker = Worker(SimpleNamespace(load=lambda device: maker), tmp_path, tmp_path / manifest.PRIVATE_FOLDER)
 
     def batch(config: dict[str, Any] | None, count: int = 3) -> list[Any]:
         outcomes = [worker.make([each])[0] for each in clips_of(plan, config, count)]
@@ -322,7 +324,7 @@ def test_seeds_names_and_repeated_rows(wan_folder: Path, tmp_path: Path, capsys:
 
 
 def test_a_model_of_the_hub_is_the_same_tomorrow_and_without_network() -> None:
-    today = pipelines.Model(name="someone/model", source="someone/model", index={}, revision="a")
+    today = Model(name="someone/model", source="someone/model", index={}, revision="a")
     assert identity(today) == identity(replace(today, revision=None, offline=True)) == "someone/model"
 
 
@@ -363,7 +365,7 @@ def test_refusals_of_the_words_themselves(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_that_starts_from_an_image_gets_it(tmp_path: Path) -> None:
-    model = pipelines.Model(name="m", source="m", index={"_class_name": "WanImageToVideoPipeline"})
+    model = Model(name="m", source="m", index={"_class_name": "WanImageToVideoPipeline"})
     with pytest.raises(UnicpError, match="needs 'image' too"):
         calls.build(model, {}, None)
     call, fps = calls.build(model, {"--frames": 2}, None, ("prompt", "image"))

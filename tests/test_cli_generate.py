@@ -16,8 +16,9 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
 from unicp import Profile, ScheduleConfig, accelerate, cli, demo, specs
-from unicp.batch.names import LONGEST, slug
+from unicp.batch.names import MAX_SLUG_LENGTH, slug
 from unicp.cli import calls, pipelines, running, screen
+from unicp.cli.model import Model
 from unicp.files import video
 from unicp.policies import config_from_dict
 from unicp.specs.unsupported import UNSUPPORTED
@@ -282,7 +283,7 @@ def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, ca
     [("LTXPipeline", "num_frames", 25), ("LattePipeline", "video_length", 16), ("CogVideoXPipeline", "num_frames", 16)],
 )
 def test_other_pipelines_get_only_what_was_asked_for(pipeline: str, length: str, rate: float) -> None:
-    model = pipelines.Model(name="m", source="m", index={"_class_name": pipeline})
+    model = Model(name="m", source="m", index={"_class_name": pipeline})
     assert calls.build(model, {"--steps": None, "--frames": None}, None) == ({}, rate)
     call, fps = calls.build(model, {"--frames": 9, "--size": (64, 32), "--negative": "blue"}, 12)
     asked = {length: 9, "width": 64, "height": 32, "negative_prompt": "blue"}
@@ -298,8 +299,8 @@ def test_a_name_is_cut_at_a_word_and_never_empty() -> None:
     assert slug("?!") == "video"
     assert slug("../../etc/passwd") == "etc-passwd"
     long = slug("word " * 40)
-    assert len(long) <= LONGEST and long.endswith("word")
-    assert len(slug("w" * 300)) == LONGEST
+    assert len(long) <= MAX_SLUG_LENGTH and long.endswith("word")
+    assert len(slug("w" * 300)) == MAX_SLUG_LENGTH
 
 
 def test_models_lists_every_family_and_method(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

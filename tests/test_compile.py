@@ -21,7 +21,6 @@ from unicp.hosts.diffusers.compiled import SLOT
 
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "adacache-forecast", "schedule-stack", "schedule-linear", "budget-default")
-QUICK = ("adacache-residual",)
 INSIDE = ("unicp-online", "unicp-in-adacache", "unicp-maps")
 
 
@@ -40,12 +39,23 @@ def _wrapped(pipe: Any, **options: Any) -> None:
 WAYS: dict[str, Callable[..., None]] = {"blocks": _blocks, "whole": _whole, "wrapped": _wrapped}
 
 
+def quick(name: str, way: str, order: str) -> bool:
+    """Whether ``make test`` compiles so: every config in the usual way, every way with hooks on blocks and on units."""
+    if name == "adacache-residual" or (way, order) == ("blocks", "before"):
+        return True
+    return order == "before" and (name, way) in (("unicp-online", "wrapped"), ("unicp-maps", "whole"))
+
+
 @pytest.fixture(autouse=True)
 def dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     counters.clear()
     yield
     torch._dynamo.reset()
+
+
+ONE_GRAPH = (("adacache-residual", "before"), ("schedule-stack", "after"), ("budget-default", "after"))
+"""Of blocks compiled as one graph: hooks on them from before and from afterwards, and none on them."""
 
 
 def graphs() -> int:
@@ -83,7 +93,7 @@ def check(name: str, way: str, order: str, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "way", "order"),
     [
-        pytest.param(name, way, order, marks=() if order == "before" or name in QUICK else pytest.mark.slow)
+        pytest.param(name, way, order, marks=() if quick(name, way, order) else pytest.mark.slow)
         for name in (*NAMES, *INSIDE)
         for way in WAYS
         for order in ("before", "after")
@@ -93,8 +103,14 @@ def test_compiled_equals_uncompiled(name: str, way: str, order: str) -> None:
     check(name, way, order, backend="eager")
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        pytest.param(name, order, marks=() if (name, order) in ONE_GRAPH else pytest.mark.slow)
+        for name in NAMES
+        for order in ("before", "after")
+    ],
+)
 def test_blocks_of_one_graph(name: str, order: str) -> None:
     """The usual way of compiling with diffusers: whatever is decided between blocks needs no break in them."""
     check(name, "blocks", order, backend="aot_eager", fullgraph=True)

@@ -102,10 +102,10 @@ def test_longer_steps_of_the_solver_are_not_corrected_by_weights_of_its_short_on
     for leap in (0.0, 1.0):
         pipe = FAMILIES["wan"].build()
         with playing(pipe, PLAN, CONFIG.replace(correct=True, leap=leap)) as session:
-            (executor,) = session._executors
+            (hooked,) = session._hooked
 
-            def look(run: Any, step: int, t: Any, kwargs: Any, executor: Any = executor) -> Any:
-                noted.append(len(executor._caches["uncond"].forecasts) if step == 6 else 0)
+            def look(run: Any, step: int, t: Any, kwargs: Any, hooked: Any = hooked) -> Any:
+                noted.append(len(hooked.run._fills["uncond"].kept.forecasts) if step == 6 else 0)
                 return kwargs
 
             FAMILIES["wan"].generate(pipe, callback=look)
@@ -131,7 +131,7 @@ def test_after_what_is_no_number_both_branches_are_computed() -> None:
         done = []
         for index in range(6):
             step = Step(index=index, count=10, position=index, sigma=1 - index / 10)
-            done.append(policy.plan(step).action)
+            done.append(policy.decide(step).action)
             policy.observe(step, change if index == 2 else 0.1, None)
         return done
 
@@ -221,7 +221,7 @@ def test_unicp_acts_inside_the_steps_of_a_tuned_plan(tmp_path: Path) -> None:
     assert runs[1].computed_fraction < 0.8 * runs[0].computed_fraction
     assert not any("no profile" in note for note in runs[1].notes)
     session = unicp.accelerate(chosen.build(), UniCPConfig(stack=budget, delta=0, pcas=False))  # nothing to do inside
-    assert session._executors[0].book is not None
+    assert session._hooked[0].parts.book is not None
     inside = Profile(config=UniCPConfig(stack=budget), metadata={})
     inside.save(tmp_path / "inside.safetensors")
     with pytest.raises(unicp.UnicpError, match="names another profile in its stack"):
@@ -237,7 +237,7 @@ def test_unicp_leaves_a_step_by_halves_alone() -> None:
     with patch("unicp.policies.plans.step_plan.untuned", lambda *_, **__: PLAN):
         for index in range(5):
             step = Step(index=index, count=10, position=index, sigma=1 - index / 10)
-            plan = policy.plan(step)
+            plan = policy.decide(step)
             if "reuse" not in plan.units.values():
                 policy.observe_units(step, {"unit": (min(index, 1), 0.01)})
             due.append((plan.action, policy.state["unit"].due))

@@ -7,11 +7,14 @@ import json
 import pytest
 import torch
 
-from tests.contract import CASES, PAIRS, SLOW_PAIRS, actions, case, computed, plain, runs
-from tests.tiny import FAMILIES
-from unicp import BudgetConfig
+from tests.contract import CASES, ONCE, PAIRS, SLOW_PAIRS, actions, calibrated, case, computed, plain, profile_of, runs
+from tests.tiny import FAMILIES, denoisers
+from unicp import BudgetConfig, Profile
 from unicp.policies import config_from_dict, config_types
 from unicp.specs import known_specs
+
+NO_FRAMES = ("helios", "framepack", "ltx-condition")
+"""Families whose tokens are no grid of frames: no motion is measured."""
 
 
 def windows(name: str) -> bool:
@@ -147,3 +150,23 @@ def test_branches_decide_together_unless_asked_otherwise(family: str, name: str)
 def test_config_round_trip(name: str) -> None:
     for config in (case(name).config, case(name).always_compute):
         assert config_from_dict(json.loads(config.to_json())) == config
+
+
+@pytest.mark.parametrize("family", ONCE)
+def test_calibration_leaves_the_pipeline_as_it_was(family: str) -> None:
+    chosen, profile = FAMILIES[family], Profile.load(profile_of(family))
+    pipe, fresh = calibrated(family), chosen.build()
+    assert torch.equal(chosen.generate(pipe), plain(family))
+    for denoiser, other in zip(denoisers(chosen, pipe), denoisers(chosen, fresh), strict=True):
+        weights = other.state_dict()
+        assert all(torch.equal(p, weights[n]) for n, p in denoiser.state_dict().items())
+    for name in chosen.denoisers:
+        part = profile.of(name)
+        assert part.units
+        assert any(part.moments(unit) is not None for unit in part.units) == chosen.slices
+        assert len(part.sigmas) >= 4
+        assert bool(profile.tensors[f"{name}/stack/cache_mean"][0, 0].isfinite())
+        assert bool(profile.tensors[f"{name}/metric"][1:].isfinite().all())
+        motion = profile.tensors.get(f"{name}/motion")
+        assert (motion is None) == (family in NO_FRAMES)
+        assert motion is None or bool((motion > 0).all())

@@ -13,9 +13,10 @@ from tests.contract import plain, quietly
 from tests.tiny import FAMILIES
 from unicp import AdaCacheConfig, BudgetConfig
 from unicp.engine.clock import Clock
-from unicp.engine.fills.branch_cache import BranchCache
+from unicp.engine.fills.kept import Kept
+from unicp.engine.fills.output import OutputFill
 from unicp.offline.replay import Player
-from unicp.policies import Needs, Plan, Step
+from unicp.policies import Decision, Needs, Step
 from unicp.tensors import extrapolation
 
 WAN = FAMILIES["wan"]
@@ -38,16 +39,16 @@ def steps() -> list[Step]:
 
 def given_to_the_solver(degree: int, order: int, compute: tuple[int, ...], correct: bool = True) -> torch.Tensor:
     """What the solver has been given by the end: the weighted sum over all steps."""
-    cache, total = BranchCache(), torch.zeros(5, dtype=torch.float64)
     needs = Needs(keep="output", order=2, correct=correct, steadiness=correct)
+    fill, total = OutputFill(needs), torch.zeros(5, dtype=torch.float64)
     for step in steps():
         if step.index in compute:
             output = curve(step.sigma, degree)
-            made = cache.take(step, (output,), needs)[0]
+            made = fill.keep(step, (output,))[0]
             assert torch.equal(output, curve(step.sigma, degree))
         else:
-            plan = Plan(action="forecast" if order else "reuse", order=order, damping=0.85)
-            made = cache.filled_output(step, plan, needs, step.weight if correct else None)[0][0]
+            decided = Decision(action="forecast" if order else "reuse", order=order, damping=0.85)
+            made = fill.fill(step, decided, step.weight if correct else None)[0]
         total += WEIGHTS[step.index] * made
     return total
 
@@ -57,7 +58,7 @@ def in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Corrections in full, and forecasts, whatever the steps and the outputs."""
     monkeypatch.setattr(extrapolation, "firmness", lambda *_: 1.0)
     monkeypatch.setattr(extrapolation, "steadiness", lambda *_: torch.ones(1, dtype=torch.float64))
-    monkeypatch.setattr(BranchCache, "_share", lambda *_: torch.ones(1, dtype=torch.float64))
+    monkeypatch.setattr(Kept, "_share", lambda *_: torch.ones(1, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("compute", [(0, 1, 5, 6), (0, 1, 3, 6), (0, 1, 2, 4, 6)])
@@ -91,18 +92,18 @@ def test_a_share_of_the_correction_is_that_share_of_it(compute: tuple[int, ...],
 
 
 def test_a_step_that_weighs_next_to_nothing_carries_no_correction() -> None:
-    cache, needs = BranchCache(), Needs(keep="output", order=2, correct=True, steadiness=True)
+    fill = OutputFill(Needs(keep="output", order=2, correct=True, steadiness=True))
     known = steps()
     for step in known[:2]:
-        cache.keep_output(step.sigma, (curve(step.sigma, 2),), 2)
-    forecast, output = Plan(action="forecast", order=1), (curve(SIGMAS[3], 2),)
-    cache.filled_output(known[2], forecast, needs, -0.3)
+        fill.keep(step, (curve(step.sigma, 2),))
+    forecast, output = Decision(action="forecast", order=1), (curve(SIGMAS[3], 2),)
+    fill.fill(known[2], forecast, -0.3)
     light = dataclasses.replace(known[3], weights=(*WEIGHTS[:3], -0.001, *WEIGHTS[4:]))
-    assert cache.take(light, output, needs) is output
-    del cache.outputs[0], cache.sigmas[0]
-    assert cache.take(known[3], output, needs) is output  # what was not made good then is not made good later
-    cache.filled_output(known[4], forecast, needs, -0.3)
-    assert cache.take(dataclasses.replace(known[5], weights=None), output, needs) is output
+    assert fill.keep(light, output) is output
+    del fill.kept.values[0], fill.kept.sigmas[0]
+    assert fill.keep(known[3], output) is output  # what was not made good then is not made good later
+    fill.fill(known[4], forecast, -0.3)
+    assert fill.keep(dataclasses.replace(known[5], weights=None), output) is output
 
 
 def test_the_clock_knows_the_weights_that_the_run_will_show() -> None:

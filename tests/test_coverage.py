@@ -217,7 +217,7 @@ def test_the_guides_ten_lines_work(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe.transformer.__class__ = type("MyTransformer3DModel", (type(pipe.transformer),), {})
     names: dict[str, Any] = {"pipe": pipe}
     exec(code, names)
-    assert names["session"]._executors[0].spec.family == "mine"
+    assert names["session"]._hooked[0].spec.family == "mine"
     for config in (RESIDUAL, unicp.UniCPConfig(delta=0.5, delta_mlp=0.5, pcas=False)):
         session = unicp.accelerate(pipe, config)
         FAMILIES["wan"].generate(pipe, steps=20)

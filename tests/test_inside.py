@@ -23,7 +23,7 @@ from unicp.offline.replay import Take
 from unicp.policies import Step, config_from_dict
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
 from unicp.policies.plans.step_plan import StepPlan, alternating, computing, growing, halved, resampled
-from unicp.profiles import fingerprint
+from unicp.profiles.identity import fingerprint
 from unicp.specs import find_spec
 
 WAN = FAMILIES["wan"]
@@ -99,7 +99,7 @@ def test_after_what_is_no_number_nothing_is_left_out() -> None:
         done = []
         for index in range(9):
             step = Step(index=index, count=10, position=index, sigma=1 - index / 10)
-            done.append(policy.plan(step).whole)
+            done.append(policy.decide(step).whole)
             policy.observe(step, change if index == 4 else 0.1, None)
         return done
 
@@ -214,8 +214,8 @@ def test_a_target_whose_plan_has_none_leaves_the_modules_alone(tmp_path: Path) -
     Profile(config=BudgetConfig(target_speedup=1.5), metadata=metadata).save(path)
     for speed, acts in ((1.5, True), (1.1, False)):
         with unicp.accelerate(pipe, BudgetConfig(profile=str(path), target_speedup=speed)) as session:
-            (executor,) = session._executors
-            assert (executor.inside is not None) == acts
+            (hooked,) = session._hooked
+            assert (hooked.parts.units is not None) == acts
     Profile(config=BudgetConfig(), metadata={**metadata, "inside": AdaCacheConfig().to_dict()}).save(path)
     with pytest.raises(UnicpError, match="is damaged: what acts inside is 'adacache'; tune again"):
         unicp.accelerate(pipe, BudgetConfig(profile=str(path), target_speedup=1.5))

@@ -12,7 +12,7 @@ import unicp
 from tests.contract import FEW_PAIRS, OTHERS, PRIMARY, actions, case, fresh, plain, quietly
 from tests.tiny import FAMILIES, Family, denoisers
 
-few = pytest.mark.parametrize(("family", "name"), FEW_PAIRS, ids=[f"{f}-{n}" for f, n in FEW_PAIRS])
+few = pytest.mark.parametrize(("family", "name"), FEW_PAIRS)
 Break = Callable[[Family, Any], None]
 
 

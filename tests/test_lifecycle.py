@@ -7,7 +7,6 @@ import functools
 import gc
 import io
 import pickle
-import shutil
 import threading
 import weakref
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 
 import unicp
 import unicp.hosts.diffusers.session as session_module
-from tests.contract import case, fresh, plain, profile_of, quietly, traces
+from tests.contract import case, fresh, plain, quietly, traces
 from tests.tiny import FAMILIES
 from unicp.errors import UnicpError, UnicpWarning
 from unicp.policies import Config
@@ -129,7 +128,7 @@ def test_the_same_transformer_in_two_pipelines(config: Config, monkeypatch: pyte
     first = quietly(lambda: WAN.generate(pipe))
     second = quietly(lambda: WAN.generate(twin))
     # Nothing is known of the twin's scheduler: neither does its solver leap, nor are forecasts corrected.
-    assert torch.equal(first, second) != session._executors[0].needs.correct
+    assert torch.equal(first, second) != session._hooked[0].needs.correct
     one, other = ([(r.index, r.branch, r.action) for r in report.steps] for report in session.reports)
     assert [(index, branch, action.replace("leap", "forecast")) for index, branch, action in one] == other
     unicp.restore(twin)
@@ -198,7 +197,7 @@ def test_a_refused_acceleration_leaves_the_one_before(
             spec = unicp.ModelSpec(family="toy", classes=(), block_lists=(unknown,), frames=lambda *_: 1)
             unicp.accelerate(pipe.transformer, unicp.AdaCacheConfig(metric_kind="mlp"), spec=spec)
         else:
-            made, real = [], session_module.Executor
+            made, real = [], session_module.HookedDenoiser
 
             def once_interrupted(*arguments: Any) -> Any:
                 made.append(real(*arguments))
@@ -207,7 +206,7 @@ def test_a_refused_acceleration_leaves_the_one_before(
                     raise KeyboardInterrupt
                 return made[-1]
 
-            monkeypatch.setattr(session_module, "Executor", once_interrupted)
+            monkeypatch.setattr(session_module, "HookedDenoiser", once_interrupted)
             unicp.accelerate(pipe, "adacache")
     assert hooked(pipe.transformer) == before
     assert torch.equal(quietly(lambda: WAN.generate(pipe)), video)
@@ -233,17 +232,19 @@ def test_a_refused_acceleration_of_one_of_two_denoisers(tmp_path: Path) -> None:
     assert one == other and len(sessions[0].reports) == 1
 
 
-def test_an_acceleration_that_cannot_be_put_back_is_said(tmp_path: Path) -> None:
+def test_an_acceleration_that_cannot_be_put_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise UnicpError("no more hooks")
+
     pipe = WAN.build()
-    path = tmp_path / "gone.safetensors"
-    shutil.copy(profile_of("wan"), path)
-    unicp.accelerate(pipe, unicp.UniCPConfig(profile=str(path)))
-    path.unlink()
+    unicp.accelerate(pipe, unicp.UniCPConfig(delta=0.5))
+    monkeypatch.setattr(session_module, "HookedDenoiser", broken)
     with (
-        pytest.warns(UnicpWarning, match=r"unicp that was in force could not be put back: there is no profile"),
-        pytest.raises(UnicpError, match=r"there is no profile .*other"),
+        pytest.warns(UnicpWarning, match=r"unicp that was in force could not be put back: no more hooks"),
+        pytest.raises(UnicpError, match=r"no more hooks"),
     ):
-        unicp.accelerate(pipe, unicp.UniCPConfig(profile=str(tmp_path / "other.safetensors")))
+        unicp.accelerate(pipe, "adacache")
+    monkeypatch.undo()
     assert torch.equal(WAN.generate(pipe), plain("wan"))
 
 

@@ -1,12 +1,13 @@
 """Context parallelism on four real processes: two replicas of a model, each spread over two.
 
 All processes of a replica decide the same, from the whole sequence, and what they make is what one process makes.
-Processes import torch and diffusers, so each test takes some ten seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,17 +26,15 @@ SECONDS = 300  # far more than it takes, also on a busy machine; a hang is a fai
 def processes(scenario: str, folder: Path) -> list[dict[str, Any]]:
     """What each of the four processes returned."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.parallel_runs", scenario]
-    running = [
-        subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-        for rank in range(4)
-    ]
+    command = [sys.executable, "-m", "tests.parallel_runs", scenario, str(folder)]
+    running = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
-        said = [process.communicate(timeout=SECONDS)[1].decode()[-2000:] for process in running]
+        running.wait(timeout=SECONDS)
     finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0] * 4, "\n".join(said)
+        with contextlib.suppress(ProcessLookupError):  # all of them, should one hang
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    assert running.returncode == 0, "\n".join(log.read_text()[-2000:] for log in sorted(folder.glob("*.log")))
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(4)]
 
 

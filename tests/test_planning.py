@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from unicp.offline import search
 from unicp.offline.search import Limits, Trajectories
-from unicp.policies.plans.step_plan import SPREAD, Segment, StepPlan, computing, default, growing, halved, resampled
+from unicp.policies.plans.step_plan import (
+    LATE_STEPS_PER_ROOT,
+    Segment,
+    StepPlan,
+    computing,
+    default,
+    growing,
+    halved,
+    resampled,
+)
 from unicp.tensors import extrapolation
 
 
@@ -173,7 +182,7 @@ def test_of_few_skipped_steps_the_default_plan_skips_no_neighbours(
     assert len(plan.compute) == computed and plan.compute[0] == 0
     gaps = [segment.until - segment.after - 1 for segment in plan.segments]
     assert sum(gaps) == steps - computed
-    first = max(warmup, computed - round(SPREAD * steps**0.5))
+    first = max(warmup, computed - round(LATE_STEPS_PER_ROOT * steps**0.5))
     if max(warmup, first - 2) + 2 * (steps - computed) - 1 + max(cooldown, 3) <= steps:
         assert set(gaps) <= {1}
         assert set(range(max(warmup, first - 2))) <= set(plan.compute)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import unicp
 from unicp import policies
-from unicp.policies import Config, Needs, Plan, Policy, Step, config_from_dict, make_policy, register
+from unicp.policies import Config, Decision, Needs, Policy, Step, config_from_dict, make_policy, register
+from unicp.policies import config as policy_config
 from unicp.policies.adacache import CODEBOOKS, AdaCachePolicy, rescale
 
 quick = settings(max_examples=60, deadline=None)
@@ -74,13 +75,13 @@ def play(
     changes: list[float] | float = 0.1,
     motions: list[float] | None = None,
     known: bool = True,
-) -> list[Plan]:
+) -> list[Decision]:
     """The plans of one generation, with the measurements an engine would hand over."""
     policy, plans = make_policy(config), []
     seen = False
     for i in range(count):
         step = Step(index=i, count=count if known else None, position=i, sigma=1 - i / count)
-        plan = policy.plan(step)
+        plan = policy.decide(step)
         plans.append(plan)
         if plan.action == "compute":
             change = changes if isinstance(changes, float) else changes[i]
@@ -89,7 +90,7 @@ def play(
     return plans
 
 
-def computed(plans: list[Plan]) -> list[int]:
+def computed(plans: list[Decision]) -> list[int]:
     return [i for i, plan in enumerate(plans) if plan.action == "compute"]
 
 
@@ -195,7 +196,7 @@ def test_forced_steps_of_two_denoisers_count_from_their_own_first() -> None:
     actions = []
     for position, index in enumerate(range(12, 20)):
         step = Step(index=index, count=20, position=position, sigma=0.5)
-        actions.append(policy.plan(step).action)
+        actions.append(policy.decide(step).action)
         if actions[-1] == "compute":
             policy.observe(step, 0.1 if position else None, None)
     assert actions == ["compute"] * 2 + ["reuse"] * 4 + ["compute"] * 2
@@ -278,7 +279,7 @@ def test_moreg_follows_the_formula(
     steps, rates, seen = [], [], []
     for i in range(40):
         step = Step(index=i, count=40, position=i, sigma=1.0)
-        if policy.plan(step).action != "compute":
+        if policy.decide(step).action != "compute":
             continue
         before = policy.rate
         policy.observe(step, changes[i] if i else None, motions[i])
@@ -328,7 +329,7 @@ def test_a_config_without_a_policy() -> None:
 
 
 def test_a_policy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policies, "_REGISTRY", dict(policies._REGISTRY))
+    monkeypatch.setattr(policy_config, "_REGISTRY", dict(policy_config._REGISTRY))
 
     class Mine(Config):
         method = "mine"
@@ -341,8 +342,8 @@ def test_a_policy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         def needs(self) -> Needs:
             return Needs(keep="output")
 
-        def plan(self, step: Step) -> Plan:
-            return Plan(action="compute")
+        def decide(self, step: Step) -> Decision:
+            return Decision(action="compute")
 
         def why_idle(self) -> str:
             return "it never reuses"

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 import unicp
 from unicp import Profile
-from unicp.profiles import FORMAT, KEY, content_of, weights_digest
+from unicp.profiles import FORMAT, KEY, content_of
+from unicp.profiles.identity import weights_digest
 
 CONFIG = unicp.AdaCacheConfig(codebook=((0.1, 3), (1.0, 1)), moreg=True, moreg_strides=(1, 2))
 

@@ -15,7 +15,7 @@ import unicp
 from tests.contract import quietly
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig
-from unicp.policies.plans.step_plan import FEW, affordable, untuned
+from unicp.policies.plans.step_plan import MIN_COMPUTED_FOR_GROWING, affordable, untuned
 
 WAN = FAMILIES["wan"]
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -158,7 +158,7 @@ def test_of_twice_visited_levels_the_second_visit_repeats_the_first() -> None:
     sigmas = scheduler.sigmas.tolist()[:23]
     assert untuned(sigmas, 11).compute == (0, *range(1, 21, 2))
     assert untuned(sigmas, 13).compute == (0, 1, 2, *range(3, 22, 2))
-    assert len(untuned(sigmas, FEW - 1).compute) == FEW - 1
+    assert len(untuned(sigmas, MIN_COMPUTED_FOR_GROWING - 1).compute) == MIN_COMPUTED_FOR_GROWING - 1
 
 
 @pytest.mark.parametrize(("steps", "speed", "given"), [(4, 3, "2x"), (8, 3, "2.67x"), (12, 2.5, None), (50, 3, None)])

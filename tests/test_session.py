@@ -175,7 +175,7 @@ def test_the_transformer_alone(family: str, name: str) -> None:
     assert {r.branch for r in reports[0].steps} == set(chosen.branches)
     # Wan's pipeline says all there is to know through cache_context, but for what its solver makes of the outputs: of
     # a transformer alone, forecasts are not corrected.
-    if family == "wan" and not OLDER and not session._executors[0].needs.correct:
+    if family == "wan" and not OLDER and not session._hooked[0].needs.correct:
         assert torch.equal(first, fresh(family, name)[0])
     unicp.restore(pipe.transformer)
     assert torch.equal(chosen.generate(pipe), plain(family))
@@ -384,3 +384,6 @@ def test_every_family_has_its_spec(family: str) -> None:
         assert [module for _, module, _ in spec.stack(denoiser)] == chosen.blocks(denoiser)
         kinds = {kind for blocks in spec.block_lists if blocks.measured for kind in blocks.residuals} | {"block"}
         assert kinds == set(chosen.kinds)
+        for name, block, described in spec.blocks(denoiser):
+            for path in filter(None, described.residuals.values()):
+                assert block.get_submodule(path) is not None, f"{name}.{path}"

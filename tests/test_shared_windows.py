@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.unicp_literal import profiled_plan
-from unicp.offline.calibrate import planned
 from unicp.policies import Step
-from unicp.policies.unicp import UniCPConfig, UniCPPolicy
+from unicp.policies.unicp import UniCPConfig, UniCPPolicy, planned
 from unicp.policies.unit_errors import UnitErrors
 
 KINDS = {"attention": "self_attention", "text": "cross_attention", "mlp": "mlp"}
@@ -66,14 +65,14 @@ def test_what_is_sliced_opens_no_window_for_the_others() -> None:
     policy.attach(KINDS, (), errors_of({}, {"attention": 0.1}))
     for index in range(STEPS):
         step = Step(index=index, count=STEPS, position=index, sigma=1 - index / STEPS)
-        action = policy.plan(step).units.get("attention", "compute")
+        action = policy.decide(step).units.get("attention", "compute")
         if action == "slice":
             break
         if action == "compute":
             policy.observe_units(step, {unit: (1, 0.0 if index else None) for unit in KINDS})
     policy.observe_units(step, {"text": (1, 0.0), "mlp": (1, 0.0)})  # what was computed in full
     following = Step(index=index + 1, count=STEPS, position=index + 1, sigma=1 - (index + 1) / STEPS)
-    assert policy.plan(following).units["attention"] == "slice"
+    assert policy.decide(following).units["attention"] == "slice"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_the_online_window_is_that_of_the_mean_share(shares: tuple[float | None,
     played, last = "", 0
     for index in range(STEPS):
         step = Step(index=index, count=STEPS, position=index, sigma=1 - index / STEPS)
-        plan = policy.plan(step)
+        plan = policy.decide(step)
         actions = {plan.units.get(unit, "compute") for unit in KINDS}
         assert len(actions) == 1
         played += {"compute": "#", "reuse": "."}[actions.pop()]
@@ -116,7 +115,7 @@ def test_units_whose_limit_is_zero_and_protected_ones_take_no_part() -> None:
     policy = UniCPPolicy(CONFIG.replace(delta_mlp=0.0))
     policy.attach(KINDS, ("text",), errors_of(cache, {}))
     plans = [
-        policy.plan(Step(index=i, count=STEPS, position=i, sigma=1 - i / STEPS)).units for i in range(STEPS)
+        policy.decide(Step(index=i, count=STEPS, position=i, sigma=1 - i / STEPS)).units for i in range(STEPS)
     ]  # fmt: skip
     assert {plan.get("attention", "compute") for plan in plans} == {"compute", "reuse"}
     assert {plan.get(unit, "compute") for plan in plans for unit in ("text", "mlp")} == {"compute"}

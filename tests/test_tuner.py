@@ -19,7 +19,7 @@ from unicp import Profile
 from unicp.errors import UnicpError
 from unicp.offline import trials
 from unicp.offline.search import Trajectories
-from unicp.profiles import identity
+from unicp.profiles.identity import identity
 
 WAN = FAMILIES["wan"]
 
@@ -91,7 +91,7 @@ def test_that_few_prompts_judge_where_plans_fit_half_of_them_is_said(
     prompts: str, target: str, said: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.setattr(trials, "ranked", lambda scores: sorted(scores, key=lambda kind: kind == "default"))
-    monkeypatch.setattr(trials, "SURE", 2)
+    monkeypatch.setattr(trials, "MIN_PROMPTS_FOR_BOUND", 2)
     tuned_on(prompts, monkeypatch, effort="low", **{target: 1})
     few = "plans were made to fit 2 of the 3 prompts, so that 1 judge them; 4 prompts say with 80% confidence"
     assert any(few in str(each.message) for each in recwarn) == said
@@ -119,7 +119,7 @@ def test_arguments_are_told_apart_by_what_is_in_them_in_every_process() -> None:
     from PIL import Image
 
     image = Image.new("RGB", (4, 4), (1, 2, 3))
-    there = "from PIL import Image; from unicp.profiles import identity; "
+    there = "from PIL import Image; from unicp.profiles.identity import identity; "
     there += "print(identity([Image.new('RGB', (4, 4), (1, 2, 3))]))"
     made = subprocess.run([sys.executable, "-c", there], capture_output=True, text=True, check=True).stdout
     assert made.strip() == str(identity([image]))

@@ -20,9 +20,8 @@ from tests.tiny import FAMILIES, wan_transformer
 from unicp.engine.slicing.attention import SlicedAttention, basis, choose_ranks, instrumented, second_moments
 from unicp.engine.slicing.maps import MapAttention, attention_map
 from unicp.errors import UnicpError
-from unicp.offline.calibrate import planned
 from unicp.policies import Step
-from unicp.policies.unicp import UniCPConfig, UniCPPolicy
+from unicp.policies.unicp import UniCPConfig, UniCPPolicy, planned
 from unicp.policies.unit_errors import UnitErrors
 from unicp.profiles import Profile
 
@@ -91,7 +90,7 @@ def test_an_online_window_grows_by_one_and_a_spike_resets_it() -> None:
     trace, computed_at = [], 0
     for index in range(16):
         step = Step(index=index, count=16, position=index, sigma=1 - index / 16)
-        plan = policy.plan(step)
+        plan = policy.decide(step)
         action = plan.units.get("a", "compute")
         trace.append(action[0])
         if action == "compute":
@@ -107,7 +106,7 @@ def test_what_is_no_number_is_never_a_reason_to_reuse(change: float | None) -> N
     policy.attach({"a": "self_attention"}, (), None)
     for index in range(6):
         step = Step(index=index, count=6, position=index, sigma=1 - index / 6)
-        assert policy.plan(step).action == "compute"
+        assert policy.decide(step).action == "compute"
         policy.observe_units(step, {"a": (1, change)})
 
 
@@ -116,17 +115,17 @@ def test_blending_weighs_by_the_inverse_squares_of_the_errors() -> None:
     policy = UniCPPolicy(UniCPConfig(delta=0.2, delta_prune=0.2, dws="blend", warmup_steps=1, max_window=1))
     policy.attach({"a": "self_attention"}, (), errors)
     steps = [Step(index=i, count=6, position=i, sigma=s) for i, s in enumerate(errors.sigmas)]
-    policy.plan(steps[0])
-    plan = policy.plan(steps[1])
+    policy.decide(steps[0])
+    plan = policy.decide(steps[1])
     assert plan.units == {"a": "blend"}
     assert plan.weights["a"] == pytest.approx(0.09 / (0.09 + 0.01))
 
 
 def test_other_step_counts_are_translated_by_sigma() -> None:
     errors = UnitErrors(sigmas=[1.0, 0.8, 0.6, 0.4, 0.2], steps=5, cache={"a": [[0.1, 0.3]] * 5})
-    assert errors.place(Step(index=3, count=10, position=3, sigma=0.7)) == pytest.approx(1.5)
-    assert errors.place(Step(index=0, count=10, position=0, sigma=2.0)) == 0
-    assert errors.place(Step(index=9, count=10, position=9, sigma=0.01)) == 4
+    assert errors.place(3, 10, 0.7) == pytest.approx(1.5)
+    assert errors.place(0, 10, 2.0) == 0
+    assert errors.place(9, 10, 0.01) == 4
     assert errors.caching("a", 1, 1.5) == pytest.approx(0.05)
     assert errors.caching("a", 1, 2.5) == pytest.approx(0.2)
     assert errors.caching("a", 1, 3.5) == math.inf
@@ -339,7 +338,7 @@ def test_ranks_need_a_measured_error_within_the_limit() -> None:
         ({"max_window": 0}, "max_window must be a whole number of at least 1, got 0"),
         ({"edcw": "offline"}, "unknown edcw 'offline'; known: profiled, online, off"),
         ({"dws": "mix"}, "unknown dws 'mix'"),
-        ({"profile": 3}, "profile must be the path of a profile, got 3"),
+        ({"profile": 3}, "profile must be a Profile or the path of one, got 3"),
         ({"stack": UniCPConfig()}, "stack must be an AdaCacheConfig, a BudgetConfig or a ScheduleConfig"),
         ({"pcas": 1}, "pcas must be True or False, got 1"),
     ],
@@ -393,7 +392,7 @@ def test_a_map_is_used_where_the_output_changed_too_much() -> None:
     trace = []
     for index in range(8):
         step = Step(index=index, count=8, position=index, sigma=1 - index / 8)
-        action = policy.plan(step).units.get("a", "compute")
+        action = policy.decide(step).units.get("a", "compute")
         trace.append(action[0])
         if action == "compute":
             policy.observe_units(step, {"a": (1, 0.5 if index else None), "a/map": (1, 0.02 if index else None)})

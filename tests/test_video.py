@@ -61,7 +61,7 @@ def test_an_odd_size_loses_nothing(tmp_path: Path, drawn: Any) -> None:
 
 def test_small_videos_are_enlarged_to_be_seen(tmp_path: Path, drawn: Any) -> None:
     frames, _ = decoded(video.save(drawn, tmp_path / "a.mp4", fps=8))
-    assert min(frames.shape[1:3]) == video.VISIBLE
+    assert min(frames.shape[1:3]) == video.MIN_SHOWN_SIDE
     assert video.default_scale(480, 832, ".mp4") == 1
 
 

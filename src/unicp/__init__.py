@@ -23,6 +23,13 @@ _HOMES = {
     "tune": "offline.tune",
     "calibrate": "offline.calibrate",
     "Profile": "profiles",
+    "Run": "engine.run",
+    "Policy": "policies.base",
+    "Step": "policies.base",
+    "Decision": "policies.base",
+    "Needs": "policies.base",
+    "Config": "policies.config",
+    "register": "policies.config",
     "compare": "bench.compare",
     "Comparison": "bench.comparison",
     "ModelSpec": "specs",
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
     from .bench.comparison import Comparison as Comparison
     from .engine.report import SessionReport as SessionReport
     from .engine.report import StepRecord as StepRecord
+    from .engine.run import Run as Run
     from .errors import UnicpError as UnicpError
     from .errors import UnicpWarning as UnicpWarning
     from .hosts.diffusers.session import Session as Session
@@ -48,7 +56,13 @@ if TYPE_CHECKING:
     from .offline.calibrate import calibrate as calibrate
     from .offline.tune import tune as tune
     from .policies.adacache import AdaCacheConfig as AdaCacheConfig
+    from .policies.base import Decision as Decision
+    from .policies.base import Needs as Needs
+    from .policies.base import Policy as Policy
+    from .policies.base import Step as Step
     from .policies.budget import BudgetConfig as BudgetConfig
+    from .policies.config import Config as Config
+    from .policies.config import register as register
     from .policies.schedule import ScheduleConfig as ScheduleConfig
     from .policies.unicp import UniCPConfig as UniCPConfig
     from .profiles import Profile as Profile

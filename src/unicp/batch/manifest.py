@@ -20,7 +20,7 @@ from ..errors import UnicpError
 from ..files.video import digest
 from .clips import Clip, Outcome
 
-PRIVATE = ".batch"
+PRIVATE_FOLDER = ".batch"
 """Folder of the batch's own files, inside the folder of the clips."""
 FILE = "manifest.sqlite"
 VERSION = 1
@@ -101,7 +101,7 @@ class Manifest:
 
     def __init__(self, folder: Path, *, readonly: bool = False) -> None:
         self.folder = folder
-        path = folder / PRIVATE / FILE
+        path = folder / PRIVATE_FOLDER / FILE
         if readonly and not path.is_file():
             raise UnicpError(f"there is no batch in {folder}; start one: unicp batch PROMPTS -o {folder}")
         self._base = sqlite3.connect(path, isolation_level=None, timeout=30)
@@ -235,7 +235,7 @@ def prepare(folder: Path) -> Path:
     Raises:
         UnicpError: it cannot be made or written to.
     """
-    private = folder / PRIVATE
+    private = folder / PRIVATE_FOLDER
     try:
         private.mkdir(parents=True, exist_ok=True)
         for place in (private, folder):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-LONGEST = 60
+MAX_SLUG_LENGTH = 60
 """Characters of a slug, at most."""
-LONGEST_NAME = 240
+MAX_NAME_LENGTH = 240
 """Bytes of a file name that file systems take (255), less what ``.json`` and the like may need."""
 
 
-def slug(prompt: str, longest: int = LONGEST) -> str:
+def slug(prompt: str, longest: int = MAX_SLUG_LENGTH) -> str:
     """A file name from a prompt: its words in lower case, as many as fit.
 
     >>> slug("A red ball, bouncing FAST!")
@@ -36,7 +36,7 @@ def hashed(prompt: str, seed: int, key: str) -> str:
     'a-red-ball-s3-01234567'
     """
     words = slug(prompt)
-    while len(words.encode()) > LONGEST_NAME - 30:  # letters of more than one byte
+    while len(words.encode()) > MAX_NAME_LENGTH - 30:  # letters of more than one byte
         words = words[:-1]
     return f"{words}-s{seed}-{key[:8]}"
 
@@ -55,6 +55,6 @@ def vbench(prompt: str, index: int) -> str:
         raise ValueError(
             f"no file can be named after the prompt {prompt!r}: it has a slash, a line break or begins with a dot"
         )
-    if len(name.encode()) > LONGEST_NAME:
+    if len(name.encode()) > MAX_NAME_LENGTH:
         raise ValueError(f"no file can be named after a prompt of {len(prompt)} characters")
     return name

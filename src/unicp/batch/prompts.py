@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UnicpError, first_line, missing_extra, unknown
 
-LARGEST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def _seeds(value: Any) -> tuple[int, ...]:
     several = re.split(r"[\s,;]+", value.strip()) if isinstance(value, str) else value
     if not isinstance(several, list | tuple):
         several = [several]
-    seeds = tuple(_whole(each, 0, LARGEST_SEED) for each in several)
+    seeds = tuple(_whole(each, 0, MAX_SEED) for each in several)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"must be one or several different whole numbers, got {value!r}")
     return seeds

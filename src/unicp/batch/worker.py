@@ -17,7 +17,7 @@ from .manifest import record_path
 
 THUMBNAIL = 160
 """Pixels of a thumbnail's width."""
-BROKEN = (
+BROKEN_DEVICE_MESSAGES = (
     "CUDA error",
     "device-side assert",
     "HIP error",
@@ -32,7 +32,7 @@ BROKEN = (
 
 def is_broken(outcomes: Sequence[Outcome]) -> bool:
     """Whether the worker of these outcomes has to be replaced."""
-    return any(words in outcome.error for outcome in outcomes if outcome.error for words in BROKEN)
+    return any(words in outcome.error for outcome in outcomes if outcome.error for words in BROKEN_DEVICE_MESSAGES)
 
 
 def thumbnail(frames: Any) -> bytes:

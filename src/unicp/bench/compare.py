@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError, UnicpWarning
-from ..profiles import weights_digest
+from ..profiles.identity import weights_digest
 from . import quality, sprites, store
 from .comparison import Comparison
 from .harness import Made, denoisers_of, generate, step_count
@@ -23,7 +23,7 @@ from .provenance import environment, provenance
 from .results import Failure, Point, Result
 
 BASELINE = "unaccelerated"
-SHORT = 2
+WARM_UP_STEPS = 2
 """Denoising steps of the warm-up."""
 
 
@@ -182,6 +182,7 @@ class _Comparing:
             if entry.peer is not None
         ]
         judged = [result.quality for point in points for result in point.results]
+        methods = {peer.name: f"{peer.library} {peer.version()}" for peer in self.peers}
         return Comparison(
             baseline=Point(
                 method=BASELINE, label=f"steps={self.steps}", ours=False, source="", note="", settings={},
@@ -194,7 +195,7 @@ class _Comparing:
             repeats=self.repeats,
             seed=self.seed,
             notes=tuple(note for note in (quality.lpips_note(judged),) if note),
-            provenance=provenance(self.pipe, self.about, self.peers, began),
+            provenance=provenance(self.pipe, self.about, methods, began),
         )  # fmt: skip
 
     # --- one run ---
@@ -293,7 +294,9 @@ class _Comparing:
         if entry.name not in self.warm:  # a comparison that continues: what happens once a process is not timed
             with self._applied(entry, prompt) as (run, call):
                 # Two steps where the method can do with them; some know how many there must be.
-                generate(run.pipe, call if entry.peer else {**call, "num_inference_steps": SHORT}, seed=self.seed)
+                generate(
+                    run.pipe, call if entry.peer else {**call, "num_inference_steps": WARM_UP_STEPS}, seed=self.seed
+                )
             self.warm.add(entry.name)
         gc.collect()
         with self._applied(entry, prompt) as (run, call):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine.report import SessionReport
-from ..hosts.diffusers.session import DENOISERS
+from ..hosts.diffusers.components import DENOISERS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..errors import UnicpError, unknown
-from ..policies import Config, config_types
-from ..profiles import content_of
+from ..policies.config import Config, config_types
+from ..profiles import content_of, resolve_config
 from .harness import denoisers_of, step_count
 from .source import code_version
 
@@ -196,8 +196,6 @@ def _one(item: Any, peers: Mapping[str, Callable[[], Peer]]) -> Peer:
         return Ours(item.method, {_label(item): item})
     text = str(item)
     if text.endswith(".safetensors"):
-        from ..hosts.diffusers.session import resolve_config
-
         config = resolve_config(text)
         return Ours(text.rpartition("/")[2].removesuffix(".safetensors"), config.spread() or {_label(config): config})
     name, equals, values = text.partition("=")

@@ -8,12 +8,11 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .harness import denoisers_of
-from .peers import Peer
 from .source import code_version
 from .store import plain
 
@@ -55,8 +54,14 @@ def command() -> str:
     return shlex.join([*began, *words[1:]])
 
 
-def provenance(pipe: Any, about: Mapping[str, Any], peers: Sequence[Peer], began: float) -> dict[str, Any]:
-    """Everything needed to do it again, as plain values."""
+def provenance(pipe: Any, about: Mapping[str, Any], methods: Mapping[str, str], began: float) -> dict[str, Any]:
+    """Everything needed to do it again, as plain values.
+
+    Args:
+        about: of the runs: their calls, prompts, seed.
+        methods: library and version of each, by its name.
+        began: when, in seconds since the epoch.
+    """
     denoisers = denoisers_of(pipe)
     return {
         "command": command(),
@@ -65,5 +70,5 @@ def provenance(pipe: Any, about: Mapping[str, Any], peers: Sequence[Peer], began
         **plain(about),
         "denoisers": {name: type(module).__name__ for name, module in denoisers.items()},
         "parameters": sum(tensor.numel() for module in denoisers.values() for tensor in module.parameters()),
-        "methods": {peer.name: f"{peer.library} {peer.version()}" for peer in peers},
+        "methods": dict(methods),
     }

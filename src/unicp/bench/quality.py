@@ -14,9 +14,9 @@ from ..tensors import metrics
 STANDARD_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five scales of MS-SSIM (Wang et al., 2003)."""
 WINDOW = 11
-SMALLEST_LPIPS = 32
+MIN_LPIPS_SIDE = 32
 """Pixels of the shorter side, at least: below, AlexNet pools to nothing."""
-HIGHEST_PSNR = 100.0
+MAX_PSNR_DB = 100.0
 """What an infinite PSNR counts as where a mean needs a number."""
 
 
@@ -87,7 +87,7 @@ def lpips_note(videos: Sequence[Mapping[str, float | None]]) -> str:
     if not without:
         return ""
     return lpips_missing() or (
-        f"LPIPS: not measured for {without} of {len(videos)} videos: smaller than {SMALLEST_LPIPS} pixels, or kept "
+        f"LPIPS: not measured for {without} of {len(videos)} videos: smaller than {MIN_LPIPS_SIDE} pixels, or kept "
         "from before its weights were there (another file of results measures it for all)"
     )
 
@@ -103,7 +103,7 @@ def lpips(video: Any, reference: Any) -> float | None:
     import torch
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    if lpips_missing() or min(video.shape[1:3]) < SMALLEST_LPIPS:
+    if lpips_missing() or min(video.shape[1:3]) < MIN_LPIPS_SIDE:
         return None
     if not _LPIPS:
         _LPIPS.append(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True))

@@ -12,18 +12,18 @@ from typing import Any
 from .. import __version__
 from ..files.video import staged
 from .charts import COLOURS, Curve, Dot, lines, scatter, timeline
-from .quality import CAPTION, HIGHEST_PSNR, MEASURES, Measure
+from .quality import CAPTION, MAX_PSNR_DB, MEASURES, Measure
 from .results import Compared, Point, Row
 from .sprites import layout
 from .statistics import Estimate
 
-MOST_BYTES = 24 * 2**20
-"""Of embedded videos; past it the points farthest from :data:`MIDDLE` are shown in figures only."""
-MIDDLE = 2.0
+MAX_EMBEDDED_BYTES = 24 * 2**20
+"""Of embedded videos; past it the points farthest from :data:`FEATURED_SPEEDUP` are shown in figures only."""
+FEATURED_SPEEDUP = 2.0
 """Speed-up at which one point of each method is put forward."""
 SPEEDS = (1.5, 2.0, 3.0)
 """Speed-ups at which methods are ranked."""
-GREY = 11
+FEWER_STEPS_COLOUR = 11
 """Colour of the curve of fewer steps."""
 
 
@@ -102,14 +102,16 @@ def _colours(comparison: Compared) -> dict[str, int]:
     names = list(dict.fromkeys(point.method for point in comparison.points))
     ordered = sorted(names, key=lambda name: not any(p.ours for p in comparison.points if p.method == name))
     rest = [name for name in ordered if name != "fewer-steps"]
-    found = {name: number + number // GREY for number, name in enumerate(rest)}  # never the grey one's number
-    return {**found, **({"fewer-steps": GREY} if "fewer-steps" in names else {})}
+    found = {
+        name: number + number // FEWER_STEPS_COLOUR for number, name in enumerate(rest)
+    }  # never the grey one's number
+    return {**found, **({"fewer-steps": FEWER_STEPS_COLOUR} if "fewer-steps" in names else {})}
 
 
 def forward(comparison: Compared) -> dict[str, str]:
-    """The point of each method that is nearest to :data:`MIDDLE`, by method: names of points."""
+    """The point of each method that is nearest to :data:`FEATURED_SPEEDUP`, by method: names of points."""
     return {
-        name: min(rows, key=lambda row: abs(row.loop_speedup.value - MIDDLE)).name
+        name: min(rows, key=lambda row: abs(row.loop_speedup.value - FEATURED_SPEEDUP)).name
         for name, rows in comparison.curves().items()
     }
 
@@ -128,7 +130,7 @@ def _chart(
             value, speed = row.quality.get(measure.name), getattr(row, kind)
             if value is not None:
                 said = f"{row.name}: {speed.value:.2f}× as fast, {measure.title} {_figure(value.value, measure)}"
-                off = "psnr" in measure.name and value.value >= HIGHEST_PSNR
+                off = "psnr" in measure.name and value.value >= MAX_PSNR_DB
                 dots.append(Dot(speed.value, value.value, value.low, value.high, said, off))
         if dots:
             drawn.append(Curve(name, dots, colours[name], rows[0].ours, name == "fewer-steps"))
@@ -141,7 +143,7 @@ def _chart(
 
 
 def _figure(value: float, measure: Measure) -> str:
-    if "psnr" in measure.name and value >= HIGHEST_PSNR:
+    if "psnr" in measure.name and value >= MAX_PSNR_DB:
         return "identical"
     return f"{value:.{measure.digits}f}" + (f" {measure.unit}" if measure.unit else "")
 
@@ -224,11 +226,11 @@ def _changes(baseline: Point) -> str:
 
 
 def _players(comparison: Compared, shown: Mapping[str, str], colours: Mapping[str, int], fps: float) -> dict[str, Any]:
-    """What the page's script plays: sheets of frames by point and prompt, within :data:`MOST_BYTES`."""
+    """What the page's script plays: sheets of frames by point and prompt, within :data:`MAX_EMBEDDED_BYTES`."""
     order = sorted(comparison.points, key=lambda point: (point.name not in shown.values(), not point.ours))
     videos: dict[str, dict[int, str]] = {}
     figures: dict[str, dict[int, dict[str, Any]]] = {}
-    left = MOST_BYTES
+    left = MAX_EMBEDDED_BYTES
     counts = range(len(comparison.prompts))
     shape: tuple[int, ...] | None = None
     # Whole prompts first: every method's point near the middle, prompt by prompt; then what else there is room for.
@@ -246,7 +248,7 @@ def _players(comparison: Compared, shown: Mapping[str, str], colours: Mapping[st
         figures.setdefault(point.name, {})[number] = {
             "seconds": round(result.loop_seconds, 3),
             "speedup": round(comparison.beside(result)["loop_seconds"] / result.loop_seconds, 2),
-            "psnr": None if not result.quality else min(HIGHEST_PSNR, float(result.quality["psnr"] or 0)),
+            "psnr": None if not result.quality else min(MAX_PSNR_DB, float(result.quality["psnr"] or 0)),
         }
     names = [comparison.baseline.name, *(p.name for p in comparison.points if p.name in videos)]
     by_name = {point.name: point for point in comparison.points}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .quality import CAPTION, HIGHEST_PSNR
+from .quality import CAPTION, MAX_PSNR_DB
 from .statistics import Estimate
 
 
@@ -103,7 +103,7 @@ class Point:
     def measured(self, name: str) -> list[float]:
         """A quality figure, one value a prompt (of the first repeat); an infinite PSNR counts as 100 dB."""
         values = [r.quality.get(name) for r in sorted(self.results, key=lambda r: r.prompt) if r.repeat == 0]
-        return [min(v, HIGHEST_PSNR) if "psnr" in name else v for v in values if v is not None]
+        return [min(v, MAX_PSNR_DB) if "psnr" in name else v for v in values if v is not None]
 
     def caption_right(self) -> dict[str, float] | None:
         """Shares of the prompts whose colour, count, direction and speed are seen right."""
@@ -147,7 +147,7 @@ class Row:
     def identical(self) -> bool:
         """Every video is the unaccelerated one."""
         psnr = self.quality.get("psnr")
-        return psnr is not None and psnr.worst >= HIGHEST_PSNR
+        return psnr is not None and psnr.worst >= MAX_PSNR_DB
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

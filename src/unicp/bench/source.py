@@ -9,9 +9,9 @@ from pathlib import Path
 from .. import __version__
 
 PACKAGE = Path(__file__).parent.parent
-APART = ("bench/", "batch/", "cli/", "demo/", "__main__.py", "offline/inspect.py", "files/video.py")
+UNRELATED_PARTS = ("bench/", "batch/", "cli/", "demo/", "__main__.py", "offline/inspect.py", "files/video.py")
 """Parts of the package that change no method."""
-SHOWING = ("charts.py", "comparison.py", "report.py", "results.py", "statistics.py")
+REPORTING_FILES = ("charts.py", "comparison.py", "report.py", "results.py", "statistics.py")
 """Files of this folder that work on results that are there."""
 
 
@@ -40,8 +40,8 @@ def code_version(part: str, version: str = __version__) -> str:
         return version
     if part == "methods":
         every = PACKAGE.rglob("*.py")
-        files = [path for path in every if not path.relative_to(PACKAGE).as_posix().startswith(APART)]
+        files = [path for path in every if not path.relative_to(PACKAGE).as_posix().startswith(UNRELATED_PARTS)]
     else:
-        own = [path for path in (PACKAGE / "bench").glob("*.py") if path.name not in SHOWING]
+        own = [path for path in (PACKAGE / "bench").glob("*.py") if path.name not in REPORTING_FILES]
         files = [PACKAGE / "tensors" / "metrics.py", *own]
     return f"{version}+{digest(files)}"

@@ -9,13 +9,13 @@ from typing import Any
 
 from ..files.video import to_uint8
 
-LARGEST = 320
+MAX_FRAME_SIDE = 320
 """Pixels of the long side of a frame in a sheet, at most; larger videos are scaled down."""
-MOST_FRAMES = 48
-LOSSLESS = 128
+MAX_FRAMES = 48
+MAX_LOSSLESS_SIDE = 128
 """Frames of at most this many pixels a side are kept without loss, so that a difference is the methods' own."""
 QUALITY = 88
-WIDEST = 16000
+MAX_SHEET_WIDTH = 16000
 """WebP's own limit is 16383 pixels."""
 
 
@@ -40,12 +40,12 @@ def layout(frames: int, height: int, width: int) -> Layout:
     >>> layout(81, 480, 832)
     Layout(frames=41, width=320, height=185, columns=7, stride=2, lossless=False)
     """
-    factor = min(1.0, LARGEST / max(height, width))
+    factor = min(1.0, MAX_FRAME_SIDE / max(height, width))
     shown = (max(1, round(width * factor)), max(1, round(height * factor)))
-    stride = math.ceil(frames / MOST_FRAMES)
+    stride = math.ceil(frames / MAX_FRAMES)
     count = math.ceil(frames / stride)
-    columns = max(1, min(count, WIDEST // shown[0], math.ceil(math.sqrt(count))))
-    return Layout(count, *shown, columns, stride, max(height, width) <= LOSSLESS)
+    columns = max(1, min(count, MAX_SHEET_WIDTH // shown[0], math.ceil(math.sqrt(count))))
+    return Layout(count, *shown, columns, stride, max(height, width) <= MAX_LOSSLESS_SIDE)
 
 
 def sheet(video: Any) -> bytes:

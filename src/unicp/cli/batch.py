@@ -8,7 +8,6 @@ import typer
 
 from ..batch.prompts import FORMATS
 from ..errors import UnicpError, unknown
-from . import generate as single
 from . import options
 
 ENGINES = ("local", "ray")
@@ -32,8 +31,8 @@ def batch(
     arguments: list[str] = typer.Argument(..., metavar="PROMPTS", help=PROMPTS_HELP),
     output: Path = typer.Option(None, "-o", "--output", metavar="DIR", help="The folder of the clips."),
     model: str = typer.Option("demo", metavar="MODEL", help="demo, the folder of a pipeline, or a hub id."),
-    method: str = typer.Option("adacache", metavar="METHOD", help=f"{single.METHODS}, or the path of a profile."),
-    settings: list[str] = typer.Option(None, "--set", metavar="NAME=VALUE", help=single.SET_HELP),
+    method: str = typer.Option("adacache", metavar="METHOD", help=options.METHOD_HELP),
+    settings: list[str] = typer.Option(None, "--set", metavar="NAME=VALUE", help=options.SET_HELP),
     seeds: int = typer.Option(1, min=1, metavar="N", help=SEEDS_HELP),
     seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help="Of the first clip of each prompt."),
     names: str = typer.Option("hash", metavar="NAME", help=NAMES_HELP),
@@ -41,10 +40,10 @@ def batch(
     guidance: float = typer.Option(None, min=0, metavar="X", help="Guidance scale."),
     size: str = typer.Option(None, metavar="WxH", help="Width and height in pixels, as in 832x480."),
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
-    fps: float = typer.Option(None, min=0.1, max=240, metavar="X", help=f"Frames a second; {single.FPS_HELP}"),
+    fps: float = typer.Option(None, min=0.1, max=240, metavar="X", help=f"Frames a second; {options.FPS_HELP}"),
     negative: str = typer.Option(None, metavar="TEXT", help="What not to show."),
     kind: str = typer.Option("mp4", "--format", metavar="NAME", help="mp4, gif or png."),
-    scale: int = typer.Option(None, min=1, max=16, metavar="N", help=single.SCALE_HELP),
+    scale: int = typer.Option(None, min=1, max=16, metavar="N", help=options.SCALE_HELP),
     engine: str = typer.Option("local", metavar="NAME", help=ENGINE_HELP),
     workers: int = typer.Option(None, min=1, metavar="N", help=WORKERS_HELP),
     ranks: int = typer.Option(1, "--devices-per-clip", min=1, metavar="N", help=RANKS_HELP),
@@ -52,7 +51,7 @@ def batch(
     resume: bool = typer.Option(True, "--resume/--no-resume", help=RESUME_HELP),
     retries: int = typer.Option(2, min=0, metavar="N", help=RETRIES_HELP),
     device: str = typer.Option(None, metavar="NAME", help=DEVICE_HELP),
-    dtype: str = typer.Option(None, metavar="NAME", help=single.DTYPE_HELP),
+    dtype: str = typer.Option(None, metavar="NAME", help=options.DTYPE_HELP),
     threads: int = typer.Option(None, min=1, metavar="N", help=THREADS_HELP),
     address: str = typer.Option(None, metavar="ADDRESS", help=ADDRESS_HELP),
     gpus: float = typer.Option(None, "--gpus-per-worker", min=0, metavar="X", help=GPUS_HELP),
@@ -101,11 +100,16 @@ def batch(
     if ranks > 1 and engine == "ray" and device not in (None, "cpu", "cuda"):
         raise UnicpError(f"--device {device} is one device, --devices-per-clip asks for {ranks}; leave one out")
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
+    from . import checks
     from .batching import Place, Plan, execute
+    from .clips import anywhere
+    from .making import PipelineRecipe
 
     plan = Plan.read(
         Path(arguments[0]), model=model, method=method, settings=settings or [], given=given, fps=fps, kind=kind
     )
+    for config in plan.configs.values():
+        checks.check_method(plan.model, config)
     clips = plan.clips(seed=seed, seeds=seeds, names=names, dtype=dtype, scale=scale)
     place = Place(
         engine=engine,
@@ -117,13 +121,15 @@ def batch(
         gpus=gpus,
         cpus=cpus,
     )
+    if ranks > 1:
+        checks.check_spread(plan.model, list(plan.configs.values()), ranks)
     code = execute(
         plan,
         clips,
         output,
         place,
+        lambda threads: PipelineRecipe(model=anywhere(plan.model), dtype=dtype, scale=scale, threads=threads),
         dtype=dtype,
-        scale=scale,
         batch_size=batch_size,
         retries=retries,
         resume=resume,

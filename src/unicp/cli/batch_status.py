@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..batch import lock
-from ..batch.manifest import DONE, FAILED, PRIVATE, RUNNING, STATES, Manifest
+from ..batch.manifest import DONE, FAILED, PRIVATE_FOLDER, RUNNING, STATES, Manifest
 from ..batch.progress import duration
 from ..errors import UnicpError
 from .screen import results
 
-SHOWN = 20
+MAX_LISTED = 20
 """Failed clips that are listed, at most."""
 
 
@@ -38,7 +38,7 @@ def status(arguments: Sequence[str], output: Path | None) -> None:
     fractions = [entry.fraction for entry in entries if entry.state == DONE and entry.fraction is not None]
     if fractions:
         screen.print(f"{sum(fractions) / len(fractions):.0%} of the denoiser's arithmetic computed, on average")
-    holder = lock.owner(folder / PRIVATE)
+    holder = lock.owner(folder / PRIVATE_FOLDER)
     alive = lock.is_alive(holder)
     if alive is False:
         rest = len(entries) - counts[DONE]
@@ -55,7 +55,7 @@ def status(arguments: Sequence[str], output: Path | None) -> None:
                 since = duration(time.time() - entry.updated)
                 screen.print(f"  worker {entry.worker}: {entry.name}, {since}", markup=False, soft_wrap=True)
     failed = [entry for entry in entries if entry.state == FAILED]
-    for entry in failed[:SHOWN]:
+    for entry in failed[:MAX_LISTED]:
         screen.print(f"  failed: {entry.name}: {entry.error}", markup=False, soft_wrap=True)
-    if len(failed) > SHOWN:
-        screen.print(f"  and {len(failed) - SHOWN} more")
+    if len(failed) > MAX_LISTED:
+        screen.print(f"  and {len(failed) - MAX_LISTED} more")

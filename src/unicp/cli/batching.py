@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from ..batch.engines import Engine, Setting
 from ..batch.local import LocalEngine
 from ..batch.names import hashed, vbench
 from ..batch.progress import counted, duration
-from ..batch.prompts import LARGEST_SEED, Row, read
+from ..batch.prompts import MAX_SEED, Row, read
 from ..errors import UnicpError
 from ..files.video import check_suffix, digest
-from ..policies import Config
+from ..policies.config import Config
 from ..profiles import content_of
-from . import calls, making, options, pipelines
-from .pipelines import Model
+from . import calls, options, pipelines
+from .clips import absolute, expected_bytes
+from .clips import identity as identity_of
+from .model import Model
 from .screen import messages, results
 
 COLUMN_OPTIONS = {
@@ -38,7 +40,7 @@ COLUMN_OPTIONS = {
     "frames": "--frames",
 }
 FAILED = 1
-REASONS = 10
+MAX_LISTED_ERRORS = 10
 """Different errors that are listed at the end, at most."""
 
 
@@ -82,15 +84,13 @@ class Plan:
         """
         suffix = check_suffix(f"video.{kind.lower().lstrip('.')}")
         rows = read(file)
-        configs: dict[str | None, Config | None] = {None: making.absolute(options.read_method(method, settings))}
+        configs: dict[str | None, Config | None] = {None: absolute(options.read_method(method, settings))}
         for row in rows:
             named = row.values.get("method")
             if named is not None and named not in configs:
                 with _of_row(file, row):
-                    configs[named] = making.absolute(options.read_method(named, []))
+                    configs[named] = absolute(options.read_method(named, []))
         found = pipelines.find(model)
-        for config in configs.values():
-            pipelines.check_method(found, config)
         return cls(
             file=file,
             rows=rows,
@@ -118,7 +118,7 @@ class Plan:
         for row in self.rows:
             with _of_row(self.file, row):
                 values, common = self._values(row)
-                size = making.expected_bytes(self.model, values["call"], self.suffix)
+                size = expected_bytes(self.model, values["call"], self.suffix)
                 for number in _seeds(row, seed, seeds):
                     identity = {**common, "prompt": row.prompt, "seed": number, "dtype": dtype, "scale": scale}
                     key = batch_clips.key_of(identity)
@@ -162,7 +162,7 @@ class Plan:
             "fps": fps,
             "image": None if image is None else digest(Path(image)),
             "config": self.contents[named],
-            "model": making.identity(self.model),
+            "model": identity_of(self.model),
             "format": self.suffix,
         }
         return values, common
@@ -187,8 +187,8 @@ def _seeds(row: Row, seed: int, seeds: int) -> Sequence[int]:
     if len(row.seeds) > 1:
         return row.seeds
     first = row.seeds[0] if row.seeds else seed
-    if first + seeds - 1 > LARGEST_SEED:
-        raise UnicpError(f"seed {first} and {seeds - 1} more go beyond {LARGEST_SEED}")
+    if first + seeds - 1 > MAX_SEED:
+        raise UnicpError(f"seed {first} and {seeds - 1} more go beyond {MAX_SEED}")
     return range(first, first + seeds)
 
 
@@ -279,23 +279,20 @@ def execute(
     clips: Sequence[Clip],
     folder: Path,
     place: Place,
+    recipe: Callable[[int | None], Any],
     *,
     dtype: str | None,
-    scale: int | None,
     batch_size: int,
     retries: int,
     resume: bool,
 ) -> int:
-    """Make the clips and say what came of them. Returns the exit code."""
-    if place.ranks > 1:
-        pipelines.check_spread(plan.model, list(plan.configs.values()), place.ranks)
+    """Make the clips, by a recipe given the threads of a worker, and say what came of them. Returns the exit code."""
     make_engine, workers, threads = place.prepare(dtype)
-    recipe = making.PipelineRecipe(model=_anywhere(plan.model), dtype=dtype, scale=scale, threads=threads)
     with _ending_cleanly():
         result = driver.run(
             clips,
             folder,
-            recipe,
+            recipe(threads),
             make_engine,
             workers=workers,
             batch_size=batch_size,
@@ -312,15 +309,11 @@ def execute(
     reasons: dict[str, list[str]] = {}
     for name, error in result.failed.items():
         reasons.setdefault(error, []).append(name)
-    for error, of in list(reasons.items())[:REASONS]:
+    for error, of in list(reasons.items())[:MAX_LISTED_ERRORS]:
         more = f" and {len(of) - 1} more" if len(of) > 1 else ""
         screen.print(f"  {of[0]}{more}: {error}", markup=False, soft_wrap=True)
-    if len(reasons) > REASONS:
-        screen.print(f"  and {len(reasons) - REASONS} other errors; see: unicp batch status {folder}", markup=False)
+    if len(reasons) > MAX_LISTED_ERRORS:
+        screen.print(
+            f"  and {len(reasons) - MAX_LISTED_ERRORS} other errors; see: unicp batch status {folder}", markup=False
+        )
     return FAILED
-
-
-def _anywhere(model: Model) -> Model:
-    """A model whose folder is found from any current folder."""
-    folder = Path(model.source).expanduser()
-    return replace(model, source=str(folder.absolute())) if folder.is_dir() else model

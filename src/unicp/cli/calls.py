@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import demo
 from ..errors import UnicpError
-from .pipelines import Model
+from .model import Model
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "--steps": ("num_inference_steps",),

@@ -9,34 +9,29 @@ import typer
 from ..errors import UnicpError
 from . import options
 
-METHODS = ", ".join(options.method_names())
-SET_HELP = "A field of the method's config, as in moreg=true; may be repeated."
-FPS_HELP = "8 for the demo model, else 16 or the pipeline's own."
 COMPARE_HELP = "Also make the unaccelerated video, show both side by side, and measure."
 OUTPUT_HELP = "A file (.mp4, .gif, or .png: frames side by side) or a folder; by default here, named after the prompt."
-SCALE_HELP = "Show each pixel as N x N. By default small mp4 and gif are enlarged to 288 pixels or more."
-DTYPE_HELP = f"{', '.join(options.DTYPES)}; by default bfloat16 on a GPU, else float32."
 
 
 def generate(
     prompts: list[str] = typer.Argument(None, metavar="PROMPT...", help="What to show; one video for each."),
     prompts_file: Path = typer.Option(None, metavar="FILE", help="More prompts, one a line."),
     model: str = typer.Option("demo", metavar="MODEL", help="demo, the folder of a pipeline, or a hub id."),
-    method: str = typer.Option("adacache", metavar="METHOD", help=f"{METHODS}, or the path of a profile."),
-    settings: list[str] = typer.Option(None, "--set", metavar="NAME=VALUE", help=SET_HELP),
+    method: str = typer.Option("adacache", metavar="METHOD", help=options.METHOD_HELP),
+    settings: list[str] = typer.Option(None, "--set", metavar="NAME=VALUE", help=options.SET_HELP),
     steps: int = typer.Option(None, min=1, metavar="N", help="Denoising steps."),
     seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help="Of the noise; one for all prompts."),
     guidance: float = typer.Option(None, min=0, metavar="X", help="Guidance scale."),
     size: str = typer.Option(None, metavar="WxH", help="Width and height in pixels, as in 832x480."),
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
-    fps: float = typer.Option(None, min=0.1, max=240, metavar="X", help=f"Frames a second; {FPS_HELP}"),
+    fps: float = typer.Option(None, min=0.1, max=240, metavar="X", help=f"Frames a second; {options.FPS_HELP}"),
     negative: str = typer.Option(None, metavar="TEXT", help="What not to show."),
     compare: bool = typer.Option(False, "--compare", help=COMPARE_HELP),
     output: str = typer.Option(None, "-o", "--output", metavar="PATH", help=OUTPUT_HELP),
     kind: str = typer.Option(None, "--format", metavar="NAME", help="mp4, gif or png, where -o does not say it."),
-    scale: int = typer.Option(None, min=1, max=16, metavar="N", help=SCALE_HELP),
+    scale: int = typer.Option(None, min=1, max=16, metavar="N", help=options.SCALE_HELP),
     device: str = typer.Option(None, metavar="NAME", help="cuda, mps or cpu; by default the first there is."),
-    dtype: str = typer.Option(None, metavar="NAME", help=DTYPE_HELP),
+    dtype: str = typer.Option(None, metavar="NAME", help=options.DTYPE_HELP),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
     """Makes videos from prompts, faster, with a .json beside each that says how to make it again.
@@ -60,13 +55,13 @@ def generate(
         raise UnicpError("--compare sets a method against none; name a --method other than none")
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     # What follows loads torch and diffusers: seconds that a wrong option should not cost.
-    from . import calls, jobs, outputs, pipelines
+    from . import calls, checks, jobs, outputs, pipelines
 
     targets = outputs.plan(texts, output, kind, compare)
     place, number = options.read_device(device, dtype)
     found = pipelines.find(model)
     call, rate = calls.build(found, given, fps)
-    pipelines.check_method(found, config)
+    checks.check_method(found, config)
     pipe = pipelines.load(found, place, number)
     calls.check_shape(pipe, call)
     if found.is_demo:

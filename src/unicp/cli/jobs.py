@@ -10,11 +10,11 @@ from typing import Any
 
 from ..bench.harness import Made
 from ..files import video
-from ..policies import Config
+from ..policies.config import Config
 from . import comparing, records
+from .model import Model
 from .options import NONE
 from .outputs import Target
-from .pipelines import Model
 from .running import make
 from .screen import results, waiting
 

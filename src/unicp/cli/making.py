@@ -1,11 +1,9 @@
-"""The clips of ``unicp batch``: how a worker makes them with a pipeline, and what they are to be."""
+"""How a worker of ``unicp batch`` makes clips with a pipeline."""
 
 from __future__ import annotations
 
 import datetime
 import gc
-import inspect
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,16 +16,13 @@ from ..bench.harness import Made
 from ..errors import UnicpError
 from ..files import video
 from ..hosts.diffusers.session import Session, accelerate
-from ..policies import Config, config_from_dict
+from ..policies.config import Config, config_from_dict
 from . import calls, options, pipelines, records
-from .pipelines import Model
+from .model import Model
 
-BYTES_PER_PIXEL = 0.1
-"""Of a compressed video, a generous guess for the check of the disk ahead; other formats take more."""
-RECORD_BYTES = 2**16
 TIMEOUT = datetime.timedelta(minutes=10)
 """How long ranks wait for each other: their folders may be read at different speeds, and one of them may hang."""
-UNEVEN = "must be divisible by mesh size"
+UNEVEN_TOKENS_MESSAGE = "must be divisible by mesh size"
 """What diffusers says of tokens that cannot be shared evenly."""
 
 
@@ -97,7 +92,7 @@ class PipelineMaker:
         except BaseException as error:
             self._accelerated(None)  # what a video keeps that broke off
             self._free()
-            if UNEVEN in str(error):
+            if UNEVEN_TOKENS_MESSAGE in str(error):
                 raise UnicpError(
                     f"the tokens of this clip cannot be shared evenly by {self._ranks} devices; choose another --size "
                     "or --frames"
@@ -187,39 +182,3 @@ def _image(path: str) -> Any:
 
     with Image.open(path) as picture:
         return picture.convert("RGB")
-
-
-def expected_bytes(model: Model, call: Mapping[str, Any], suffix: str) -> int:
-    """A guess at the size of a clip's files: from the call, else from the pipeline's defaults."""
-    takes = inspect.signature(model.pipeline.__call__).parameters
-    pixels = 1.0
-    for words in (("width",), ("height",), calls.ARGUMENTS["--frames"]):
-        default = next((takes[word].default for word in words if word in takes), None)
-        value = next((call[word] for word in words if call.get(word)), default)
-        pixels *= value if isinstance(value, int | float) else 512
-    return math.ceil(pixels * BYTES_PER_PIXEL * (1 if suffix == ".mp4" else 4)) + RECORD_BYTES
-
-
-def identity(model: Model) -> str:
-    """What a model is called in the key of a clip: the same wherever and whenever the command is typed.
-
-    A model of the hub is its name, whether the hub can be reached or not, and whatever was committed there since: a
-    batch that goes on next day must find its clips. The commit is in the records.
-    """
-    if model.is_demo:
-        return pipelines.DEMO
-    folder = Path(model.source).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else model.name
-
-
-def absolute(config: Config | None) -> Config | None:
-    """A config whose profiles are found from any current folder: those of workers may be others."""
-    if config is None:
-        return None
-    changed: dict[str, Any] = {}
-    profile, stack = getattr(config, "profile", None), getattr(config, "stack", None)
-    if profile is not None:
-        changed["profile"] = str(Path(profile).absolute())
-    if isinstance(stack, Config):
-        changed["stack"] = absolute(stack)
-    return config.replace(**changed) if changed else config

@@ -17,7 +17,7 @@ def models(debug: bool = typer.Option(False, "--debug", help="Show the traceback
     """
     from rich.table import Table
 
-    from ..policies import config_types
+    from ..policies.config import config_types
     from ..specs import known_specs, tested
     from ..specs.unsupported import UNSUPPORTED
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..batch.prompts import parse_size
 from ..errors import UnicpError, unknown
-from ..policies import Config, config_from_dict, config_types
+from ..policies.config import Config, config_from_dict, config_types
 from ..profiles import config_of
 
 NONE = "none"
@@ -19,10 +19,19 @@ TARGETS = ("target_speedup", "min_psnr")
 """Fields of a budget, of which there is one at a time."""
 DTYPES = ("float32", "bfloat16", "float16")
 
+# What the help of several verbs says.
+SET_HELP = "A field of the method's config, as in moreg=true; may be repeated."
+FPS_HELP = "8 for the demo model, else 16 or the pipeline's own."
+SCALE_HELP = "Show each pixel as N x N. By default small mp4 and gif are enlarged to 288 pixels or more."
+DTYPE_HELP = f"{', '.join(DTYPES)}; by default bfloat16 on a GPU, else float32."
+
 
 def method_names() -> list[str]:
     """What ``--method`` takes, besides the path of a profile."""
     return [NONE, *sorted(config_types())]
+
+
+METHOD_HELP = f"{', '.join(method_names())}, or the path of a profile."
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:

@@ -5,67 +5,20 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import demo
 from ..errors import UnicpError, UnicpWarning
-from ..policies import Config
+from .model import Model
 from .screen import waiting
 
 DEMO = "demo"
 INDEX = "model_index.json"
 KINDS = f"--model takes {DEMO}, a folder, or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-PRECISE = {"AutoencoderKLWan"}
+FLOAT32_DECODERS = {"AutoencoderKLWan"}
 """Decoders that stay in float32 whatever the dtype, as their makers load them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A pipeline that was found; its weights are not loaded.
-
-    Attributes:
-        name: as the user wrote it.
-        source: what diffusers loads it from: a folder or a hub id.
-        index: its ``model_index.json``.
-        revision: commit on the hub, ``None`` for folders.
-        offline: the hub cannot be reached; what is in the cache has to do.
-    """
-
-    name: str
-    source: str
-    index: dict[str, Any]
-    revision: str | None = None
-    offline: bool = False
-
-    @property
-    def is_demo(self) -> bool:
-        return Path(self.source) == demo.path()
-
-    @property
-    def pipeline(self) -> Any:
-        """The pipeline's class."""
-        import diffusers
-
-        name = self.index.get("_class_name")
-        found = getattr(diffusers, name, None) if isinstance(name, str) else None
-        if not isinstance(found, type):
-            raise UnicpError(
-                f"{self.name} is a pipeline of class {name}, which diffusers {diffusers.__version__} does not have; "
-                "update diffusers, or name another model"
-            )
-        return found
-
-    def denoisers(self) -> Iterator[tuple[str, str]]:
-        """Name and class name of each component that can be accelerated."""
-        from ..hosts.diffusers.session import DENOISERS
-
-        for name in DENOISERS:
-            entry = self.index.get(name)
-            if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
-                yield name, entry[1]
 
 
 def find(name: str) -> Model:
@@ -131,62 +84,6 @@ def _find_on_hub(name: str) -> Model:
     return Model(name=name, source=name, index=_read_index(path, name), revision=revision, offline=offline)
 
 
-def check_method(model: Model, config: Config | None) -> None:
-    """Refuse what could never work, before any weights are loaded: the denoiser is built without them.
-
-    Raises:
-        UnicpError: no transformer in the pipeline, or one that the method cannot be used on.
-    """
-    denoisers = list(model.denoisers())
-    if not denoisers:
-        raise UnicpError(f"{model.name} is a {model.pipeline.__name__}, which has no diffusion transformer to work on")
-    if config is None:
-        return
-    from ..hosts.diffusers.session import accelerate
-
-    for component, class_name in denoisers:
-        denoiser = _without_weights(model, component, class_name)
-        if denoiser is not None:
-            accelerate(denoiser, config).restore()
-
-
-def check_spread(model: Model, configs: Sequence[Config | None], size: int) -> None:
-    """Refuse, before any weights are loaded, what ``size`` devices can never make together.
-
-    Raises:
-        UnicpError: a denoiser that diffusers cannot spread over so many, or a method that needs all of it in one place.
-    """
-    import diffusers
-
-    from ..hosts.diffusers import parallel
-    from ..hosts.diffusers.session import accelerate
-
-    for component, class_name in model.denoisers():
-        kind = getattr(diffusers, class_name, None)
-        if kind is None:
-            raise UnicpError(f"diffusers has no {class_name}, and so no way to spread it over {size} devices")
-        denoiser = _without_weights(model, component, class_name)
-        parallel.check_spread(kind, getattr(getattr(denoiser, "config", None), "num_attention_heads", None), size)
-        for config in configs:
-            if denoiser is not None and config is not None:
-                # Any group will do for the question: nothing is computed.
-                accelerate(denoiser, config, group=object()).restore()
-
-
-def _without_weights(model: Model, component: str, class_name: str) -> Any:
-    """A denoiser as it is configured; ``None`` where it cannot be built so, and loading it has the last word."""
-    import diffusers
-    import torch
-
-    kind: Any = getattr(diffusers, class_name, None)
-    try:
-        settings = kind.load_config(model.source, subfolder=component, local_files_only=model.offline)
-        with torch.device("meta"):
-            return kind.from_config(settings)
-    except Exception:
-        return None
-
-
 def load(model: Model, device: Any, dtype: Any) -> Any:
     """The pipeline on its device, silent.
 
@@ -203,7 +100,7 @@ def load(model: Model, device: Any, dtype: Any) -> Any:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
     entry = model.index.get("vae")
-    precise = isinstance(entry, list) and entry[-1] in PRECISE
+    precise = isinstance(entry, list) and entry[-1] in FLOAT32_DECODERS
     dtypes = {"default": dtype, "vae": torch.float32} if precise and dtype != torch.float32 else dtype
     with waiting(f"loading {model.name}"):
         try:

@@ -13,8 +13,8 @@ from typing import Any
 from .. import __version__
 from ..bench.harness import Made
 from ..bench.provenance import processor
-from ..policies import Config
-from .pipelines import Model
+from ..policies.config import Config
+from .model import Model
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 

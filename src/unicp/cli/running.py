@@ -9,7 +9,7 @@ from typing import Any
 
 from ..bench.harness import Made, generate
 from ..engine.report import StepRecord
-from ..policies import Config
+from ..policies.config import Config
 from .screen import steps
 
 DONE = {"compute": "computed", "reuse": "reused", "forecast": "forecast", "leap": "leapt over", "partial": "partial"}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import UnicpError
-from ..policies import Step
+from ..policies.base import Step
 from ..specs import ModelSpec
 from ..tensors.extrapolation import levels_at
 from .solver.response import planned_response

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import UnicpError
-from ..hosts.diffusers.compiled import eagerly
-from ..policies import Needs
+from ..policies.base import Needs
 from ..specs import BlockList, ModelSpec
 from ..tensors import extrapolation
 from ..tensors.groups import gathered
@@ -35,15 +34,20 @@ class Probe:
 
     The residual of a sub-layer, after its gate, is the hidden states where the next sub-layer begins minus the
     hidden states where it begins itself: so no block's forward has to be known.
+
+    Args:
+        denoiser, spec: the transformer and its structure.
+        needs: says what is measured, and in which blocks.
+        eagerly: given what would run a module, and the module: what runs it uncompiled.
     """
 
-    def __init__(self, denoiser: Any, spec: ModelSpec, needs: Needs) -> None:
+    def __init__(self, denoiser: Any, spec: ModelSpec, needs: Needs, eagerly: Callable[[Any, Any], Any]) -> None:
         self.armed = False
+        self._eagerly = eagerly
         self.group: Any = None  # processes over which the tokens are spread
         self._strides = needs.strides
         self._starts: dict[int, Any] = {}
         self._residuals: dict[int, Any] = {}
-        self._kept: dict[str, list[Any]] = {}
         self._places: list[tuple[Any, Any, Any, Any, Any]] = []  # block, module and hook of both ends
         self._handles: list[Any] = []
         whole = spec.blocks(denoiser)
@@ -125,7 +129,7 @@ class Probe:
         if last is not block:
             handles.append(last.register_forward_pre_hook(stop, with_kwargs=True))
         try:
-            output = eagerly(forward, block)(*args, **kwargs)
+            output = self._eagerly(forward, block)(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -139,21 +143,21 @@ class Probe:
         self._handles = []
 
     def remove(self) -> None:
+        """Watch nothing any more."""
         self._detach()
-        self.reset()
+        self.disarm()
 
-    def reset(self) -> None:
+    def disarm(self) -> None:
+        """Forget what was captured in a call that did not come to its end."""
         self.armed = False
         self._starts.clear()
         self._residuals.clear()
-        self._kept.clear()
 
-    def forget(self, key: str) -> None:
-        """Free what was kept under this key."""
-        self._kept.pop(key, None)
+    def compare(self, old: list[Any] | None, batch: int, frames: int) -> tuple[Any, list[Any]]:
+        """What was captured, compared with what was captured before.
 
-    def compare(self, key: str, batch: int, frames: int) -> Any:
-        """Change since the last comparison under this key, and the motion score: a tensor (2,) on the device.
+        Returns:
+            The change and the motion score, a tensor (2,) on the device, and the residuals, for the next comparison.
 
         NaN stands for "not measured": the change at a first comparison, the motion if it is not asked for or there
         are too few frames for it.
@@ -163,16 +167,10 @@ class Probe:
         whole = found if self.group is None else [gathered(tokens, self.group) for tokens in found]
         new = [by_frame(tokens, self.layout, batch, frames) for tokens in whole]
         self._residuals.clear()
-        old = self._kept.get(key)
-        self._kept[key] = new
         if not new:
             raise UnicpError("no residual was captured: the measured blocks did not run as the model's spec says")
         nothing = torch.full((), float("nan"), device=new[0].device)
         change = nothing if old is None else torch.stack([relative_change(a, b) for a, b in zip(new, old)]).mean()  # noqa: B905
         moving = bool(self._strides) and frames > min(self._strides)  # a single frame has no motion
         motion = torch.stack([frame_difference(p, self._strides) for p in new]).mean() if moving else nothing
-        return torch.stack([change, motion.to(change.device)])
-
-    def tensors(self) -> list[Any]:
-        """Everything that is held."""
-        return [tensor for kept in self._kept.values() for tensor in kept]
+        return torch.stack([change, motion.to(change.device)]), new

@@ -173,10 +173,18 @@ def _storage(tensors: Iterable[Any]) -> int:
 
 
 class Generation:
-    """Collects what happens while one video is generated."""
+    """Collects what happens while one video is generated.
+
+    Attributes:
+        denoisers: names of those that took part.
+        said: what policies had to say on each denoiser whose run is over.
+        idle: why each of them may have computed every step.
+    """
 
     def __init__(self, method: str) -> None:
         self.method = method
+        self.said: dict[str, list[str]] = {}
+        self.idle: dict[str, str] = {}
         self.records: list[StepRecord] = []
         self.denoisers: set[str] = set()
         self.complete = False

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import UnicpError, unknown
 
-VISIBLE = 288
+MIN_SHOWN_SIDE = 288
 """Pixels of the short side up to which :func:`default_scale` enlarges small mp4 and gif videos."""
 STRIP = 8
 """Frames of a png strip, at most."""
@@ -97,7 +97,7 @@ def default_scale(height: int, width: int, suffix: str) -> int:
     >>> default_scale(96, 96, ".mp4"), default_scale(480, 832, ".mp4"), default_scale(96, 96, ".png")
     (3, 1, 1)
     """
-    return 1 if suffix == ".png" else max(1, math.ceil(VISIBLE / min(height, width)))
+    return 1 if suffix == ".png" else max(1, math.ceil(MIN_SHOWN_SIDE / min(height, width)))
 
 
 def enlarge(frames: Any, factor: int) -> Any:

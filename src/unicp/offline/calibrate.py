@@ -6,26 +6,26 @@ import hashlib
 import inspect
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..engine.executor import HOOK
 from ..engine.slicing.attention import rank_grid
 from ..errors import UnicpError
 from ..hosts.diffusers import hooks
+from ..hosts.diffusers.components import find_denoisers
 from ..hosts.diffusers.parallel import group_of
-from ..hosts.diffusers.session import _denoisers
-from ..policies import Step, check_number
-from ..policies.unicp import UniCPConfig, UniCPPolicy
+from ..policies.config import check_number
+from ..policies.unicp import UniCPConfig, planned
 from ..policies.unit_errors import UnitErrors
-from ..profiles import Profile, fingerprint, identity, weights_digest
+from ..profiles import Profile
+from ..profiles.identity import fingerprint, identity, weights_digest
 from ..specs import ATTENTION_KINDS, ModelSpec, find_spec, known_specs
 from .recorders import STACK, ErrorRecorder, MomentRecorder, Recorder, SlicingRecorder, Sums
+from .runs import check_prompts, own_bar_hidden, progress_bar
 
 PHASES = ("errors", "bases", "slicing")
 """What one run of the pipeline measures: changes from step to step; second moments; what slicing would cost."""
@@ -79,7 +79,7 @@ def calibrate(
             belongs to another calibration.
     """
     config = config or UniCPConfig()
-    denoisers, given = _denoisers(pipe)
+    denoisers, given = find_denoisers(pipe)
     if given is None:
         raise UnicpError("calibrate runs a pipeline: pass the pipeline, not its transformer")
     check_prompts(prompts, call)
@@ -87,7 +87,7 @@ def calibrate(
     check_number("tokens", tokens, low=1, whole=True)
     specs: dict[str, ModelSpec] = {}
     for name, denoiser in denoisers.items():
-        if hooks.find(denoiser, HOOK) is not None:
+        if hooks.find(denoiser, hooks.HOOK) is not None:
             raise UnicpError("the pipeline is accelerated; calibrate measures it as it is: unicp.restore(pipe) first")
         if group_of(denoiser) is not None:
             raise UnicpError("the pipeline is context-parallel; calibrate it in one process: profiles serve both")
@@ -275,25 +275,6 @@ class _Job:
         return Profile(config=self.config.replace(profile=None), tensors=tensors, metadata=metadata)
 
 
-def planned(config: UniCPConfig, errors: UnitErrors, units: Mapping[str, str]) -> list[dict[str, str]]:
-    """What UniCP would do at each step of the calibrated run: for each step the action of every unit.
-
-    >>> errors = UnitErrors(sigmas=[1.0, 0.8, 0.6, 0.4], cache={"a": [[0.05]] * 4}, steps=4)
-    >>> config = UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=1, max_window=1)
-    >>> [plan["a"] for plan in planned(config, errors, {"a": "self_attention"})]
-    ['compute', 'reuse', 'compute', 'compute']
-    """
-    policy = UniCPPolicy(config)
-    policy.attach(units, (), errors)
-    first = errors.steps - len(errors.sigmas)  # the second of two denoisers begins later
-    plans = []
-    for position, sigma in enumerate(errors.sigmas):
-        step = Step(index=first + position, count=errors.steps, position=position, sigma=sigma)
-        plan = policy.plan(step)
-        plans.append({unit: plan.units.get(unit, "compute") for unit in units})
-    return plans
-
-
 def _spread(steps: list[int], most: int) -> set[int]:
     """At most so many of these, evenly spaced."""
     if len(steps) <= most:
@@ -305,46 +286,3 @@ def _default_steps(pipe: Any) -> int:
     parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
     default = parameter.default if parameter is not None else None
     return default if isinstance(default, int) else 50
-
-
-def check_prompts(prompts: Sequence[str] | None, call: Mapping[str, Any]) -> None:
-    """Raises :class:`UnicpError` unless there are prompts, or the arguments of the call carry their embeddings."""
-    if prompts is not None and (isinstance(prompts, str) or not prompts):
-        raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
-    # Kandinsky has one for each of its encoders: prompt_embeds_qwen, prompt_embeds_clip.
-    if prompts is None and not any(name.startswith("prompt_embeds") and call[name] is not None for name in call):
-        raise UnicpError("give prompts, or prompts=None and prompt_embeds=...")
-
-
-@contextmanager
-def own_bar_hidden(pipe: Any) -> Iterator[None]:
-    """Without the pipeline's own progress bar. A pipeline that never had settings for it has none after that."""
-    before = vars(pipe).get("_progress_bar_config")
-    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
-    try:
-        yield
-    finally:
-        if before is None:  # with None in it no call of the pipeline works
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = before
-
-
-@contextmanager
-def progress_bar(progress: bool | Callable[[str, int, int], None], verb: str, first: str | None = None) -> Any:
-    """Something that shows progress: what is done, the step, the number of steps; and says something first."""
-    if callable(progress):
-        yield progress
-        return
-    if not progress:
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        if first is not None:
-            bar.console.print(first)
-        task = bar.add_task(verb)
-        yield lambda what, step, count: bar.update(task, description=f"{verb}, {what}", completed=step, total=count)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UnicpError
-from ..hosts.diffusers.session import resolve_config
 from ..policies.plans.step_plan import StepPlan, alternating, default, growing
 from ..policies.unicp import UniCPConfig
+from ..profiles import resolve_config
 from .search import Limits, Trajectories, plans
 
 MEASURED = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)

@@ -11,7 +11,7 @@ from ..policies.budget import BudgetConfig, PlanBook, Priced
 from ..policies.plans.step_plan import StepPlan, nearest
 from .search import Array, forecast_errors
 
-BEST = 120.0
+MAX_PSNR_DB = 120.0
 """PSNR in dB of what cannot be told apart, so that a mean over prompts stays a number."""
 
 Expected = dict[int, tuple[float, float]]
@@ -90,10 +90,10 @@ def _psnr(plan: StepPlan, played: Sequence[Played]) -> tuple[float, ...]:
     at = sorted(measured)
     count = len(measured[at[0]])
     if plan.cost == 1:
-        return (BEST,) * count
+        return (MAX_PSNR_DB,) * count
     if plan.cost < at[0]:
         return (0.0,) * count
-    return tuple(float(np.interp(plan.cost, at, [min(measured[c][i], BEST) for c in at])) for i in range(count))
+    return tuple(float(np.interp(plan.cost, at, [min(measured[c][i], MAX_PSNR_DB) for c in at])) for i in range(count))
 
 
 def _expected(plan: StepPlan, played: Sequence[Played], deciding: Array, sigmas: Array) -> Expected:

@@ -10,10 +10,10 @@ from typing import Any
 from ..engine.slicing.attention import choose_ranks
 from ..errors import UnicpError, missing_extra
 from ..policies.budget import PlanBook
-from ..policies.unicp import UniCPConfig
-from ..profiles import DenoiserProfile, Profile
+from ..policies.unicp import UniCPConfig, planned
+from ..profiles import Profile
+from ..profiles.measured import DenoiserProfile
 from ..specs import ATTENTION_KINDS
-from .calibrate import planned
 
 COLUMNS = 60
 """Columns of a line of steps; longer runs are drawn at every second step, or third, and so on."""

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
+from ..engine.arguments import named, parameters
 from ..engine.clock import Clock, Tick
 from ..engine.fills.units import output_change, parts, worst
 from ..engine.measure import Probe
 from ..engine.slicing.attention import SlicedAttention, basis, instrumented, rank_grid, second_moments
 from ..hosts.diffusers import hooks
-from ..policies import Needs
+from ..hosts.diffusers.compiled import eagerly
+from ..policies.base import Needs
 from ..specs import ATTENTION_KINDS, ModelSpec
 from ..tensors.layout import relayout
 
@@ -80,7 +82,7 @@ class Recorder:
         self.batch = self.frames = 1
         self._on_step = on_step
         self._clock = Clock.of(pipe, spec)
-        self._parameters = hooks.parameters(denoiser)
+        self._parameters = parameters(denoiser)
         self._handles: list[Any] = []
         self._hook = hooks.DenoiserHook(self._call, lambda: None, self)
 
@@ -101,7 +103,7 @@ class Recorder:
         self.unwatch()
 
     def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = hooks.named(self._parameters, args, kwargs)
+        call = named(self._parameters, args, kwargs)
         self.tick = tick = self._clock.tick(self._hook.contexts.current, call)
         self.steps = tick.step.count
         if tick.new_generation:
@@ -146,7 +148,9 @@ class ErrorRecorder(Recorder):
         super().__init__(*common)
         self._window, self._tokens, self._host, self._limit = window, tokens, host, limit
         self._history: dict[tuple[str, str], deque[tuple[int, Any]]] = {}
-        self._probe = Probe(self.denoiser, self.spec, Needs(keep="nothing", metric="self_attention", strides=(1,)))
+        needs = Needs(keep="nothing", metric="self_attention", strides=(1,))
+        self._probe = Probe(self.denoiser, self.spec, needs, eagerly)
+        self._before: list[Any] | None = None  # what the probe captured last
         self._pending: list[tuple[str, tuple[int, ...], tuple[int, ...], Any]] = []
         self._entry: Any = None
 
@@ -172,14 +176,15 @@ class ErrorRecorder(Recorder):
 
     def begin(self) -> None:
         self._history.clear()
-        self._probe.reset()
+        self._probe.disarm()
+        self._before = None
 
     def before(self, tick: Tick) -> None:
         self._probe.armed = tick.new_step
 
     def after(self, tick: Tick) -> None:
         if tick.new_step:
-            scalars = self._probe.compare("", self.batch, self.frames)
+            scalars, self._before = self._probe.compare(self._before, self.batch, self.frames)
             for row, name in enumerate(("metric", "motion")):
                 self._pending.append((self.key(name), (self.position,), (self._limit,), scalars[row]))
         if not self._pending:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree  # diffusers registers its outputs there
 
+from ..engine.arguments import named, parameters
 from ..engine.clock import Clock
-from ..engine.fills.branch_cache import leading
+from ..engine.fills.output import leading
 from ..engine.solver.response import InPlace, Solver
 from ..errors import UnicpError
 from ..hosts.diffusers import hooks
@@ -96,10 +97,10 @@ class Player:
             if not began:
                 began.append(_now())
             place = next(counter)
-            named = hooks.named(names, args, kwargs)
-            tick = clock.tick(hook.contexts.current, named)
+            call = named(names, args, kwargs)
+            tick = clock.tick(hook.contexts.current, call)
             if not record and tick.step.index < play_until:
-                device = next(value for value in named.values() if isinstance(value, torch.Tensor)).device
+                device = next(value for value in call.values() if isinstance(value, torch.Tensor)).device
                 output = _moved(self.calls[place], device)
             else:
                 output = forward(*args, **kwargs)
@@ -116,7 +117,7 @@ class Player:
             for denoiser in self.denoisers.values():
                 hook = hooks.DenoiserHook(lambda *_: None, lambda: None, self)
                 spec = find_spec(denoiser)
-                hook.act = functools.partial(called, hook, Clock.of(self.pipe, spec), hooks.parameters(denoiser))
+                hook.act = functools.partial(called, hook, Clock.of(self.pipe, spec), parameters(denoiser))
                 hooks.install(denoiser, hook, REPLAY_HOOK)
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
             watched = stack.enter_context(_watched(self.pipe.scheduler, take, record, change, on_step))

@@ -17,23 +17,25 @@ import torch
 from ..errors import UnicpError, UnicpWarning
 from ..files.checkpoint import Checkpoint
 from ..hosts.diffusers.session import accelerate
-from ..policies import Config, unconditional
+from ..policies.base import unconditional
 from ..policies.budget import BudgetConfig, PlanBook, Priced
+from ..policies.config import Config
 from ..policies.plans.step_plan import StepPlan, alternating, growing, nearest
 from ..policies.unicp import UniCPConfig
-from ..profiles import Profile, content_of, fingerprint, identity, weights_digest
+from ..profiles import Profile, content_of
+from ..profiles.identity import fingerprint, identity, weights_digest
 from ..tensors import metrics
 from ..tensors.extrapolation import weights
-from .calibrate import own_bar_hidden
 from .candidates import CHOICES, DEFAULT, Effort, kinds, ranked
-from .expectation import BEST, Played, book
+from .expectation import MAX_PSNR_DB, Played, book
 from .replay import Player, Take
+from .runs import own_bar_hidden
 from .search import Trajectories, errors, gain_curve, gram, spread
 
-SURE = 8
+MIN_PROMPTS_FOR_BOUND = 8
 """Prompts from which on what four of five reach is known with 80% confidence (:attr:`Priced.safe_psnr`)."""
 
-FEWEST = 4
+MIN_STEPS = 4
 """Steps of a run that plans can be made for: the default one computes three at least."""
 
 
@@ -87,10 +89,10 @@ class Tuner:
         except UnicpError as error:
             warnings.warn(f"the profile is made, but {error}", UnicpWarning, stacklevel=3)
         judged = len(self._judged())
-        if config.min_psnr is not None and judged < min(SURE, len(self.prompts)):
+        if config.min_psnr is not None and judged < min(MIN_PROMPTS_FOR_BOUND, len(self.prompts)):
             warnings.warn(
                 f"plans were made to fit {len(self.first)} of the {len(self.prompts)} prompts, so that {judged} judge "
-                f"them; {2 * SURE} prompts say with 80% confidence what four of five reach",
+                f"them; {2 * MIN_PROMPTS_FOR_BOUND} prompts say with 80% confidence what four of five reach",
                 UnicpWarning,
                 stacklevel=3,
             )
@@ -119,8 +121,8 @@ class Tuner:
                 f"only {run} of {whole} steps were run: the video begins in the middle (strength), where plans do not "
                 "belong to the steps that are computed; tune with strength=1, other runs take over its plans"
             )
-        if run < FEWEST:
-            raise UnicpError(f"of {run} steps there is nothing to plan; give num_inference_steps, {FEWEST} or more")
+        if run < MIN_STEPS:
+            raise UnicpError(f"of {run} steps there is nothing to plan; give num_inference_steps, {MIN_STEPS} or more")
         self._keep_frames(index, take)
         outputs = np.stack([t.double().numpy().ravel() for t in take.given])
         apart = len(take.branches) == 2 and any(map(unconditional, take.branches))
@@ -217,8 +219,8 @@ class Tuner:
         if plan.inside and self.inside is not None:
             config = self.inside.replace(stack=config)
         with accelerate(self.pipe, config) as session:
-            for executor in session._executors:
-                executor.book = PlanBook(
+            for each in session._hooked:
+                each.parts.book = PlanBook(
                     sigmas=tuple(self.state["sigmas"][:-1]), plans=(Priced(plan=plan, speedup=1.0),)
                 )
             take = Player(self.pipe, {}).run(self.arguments(index), on_step=show)
@@ -248,7 +250,7 @@ class Tuner:
                 runs = [self._real(plan, i, lambda s, n: show(what, s, n)) for i in self.first]  # noqa: B023
                 # By the videos, where there are some: not all that is off in latents is seen.
                 scores[name] = [
-                    float(np.log(max(error, 1e-9))) if quality is None else -min(quality, BEST)
+                    float(np.log(max(error, 1e-9))) if quality is None else -min(quality, MAX_PSNR_DB)
                     for error, quality, _ in runs
                 ]
             best[count / speed] = ranked(scores)
@@ -330,7 +332,8 @@ class Tuner:
         if self.inside is not None:
             more["inside"] = self.inside.replace(profile=None).to_dict()
             if self.inside.profile is not None:
-                calibrated = Profile.load(self.inside.profile)
+                profile = self.inside.profile
+                calibrated = profile if isinstance(profile, Profile) else Profile.load(profile)
                 tensors = calibrated.tensors
                 about |= {name: {**calibrated.of(name).metadata, "steps": calibrated.of(name).steps} for name in about}
         metadata = {

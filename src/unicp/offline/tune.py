@@ -7,16 +7,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..engine.executor import HOOK
 from ..errors import UnicpError, UnicpWarning
 from ..hosts.diffusers import hooks
-from ..hosts.diffusers.session import _denoisers, accelerate
-from ..policies import check_choice, check_number
+from ..hosts.diffusers.components import find_denoisers
+from ..hosts.diffusers.session import accelerate
 from ..policies.budget import BudgetConfig
+from ..policies.config import check_choice, check_number
 from ..profiles import Profile
-from .calibrate import check_prompts, progress_bar
 from .candidates import EFFORTS, acting_inside, cost_in_runs
-from .trials import SURE, Tuner
+from .runs import check_prompts, progress_bar
+from .trials import MIN_PROMPTS_FOR_BOUND, Tuner
 
 
 def tune(
@@ -73,23 +73,23 @@ def tune(
     """
     check_choice("effort", effort, tuple(EFFORTS))
     config = BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)
-    denoisers, given = _denoisers(pipe)
+    denoisers, given = find_denoisers(pipe)
     if given is None:
         raise UnicpError("tune runs a pipeline: pass the pipeline, not its transformer")
     check_prompts(prompts, call)
     if call.get("generator") is not None:
         raise UnicpError("tune draws the noise of every prompt itself, from seed; leave generator out")
     check_number("seed", seed, low=0, whole=True)
-    if any(hooks.find(denoiser, HOOK) is not None for denoiser in denoisers.values()):
+    if any(hooks.find(denoiser, hooks.HOOK) is not None for denoiser in denoisers.values()):
         raise UnicpError("the pipeline is accelerated; tune measures it as it is: unicp.restore(pipe) first")
     acting = acting_inside(inside, effort) if inside is not None else None
     if acting is not None:
         accelerate(pipe, acting).restore()  # refused before any run, where it is of another model
     texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
-    if min_psnr is not None and len(texts) < SURE:
+    if min_psnr is not None and len(texts) < MIN_PROMPTS_FOR_BOUND:
         warnings.warn(
-            f"of {len(texts)} prompts, min_psnr promises little for others; {SURE} or more say with 80% "
-            "confidence what four of five reach",
+            f"of {len(texts)} prompts, min_psnr promises little for others; {MIN_PROMPTS_FOR_BOUND} or more say with "
+            "80% confidence what four of five reach",
             UnicpWarning,
             stacklevel=2,
         )

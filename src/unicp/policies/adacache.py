@@ -8,19 +8,8 @@ from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import UnicpError
-from . import (
-    Config,
-    Needs,
-    Plan,
-    Policy,
-    Step,
-    check_choice,
-    check_flag,
-    check_number,
-    check_tuple,
-    no_numbers,
-    register,
-)
+from .base import Decision, Needs, Policy, Step, no_numbers
+from .config import Config, check_choice, check_flag, check_number, check_tuple, register
 
 
 class Codebook(NamedTuple):
@@ -219,14 +208,14 @@ class AdaCachePolicy(Policy):
             separate=config.guidance == "separate",
         )
 
-    def plan(self, step: Step) -> Plan:
+    def decide(self, step: Step) -> Decision:
         config = self.config
         forced = step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         if forced or step.index >= self.next_compute:
-            return Plan(action="compute")
+            return Decision(action="compute")
         if config.fill == "residual":
-            return Plan(action="reuse")
-        return Plan(action="forecast", damping=config.damping)
+            return Decision(action="reuse")
+        return Decision(action="forecast", damping=config.damping)
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         self.observed += 1

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import UnicpError
-from . import Config, Needs, Plan, Policy, Step, check_flag, check_number, no_numbers, register
+from .base import Decision, Needs, Policy, Step, no_numbers
+from .config import Config, check_flag, check_number, checked_profile, register
 
 if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
     from .plans.step_plan import Segment, StepPlan
 
-FEW_STEPS = 8
+MAX_DISTILLED_STEPS = 8
 """Runs of so many steps and fewer are told that skipping is the wrong tool; models distilled for few take 4 to 8."""
 
 SPEEDS = (1.4, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -31,7 +31,7 @@ class BudgetConfig(Config):
     solver can do.
 
     Attributes:
-        profile: path of a profile with plans.
+        profile: a profile with plans (:class:`unicp.Profile`), or the path of one.
         target_speedup: of the denoising loop, over the unaccelerated one; 1 or more, by default 2. Not together with
             ``min_psnr``. Two steps at least are computed; what a target comes to that the number of steps cannot give
             is in the report's notes.
@@ -62,7 +62,7 @@ class BudgetConfig(Config):
     method: ClassVar[str] = "budget"
     schedule_only: ClassVar[bool] = True
 
-    profile: str | None = None
+    profile: Any = None
     target_speedup: float | None = None
     min_psnr: float | None = None
     correct: bool = True
@@ -93,11 +93,7 @@ class BudgetConfig(Config):
         return {f"{speed:g}x": self.replace(target_speedup=speed, min_psnr=None) for speed in speeds}
 
     def __post_init__(self) -> None:
-        if self.profile is not None:
-            try:
-                object.__setattr__(self, "profile", os.fspath(self.profile))
-            except TypeError:
-                raise UnicpError(f"profile must be the path of a profile, got {self.profile!r:.80}") from None
+        object.__setattr__(self, "profile", checked_profile(self.profile))
         if self.target_speedup is None and self.min_psnr is None:
             object.__setattr__(self, "target_speedup", 2.0)
         if self.target_speedup is not None and self.min_psnr is not None:
@@ -273,7 +269,8 @@ class BudgetPolicy(Policy):
         self._unheard = 0  # alarms that nothing was left for
         self._remarks: list[str] = []
         self._computed: list[int] = []
-        self._leapt = 0  # the solver has gone beyond the steps before this one
+        self._beyond = 0  # the solver goes beyond the steps before this one
+        self._until: float | None = None  # and to this place, which is at that step or behind it
 
     def needs(self) -> Needs:
         config = self.config
@@ -327,7 +324,7 @@ class BudgetPolicy(Policy):
                 f"target_speedup={speedup:g} cannot be had of {steps} steps: {computed} are computed, for "
                 f"{steps / computed:.3g}x by the steps; choose num_inference_steps for it"
             )
-        if step.count is not None and 1 < steps <= FEW_STEPS and computed < steps:
+        if step.count is not None and 1 < steps <= MAX_DISTILLED_STEPS and computed < steps:
             self._remarks.append(
                 f"a run of {steps} steps leaves little to skip, least of all with a model distilled for so few: fewer "
                 "num_inference_steps are the better tool there"
@@ -351,38 +348,60 @@ class BudgetPolicy(Policy):
         self._fills = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
         self._places = dict(zip(plan.compute, plan.places, strict=True)) if plan.places else {}
 
-    def plan(self, step: Step) -> Plan:
+    def decide(self, step: Step) -> Decision:
         if self._plan is None:
             self._begin(step)
         segment = self._fills.get(step.index)
         if segment is None or not self._computed or step.index in self._compute:
             return self._now(step, alone=step.index in self._conditional and not self._blind)
-        if step.index < self._leapt:
-            return Plan(action="reuse")
+        if step.index < self._beyond:
+            return Decision(action="leap")
         if self._blind:  # no number is never a reason to forecast, whatever the reserve
             return self._now(step)
         order = min(segment.order, len(self._computed) - 1)
-        return Plan(action="forecast", order=order, damping=segment.damping) if order else Plan(action="reuse")
+        return Decision(action="forecast", order=order, damping=segment.damping) if order else Decision(action="reuse")
 
-    def _now(self, step: Step, alone: bool = False) -> Plan:
+    def _now(self, step: Step, alone: bool = False) -> Decision:
         """Compute this step: all branches, or the conditional one alone."""
         blind, self._blind = self._blind, False
         self._computed.append(step.index)
+        # Where the solver has come to, which may lie behind this step's own noise level.
+        place = self._until if self._until is not None and int(self._until) == step.index and self._until % 1 else None
+        route = self._route(step) if step.leaps and not blind else None
+        self._until, further = (None, ()) if route is None else (route[0], route[1:])
         if alone:
             from .plans.step_plan import DAMPING
 
-            return Plan(action="conditional", order=1, damping=DAMPING)
-        place = self._places.get(step.index)
+            return Decision(action="conditional", until=self._until, further=further, order=1, damping=DAMPING)
         # A plan that says where UniCP acts inside says so of all steps; else UniCP decides by itself.
         whole = bool(self._inside) and (blind or step.index not in self._inside)
-        return Plan(action="compute", whole=whole, place=place if place is not None and place % 1 else None)
+        return Decision(action="compute", until=self._until, further=further, whole=whole, place=place)
+
+    def _route(self, step: Step) -> tuple[float, ...] | None:
+        """The places that the solver takes from a computed step, the end if no other, or ``None`` for the next step.
+
+        What is said here is kept to: the steps between are leapt over.
+        """
+        plan = self._plan
+        assert plan is not None
+        if plan.places:  # leaps all the way; the next step may lie beyond the next noise level without one between
+            self._beyond = next((s for s in plan.compute if s > step.index), plan.steps)
+            return tuple([p for s, p in self._places.items() if s > step.index]) or (float(plan.steps),)
+        segment = self._fills.get(step.index + 1)
+        if segment is None or not self._long(segment, plan):
+            return None
+        self._beyond = segment.until
+        return tuple(map(float, self._following(segment.until, plan))) or (float(plan.steps),)
 
     def _override(self, after: int) -> None:
-        """Halve the gap behind a computed step, if there is something left of the reserve."""
+        """Halve the gap behind a computed step, if there is something left of the reserve.
+
+        A gap that the solver has leapt over is past help, so it is the one behind that.
+        """
         from .plans.step_plan import halved
 
         assert self._plan is not None
-        changed = halved(self._plan, after)
+        changed = halved(self._plan, max(after, self._beyond))
         if changed is self._plan:
             return
         if self._extra < self._reserve:
@@ -391,24 +410,12 @@ class BudgetPolicy(Policy):
         else:
             self._unheard += 1
 
-    def leap(self, step: Step) -> tuple[float, ...] | None:
-        segment, plan = self._fills.get(step.index + 1), self._plan
-        if plan is None or self._computed[-1:] != [step.index] or self._blind:
-            return None
-        if plan.places:  # leaps all the way; the next step may lie beyond the next noise level without one between
-            self._leapt = next((s for s in plan.compute if s > step.index), plan.steps)
-            return tuple([place for s, place in self._places.items() if s > step.index])
-        if segment is None or not self._long(segment, plan):
-            return None
-        self._leapt = segment.until
-        return tuple(self._route(segment.until, plan))
-
     def _long(self, segment: Segment, plan: StepPlan) -> bool:
         """Whether the solver takes one long step over these skipped steps."""
         # Late in a run forecasts over a short gap are the better ones (measured on the demo model, 30 and 50 steps).
         return segment.until <= self.config.leap * plan.steps or 20 * (segment.until - segment.after) > plan.steps
 
-    def _route(self, step: int, plan: StepPlan) -> Iterator[int]:
+    def _following(self, step: int, plan: StepPlan) -> Iterator[int]:
         """The steps that the solver takes from this one on: it looks at how many are left."""
         while step < plan.steps:
             yield step
@@ -420,8 +427,6 @@ class BudgetPolicy(Policy):
             # At the first computed step there is nothing to forecast from.
             self._blind = len(self._computed) > 1
             self._broken += self._blind
-            if self._blind and self._plan is not None:  # the next step is computed, at its own noise level
-                self._follow(replace(self._plan, places=()))
             return
         expected = self._expected.get(step.index)
         if expected is not None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import UnicpError
-from . import Config, Needs, Plan, Policy, Step, check_choice, check_number, check_tuple, register
+from .base import Decision, Needs, Policy, Step
+from .config import Config, check_choice, check_number, check_tuple, register
 
 FILLS = ("reuse", "linear", "quadratic")
 UNITS = ("output", "stack")
@@ -80,7 +81,7 @@ class SchedulePolicy(Policy):
     def needs(self) -> Needs:
         return Needs(keep=self.config.unit, order=FILLS.index(self.config.fill))
 
-    def plan(self, step: Step) -> Plan:
+    def decide(self, step: Step) -> Decision:
         config = self.config
         if config.interval is not None:
             wanted = step.index % config.interval == 0
@@ -88,10 +89,10 @@ class SchedulePolicy(Policy):
             wanted = step.index in self.compute
         # The second of two denoisers may start anywhere: its own first steps are its warm-up.
         if wanted or step.position < config.warmup_steps:
-            return Plan(action="compute")
+            return Decision(action="compute")
         if config.fill == "reuse":
-            return Plan(action="reuse")
-        return Plan(action="forecast", damping=config.damping)
+            return Decision(action="reuse")
+        return Decision(action="forecast", damping=config.damping)
 
     def why_idle(self) -> str:
         return "its schedule computes every step of this run; give fewer steps in compute=, or interval=2"

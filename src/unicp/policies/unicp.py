@@ -9,24 +9,20 @@ two. Every formula below is our reconstruction from that.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..errors import UnicpError
-from . import (
+from .base import Decision, Needs, Policy, Step, no_numbers
+from .config import (
     Config,
-    Needs,
-    Plan,
-    Policy,
-    Step,
     check_choice,
     check_flag,
     check_number,
+    checked_profile,
     config_from_dict,
     make_policy,
-    no_numbers,
     register,
 )
 from .unit_errors import UnitErrors, shared_error
@@ -34,7 +30,7 @@ from .unit_errors import UnitErrors, shared_error
 SHIFTS = ("switch", "blend", "delta", "off")
 WINDOWS = ("profiled", "online", "off")
 STATISTICS = ("mean", "max")
-NEW = ("compute", "map")
+RENEWING_ACTIONS = ("compute", "map")
 """What makes the output that is kept a new one."""
 
 
@@ -43,8 +39,8 @@ class UniCPConfig(Config):
     """UniCP: every attention module (and MLP, if wanted) is cached, sliced or computed at each step.
 
     Attributes:
-        profile: path of a profile that ``unicp.calibrate`` made. Without one there is online EDCW only: slicing needs
-            the bases a profile holds.
+        profile: what ``unicp.calibrate`` made (:class:`unicp.Profile`), or the path of one. Without one there is online
+            EDCW only: slicing needs the bases a profile holds.
         delta: largest relative change (sum of absolute differences over sum of absolute values) of an attention
             output that caching may cause; 0 caches no attention.
         delta_cross: the same for cross-attention, which changes far less from step to step; ``None`` takes ``delta``.
@@ -82,7 +78,7 @@ class UniCPConfig(Config):
 
     method: ClassVar[str] = "unicp"
 
-    profile: str | None = None
+    profile: Any = None
     delta: float = 0.1
     delta_cross: float | None = None
     delta_mlp: float = 0.0
@@ -111,11 +107,7 @@ class UniCPConfig(Config):
         return {cls.method: over(0.05, 0.1, 0.2, 0.4), f"{cls.method}-shared": shared}
 
     def __post_init__(self) -> None:
-        if self.profile is not None:
-            try:
-                object.__setattr__(self, "profile", os.fspath(self.profile))
-            except TypeError:
-                raise UnicpError(f"profile must be the path of a profile, got {self.profile!r:.80}") from None
+        object.__setattr__(self, "profile", checked_profile(self.profile))
         for name in ("delta", "delta_cross", "delta_mlp", "delta_prune"):
             if name != "delta_cross" or self.delta_cross is not None:
                 check_number(name, getattr(self, name), low=0)
@@ -138,9 +130,6 @@ class UniCPConfig(Config):
     def shared(self, denoisers: int) -> UniCPConfig:
         return self if self.stack is None else self.replace(stack=self.stack.shared(denoisers))
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "stack": None if self.stack is None else self.stack.to_dict()}
-
     @property
     def refreshes(self) -> bool:
         """Whether a sliced output may begin a window."""
@@ -151,6 +140,10 @@ class UniCPConfig(Config):
         if kind == "mlp":
             return self.delta_mlp
         return self.delta if kind != "cross_attention" or self.delta_cross is None else self.delta_cross
+
+
+def _place(errors: UnitErrors, step: Step) -> float:
+    return errors.place(step.index, step.count, step.sigma)
 
 
 class UnitState:
@@ -219,15 +212,15 @@ class UniCPPolicy(Policy):
         """Whether windows come from what is measured in this very run."""
         return self.config.edcw == "online" or (self.config.edcw == "profiled" and self.errors is None)
 
-    def plan(self, step: Step) -> Plan:
+    def decide(self, step: Step) -> Decision:
         config = self.config
         if self.inner is not None:
-            decided = self.inner.plan(step)
+            decided = self.inner.decide(step)
             self.halved = decided.action == "conditional"
             if decided.action != "compute":
                 return decided
         else:
-            decided = Plan(action="compute")
+            decided = Decision(action="compute")
         whole = decided.whole
         forced = whole or step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         actions, weights = {}, {}
@@ -246,11 +239,15 @@ class UniCPPolicy(Policy):
 
     def _anchor(self, step: Step, actions: Mapping[str, str]) -> None:
         """Windows begin where what is kept is new; the shared one where all of it is."""
-        new = {name for name, act in actions.items() if act in NEW or (self.config.refreshes and act != "reuse")}
+        new = {
+            name
+            for name, act in actions.items()
+            if act in RENEWING_ACTIONS or (self.config.refreshes and act != "reuse")
+        }
         self.whole = self.sharing <= new
         if not self.whole:
             new -= self.sharing
-        place = self.errors.place(step) if self.errors is not None else 0.0
+        place = _place(self.errors, step) if self.errors is not None else 0.0
         for name in new:
             state = self.state[name]
             state.anchor, state.place, state.open = step.index, place, True
@@ -268,7 +265,7 @@ class UniCPPolicy(Policy):
             if caching and step.index < state.due and age <= config.max_window:
                 return "reuse", 0.0
         elif windows is not None and name in windows.cache:
-            error = windows.caching(name, state.place, windows.place(step))
+            error = windows.caching(name, state.place, _place(windows, step))
             self.smallest = min(self.smallest, error / limit) if limit > 0 else self.smallest
             state.open &= caching and error <= limit and age <= config.max_window
             if state.open:
@@ -284,13 +281,13 @@ class UniCPPolicy(Policy):
         if config.dws == "off":
             return "slice", 0.0
         if not config.refreshes and not self.online:
-            now = errors.place(step)
+            now = _place(errors, step)
             following = now + errors.steps / (step.count or errors.steps)
             if limit > 0 and windows.caching(name, now, following) <= limit:
                 return "compute", 0.0  # a window begins here, and what it keeps must be whole
         age = step.index - state.anchor if state.anchor is not None else 0
         known = not self.online and name in errors.cache
-        error = errors.caching(name, state.place, errors.place(step)) if known else math.inf
+        error = errors.caching(name, state.place, _place(errors, step)) if known else math.inf
         if config.dws == "switch" or age > config.max_window or not math.isfinite(error):
             # An old anchor helps no mean and no difference; a new one does.
             return ("slice" if config.dws == "switch" else "compute"), 0.0
@@ -298,9 +295,6 @@ class UniCPPolicy(Policy):
             return "delta", 0.0
         total = error**2 + sliced**2
         return "blend", (error**2 / total if total else 1.0)
-
-    def leap(self, step: Step) -> tuple[float, ...] | None:
-        return super().leap(step) if self.inner is None else self.inner.leap(step)
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         if self.inner is not None:
@@ -363,3 +357,22 @@ class UniCPPolicy(Policy):
                 "delta_prune for slicing"
             )
         return "the run was too short to keep anything between its forced first and last steps; give more steps"
+
+
+def planned(config: UniCPConfig, errors: UnitErrors, units: Mapping[str, str]) -> list[dict[str, str]]:
+    """What UniCP would do at each step of the calibrated run: for each step the action of every unit.
+
+    >>> errors = UnitErrors(sigmas=[1.0, 0.8, 0.6, 0.4], cache={"a": [[0.05]] * 4}, steps=4)
+    >>> config = UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=1, max_window=1)
+    >>> [plan["a"] for plan in planned(config, errors, {"a": "self_attention"})]
+    ['compute', 'reuse', 'compute', 'compute']
+    """
+    policy = UniCPPolicy(config)
+    policy.attach(units, (), errors)
+    first = errors.steps - len(errors.sigmas)  # the second of two denoisers begins later
+    plans = []
+    for position, sigma in enumerate(errors.sigmas):
+        step = Step(index=first + position, count=errors.steps, position=position, sigma=sigma)
+        plan = policy.decide(step)
+        plans.append({unit: plan.units.get(unit, "compute") for unit in units})
+    return plans

@@ -8,8 +8,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from . import Step
-
 
 def shared_error(limit: float, errors: Iterable[tuple[float, float]]) -> float:
     """The mean of errors, each given after its own limit, as it compares with ``limit``.
@@ -37,11 +35,14 @@ class UnitErrors:
     cache: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     sliced: Mapping[str, float] = field(default_factory=dict)
 
-    def place(self, step: Step) -> float:
-        """Where a step lies among the calibration's, as a fractional index: by sigma, as step counts may differ."""
-        sigmas, sigma = self.sigmas, step.sigma
-        if step.count == len(sigmas) and math.isclose(sigmas[step.index], sigma, rel_tol=1e-3, abs_tol=1e-4):
-            return float(step.index)
+    def place(self, index: int, count: int | None, sigma: float) -> float:
+        """Where a step of a run of ``count`` lies among the calibration's, as a fractional index.
+
+        By its noise level, as step counts may differ.
+        """
+        sigmas = self.sigmas
+        if count == len(sigmas) and math.isclose(sigmas[index], sigma, rel_tol=1e-3, abs_tol=1e-4):
+            return float(index)
         after = bisect.bisect_left([-s for s in sigmas], -sigma)
         if after == 0:
             return 0.0

@@ -11,7 +11,7 @@ from . import BlockList, ModelSpec
 TIMESTEPS = ("timestep", "timesteps", "t", "sigma", "time")
 """Names that the timestep goes by, likeliest first."""
 
-MOST = 0.5
+MIN_PARAMETER_SHARE = 0.5
 """The list of blocks holds more than this part of the denoiser's parameters."""
 
 
@@ -25,7 +25,7 @@ def discover(denoiser: Any) -> ModelSpec | None:
     """
     whole = _size(denoiser)
     path, blocks = max(_lists(denoiser), key=lambda found: _size(found[1]), default=("", None))
-    if blocks is None or _size(blocks) <= MOST * whole:
+    if blocks is None or _size(blocks) <= MIN_PARAMETER_SHARE * whole:
         return None
     arguments, streams = _arguments(denoiser), _arguments(blocks[0])
     if not arguments or not streams:

@@ -14,7 +14,7 @@ ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2}
 """Polynomial degree of each fill by name; a fill of degree n looks at the last n + 1 computed values."""
 
 
-LEAST_WEIGHT = 0.2
+MIN_WEIGHT = 0.2
 """A computed step whose output weighs less than this in the solver, relative to the skipped ones before it, is not
 given their correction: it would have to be too large."""
 
@@ -25,7 +25,7 @@ def carries(weight: float, skipped: Iterable[float]) -> bool:
     >>> carries(0.1, [0.3, -0.4]), carries(0.01, [0.3, -0.4])
     (True, False)
     """
-    return bool(abs(weight) >= LEAST_WEIGHT * max(map(abs, skipped)))
+    return bool(abs(weight) >= MIN_WEIGHT * max(map(abs, skipped)))
 
 
 def reach(sigmas: Sequence[float], sigma: float) -> float:

@@ -1,20 +1,17 @@
-"""Acting inside a computed step: a denoiser's units, what a profile says of them, and their share of the work."""
+"""Which units of a denoiser act under a config, and with what of a profile."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import UnicpError
-from ...policies import Config, Needs, Plan, Policy
-from ...policies.budget import PlanBook
-from ...profiles import DenoiserProfile, Profile
+from ...policies.base import Needs
+from ...profiles.measured import DenoiserProfile
 from ...specs import ATTENTION_KINDS, ModelSpec, Unit
-from ..clock import Tick
-from ..report import StepRecord
 from ..slicing.attention import SlicedAttention, basis, choose_ranks
 from ..slicing.maps import MapAttention
-from .units import UnitCall, Units
+from .units import Units
 
 
 def group(kind: str) -> str:
@@ -22,174 +19,83 @@ def group(kind: str) -> str:
     return "attention" if kind in ATTENTION_KINDS else kind
 
 
-def opened(path: str, denoiser: Any, name: str, pipe: Any) -> tuple[Profile, DenoiserProfile]:
-    """A profile that was made on this model and with this scheduler.
-
-    Raises:
-        UnicpError: it was not.
-    """
-    loaded = Profile.load(path)
-    profile = loaded.of(name)
-    profile.check_model(denoiser)
-    scheduler = type(getattr(pipe, "scheduler", None)).__name__
-    made = loaded.metadata.get("scheduler")
-    if pipe is not None and made != scheduler:
-        # Other sigmas of the same scheduler are translated; another one may mean other things by them.
-        made = made if isinstance(made, str) and made.isidentifier() else repr(made)
-        raise UnicpError(
-            f"the profile {path} was made with a {made:.80}, this pipeline has a {scheduler}; "
-            "make it again with that one"
-        )
-    return loaded, profile
-
-
-def plan_book(config: Any, denoiser: Any, name: str, pipe: Any) -> PlanBook:
-    """The plans in a profile.
-
-    Raises:
-        UnicpError: it was made on another model, has no plans, or none that reaches the target.
-    """
-    loaded, _ = opened(config.profile, denoiser, name, pipe)
-    if not isinstance(loaded.metadata.get("budget"), dict):
-        raise UnicpError(f"the profile {config.profile} holds no plans; make one with: unicp tune")
-    book = PlanBook.from_dict(loaded.metadata["budget"])
-    book.choose(config)
-    return book
-
-
-class Inside:
-    """The units of one denoiser under one config.
+def units_inside(
+    config: Any,
+    needs: Needs,
+    denoiser: Any,
+    spec: ModelSpec,
+    measured: Sequence[int],
+    profile: DenoiserProfile | None,
+    eagerly: Callable[[Any, Any], Any],
+) -> Units:
+    """The units of a denoiser that act under a config.
 
     Args:
         config: has the fields of ``UniCPConfig``.
         needs: what its policy needs.
-        denoiser, name: the transformer, and what its pipeline calls it.
-        spec: its structure.
+        denoiser, spec: the transformer and its structure.
         measured: positions of the blocks in which the policy of whole steps measures.
-        pipe: the pipeline, for its scheduler.
+        profile: what was measured of this denoiser, if the config has a profile.
+        eagerly: given what would run a module, and the module: what runs it uncompiled.
 
     Raises:
-        UnicpError: the profile was made on another model or with another scheduler.
+        UnicpError: the profile says nothing of a unit, or is damaged.
     """
-
-    def __init__(
-        self,
-        config: Any,
-        needs: Needs,
-        denoiser: Any,
-        name: str,
-        spec: ModelSpec,
-        measured: Sequence[int],
-        pipe: Any = None,
-    ) -> None:
-        self.notes: list[str] = []
-        units = [unit for unit in spec.units(denoiser) if group(unit.kind) in needs.units]
-        self._kinds = {unit.name: unit.kind for unit in units}
-        # What the stack's policy measures has to be computed: a kept output would seem not to change.
-        kinds = {"self_attention": ATTENTION_KINDS, "block": tuple(self._kinds.values())}
-        watched = kinds.get(needs.metric or "", (needs.metric,))
-        self._protected = [unit.name for unit in units if unit.block in measured and unit.kind in watched]
-        self._errors: Any = None
-        slicers: dict[str, SlicedAttention] = {}
-        if config.profile is not None:
-            _, profile = opened(config.profile, denoiser, name, pipe)
-            profile.check_units(self._kinds)
-            slicers, sliced = self._slicers(config, profile, units) if config.pcas else ({}, {})
-            self._errors = profile.errors(config.statistic, sliced)
-        mappers = {}
-        if needs.map_bytes:
-            mappers = {
-                unit.name: MapAttention(unit.module, self._allow)
-                for unit in units
-                if unit.kind in ATTENTION_KINDS and unit.name not in self._protected
-            }
-            mappers = {name: mapper for name, mapper in mappers.items() if mapper.works}
-        self.units = Units(
-            units,
-            slicers,
-            mappers,
-            keep_slices=config.dws == "delta",
-            refresh=config.refreshes,
-            measure=needs.unit_changes,
-        )
-        self.units.map_bytes = needs.map_bytes
-        whole = sum(p.numel() for p in denoiser.parameters())
-        self._shares = {unit.name: sum(p.numel() for p in unit.module.parameters()) / whole for unit in units}
-
-    def _slicers(
-        self, config: Config, profile: DenoiserProfile, units: Sequence[Unit]
-    ) -> tuple[dict[str, SlicedAttention], dict[str, float]]:
-        slicers, sliced, unknown = {}, {}, set()
-        for unit in units:
-            moments = profile.moments(unit.name)
-            if moments is None:
-                continue
-            moment_qk, moment_v = moments
-            heads = getattr(unit.module, "heads", None)
-            if heads is not None and moment_qk.shape[0] != heads:
-                raise UnicpError(
-                    f"the profile's calibration of {profile.name!r} is damaged: {unit.name!r} has {heads} heads, the "
-                    f"profile has {moment_qk.shape[0]}; make it again"
-                )
-            table = profile.slicing(unit.name)
-            ranks = choose_ranks(table, moment_qk.shape[-1], config.delta_prune)  # type: ignore[attr-defined]
-            if ranks is None:
-                continue
-            fold = unit.described.plain_values
-            slicer = SlicedAttention(unit.module, basis(moment_qk, ranks.qk), basis(moment_v, ranks.v), fold)
-            if not slicer.works:
-                unknown.add(type(unit.module.processor).__name__)
-                continue
-            slicers[unit.name], sliced[unit.name] = slicer, table[ranks.qk][0]
+    found = [unit for unit in spec.units(denoiser) if group(unit.kind) in needs.units]
+    kinds = {unit.name: unit.kind for unit in found}
+    # What the stack's policy measures has to be computed: a kept output would seem not to change.
+    known = {"self_attention": ATTENTION_KINDS, "block": tuple(kinds.values())}
+    watched = known.get(needs.metric or "", (needs.metric,))
+    protected = [unit.name for unit in found if unit.block in measured and unit.kind in watched]
+    whole = sum(p.numel() for p in denoiser.parameters())
+    units = Units(
+        {unit.name: unit.module for unit in found},
+        kinds,
+        protected,
+        {unit.name: sum(p.numel() for p in unit.module.parameters()) / whole for unit in found},
+        eagerly,
+        keep_slices=config.dws == "delta",
+        refresh=config.refreshes,
+        measure=needs.unit_changes,
+        map_bytes=needs.map_bytes,
+    )
+    if profile is not None:
+        profile.check_units(kinds)
+        slicers, sliced, unknown = _slicers(config, profile, found) if config.pcas else ({}, {}, [])
+        units.slicers, units.errors = slicers, profile.errors(config.statistic, sliced)
         if unknown:
-            self.notes.append(f"left unsliced, as their attention processor is not known: {', '.join(sorted(unknown))}")
-        return slicers, sliced
+            units.notes.append(f"left unsliced, as their attention processor is not known: {', '.join(unknown)}")
+    if needs.map_bytes:
+        mapped = [unit for unit in found if unit.kind in ATTENTION_KINDS and unit.name not in protected]
+        mappers = {unit.name: MapAttention(unit.module, units.allow) for unit in mapped}
+        units.mappers = {name: mapper for name, mapper in mappers.items() if mapper.works}
+    return units
 
-    def _allow(self, size: int) -> bool:
-        allowed = self.units.allow(size)
-        note = f"attention maps are kept up to map_bytes={self.units.map_bytes}; the others would not fit"
-        if not allowed and note not in self.notes:
-            self.notes.append(note)
-        return allowed
 
-    def introduce(self, policy: Policy, book: PlanBook | None) -> None:
-        """Tell a new policy what there is to decide on, and the one of whole steps of its plans."""
-        policy.attach(self._kinds, self._protected, self._errors)
-        if policy.inner is not None:
-            policy.inner.attach({}, (), book)
-
-    def spread(self, group: Any) -> None:
-        """The tokens are spread over these processes, or over none (``None``).
-
-        Raises:
-            UnicpError: attention is sliced or runs on old maps, which is for whole sequences only.
-        """
-        if group is not None and (self.units.slicers or self.units.mappers):
+def _slicers(
+    config: Any, profile: DenoiserProfile, units: Sequence[Unit]
+) -> tuple[Mapping[str, SlicedAttention], dict[str, float], list[str]]:
+    """The sliced twins of units, the errors of their slicing, and the attention processors that cannot be sliced."""
+    slicers, sliced, unknown = {}, {}, set()
+    for unit in units:
+        moments = profile.moments(unit.name)
+        if moments is None:
+            continue
+        moment_qk, moment_v = moments
+        heads = getattr(unit.module, "heads", None)
+        if heads is not None and moment_qk.shape[0] != heads:
             raise UnicpError(
-                "attention of a context-parallel model can be neither sliced nor run on old maps; use pcas=False and "
-                "map_level=False"
+                f"the profile's calibration of {profile.name!r} is damaged: {unit.name!r} has {heads} heads, the "
+                f"profile has {moment_qk.shape[0]}; make it again"
             )
-        self.units.group = group
-
-    def begin(self, tick: Tick, plan: Plan, batch: int, measuring: bool) -> None:
-        self.units.call = UnitCall(
-            branch=tick.branch,
-            index=tick.step.index,
-            batch=batch,
-            actions=plan.units,
-            weights=plan.weights,
-            measuring=measuring,
-        )
-
-    def finish(self, record: StepRecord) -> dict[str, tuple[int, Any]]:
-        """End the call: note what each unit did, and return what was measured."""
-        call, self.units.call = self.units.call, None
-        assert call is not None
-        acted = any(action != "compute" for action in call.done.values())
-        record.action = "partial" if acted else "compute"
-        record.units = dict(call.done) if acted else {}
-        return self.units.changes(call)
-
-    def fraction(self, done: Mapping[str, str]) -> float:
-        """Share of the denoiser's parameters that run: sliced units count whole."""
-        return 1.0 - sum(self._shares[name] for name, action in done.items() if action == "reuse")
+        table = profile.slicing(unit.name)
+        ranks = choose_ranks(table, moment_qk.shape[-1], config.delta_prune)
+        if ranks is None:
+            continue
+        fold = unit.described.plain_values
+        slicer = SlicedAttention(unit.module, basis(moment_qk, ranks.qk), basis(moment_v, ranks.v), fold)
+        if not slicer.works:
+            unknown.add(type(unit.module.processor).__name__)
+            continue
+        slicers[unit.name], sliced[unit.name] = slicer, table[ranks.qk][0]
+    return slicers, sliced, sorted(unknown)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ...errors import UnicpError
-from ...hosts.diffusers import hooks
-from ...hosts.diffusers.compiled import eagerly
-from ...specs import Unit
+from ...policies.base import Decision, Policy, Step
+from ...policies.unit_errors import UnitErrors
 from ...tensors.groups import summed
 from ..slicing.attention import SlicedAttention
 from ..slicing.maps import MapAttention
+from .kept import Kept
 
-UNIT_HOOK = "unicp_unit"
 Forward = Callable[[], Any]
 Full = Callable[[], tuple[Any, Any]]  # output, and attention maps or None
 MAP = "/map"
@@ -52,80 +51,143 @@ def worst(change: Any) -> Any:
     return torch.where(difference == 0, torch.where(size.isnan(), size, 0.0), difference / size).max()
 
 
-@dataclass
-class Kept:
-    """What is kept of one unit in one guidance branch: the output of the last full computation."""
+class UnitFill:
+    """What is kept of one unit in one guidance branch."""
 
-    output: Any
-    index: int  # denoising step of that computation
-    maps: Any = None  # the attention maps of the last full computation, where they are kept
-    mapped_at: int = 0  # step of that
-    sliced: Any = None  # the sliced output of the same call, where differences of sliced outputs are added
+    def __init__(self) -> None:
+        self.kept = Kept()
+        self.index = 0  # denoising step of the kept output
+        self._whole = False  # the output is a tuple of tensors, not one
+        self.maps: list[Any] = []  # the attention maps of the last full computation, where they are kept
+        self.mapped_at = 0  # step of that
+        self.sliced: Any = None  # the sliced output of the same call, where differences of sliced outputs are added
+
+    def tensors(self) -> list[Any]:
+        """Every tensor that is held, the maps first."""
+        return [*self.maps, *self.kept.tensors(), *(parts(self.sliced) if self.sliced is not None else ())]
+
+    def keep(self, step: Step, output: Any) -> None:
+        """Keep a new output."""
+        self.kept.keep(step, [tensor.detach() for tensor in parts(output)])
+        self.index, self._whole = step.index, isinstance(output, tuple)
+
+    def fill(self) -> Any:
+        """The kept output; ``None`` if there is none."""
+        if not self.kept:
+            return None
+        tensors = self.kept.values[0]
+        return tuple(tensors) if self._whole else tensors[0]
 
 
 @dataclass
 class UnitCall:
     """What the units of one denoiser call are to do."""
 
-    branch: str
-    index: int
+    step: Step
     batch: int
     actions: Mapping[str, str]
     weights: Mapping[str, float]
     measuring: bool
+    fills: dict[str, UnitFill]
+    """Of this guidance branch, by unit; those of units that were never computed are missing."""
+    held: Callable[[], int]
+    """Bytes of the attention maps of all branches."""
     done: dict[str, str] = field(default_factory=dict)
     changes: dict[str, tuple[int, Any]] = field(default_factory=dict)  # steps since, sums of the change
 
 
 class Units:
-    """Hooks on the units of one denoiser. They act while ``call`` is set, and pass through otherwise.
+    """The units of one denoiser. They act while ``call`` is set, and run as they are otherwise.
 
     Args:
-        units: the units to hook.
-        slicers: the sliced twins of those that have one, by name.
-        mappers: those that keep their attention maps, by name.
+        modules: the module of each unit, by name.
+        kinds: its kind.
+        protected: units that are always computed in full.
+        shares: the share of the denoiser's parameters that is in each.
+        eagerly: given what would run a module, and the module: what runs it uncompiled.
         keep_slices: keep the sliced output of an anchor too (``dws="delta"``).
         refresh: a sliced output becomes the kept output as well.
         measure: compare every full output with the one before.
         map_bytes: most bytes of attention maps to keep.
+
+    Attributes:
+        slicers: the sliced twins of those that have one, by name.
+        mappers: those that keep their attention maps, by name.
+        errors: what a profile says of the errors of caching and slicing them.
+        notes: what cannot be done; one sentence each.
+        acts: what is to stand in for the forward of each unit; the host puts it there.
     """
 
     def __init__(
         self,
-        units: list[Unit],
-        slicers: Mapping[str, SlicedAttention],
-        mappers: Mapping[str, MapAttention],
+        modules: Mapping[str, Any],
+        kinds: Mapping[str, str],
+        protected: Sequence[str],
+        shares: Mapping[str, float],
+        eagerly: Callable[[Any, Any], Any],
         *,
         keep_slices: bool = False,
         refresh: bool = False,
         measure: bool = False,
         map_bytes: int = 0,
     ) -> None:
-        self.units = units
-        self.slicers = slicers
-        self.mappers = mappers
+        self.slicers: Mapping[str, SlicedAttention] = {}
+        self.mappers: Mapping[str, MapAttention] = {}
+        self.errors: UnitErrors | None = None
+        self.notes: list[str] = []
         self.call: UnitCall | None = None
-        self._keep_slices = keep_slices
-        self._refresh = refresh
-        self._measure = measure
-        self.map_bytes = map_bytes
         self.group: Any = None  # processes over which the tokens are spread
-        self._kept: dict[str, dict[str, Kept]] = {}
-        self._placed = [hooks.Placed(u.module, self._act_of(u), UNIT_HOOK, nested=True) for u in units]
+        self.map_bytes = map_bytes
+        self._kinds, self._protected, self._shares, self._eagerly = kinds, protected, shares, eagerly
+        self._keep_slices, self._refresh, self._measure = keep_slices, refresh, measure
+        self.acts = [(module, self._act_of(name, module)) for name, module in modules.items()]
 
-    def place(self, how: str) -> None:
-        """Begin to act on the units, given how the denoiser is compiled."""
-        for placed in self._placed:
-            placed.place(how)
+    def introduce(self, policy: Policy) -> None:
+        """Tell a new policy what there is to decide on."""
+        policy.attach(self._kinds, self._protected, self.errors)
 
-    def remove(self) -> None:
-        for placed in self._placed:
-            placed.remove()
-        self.clear()
+    def spread(self, group: Any) -> None:
+        """The tokens are spread over these processes, or over none (``None``).
 
-    def _act_of(self, unit: Unit) -> Callable[..., Any]:
-        name = unit.name
+        Raises:
+            UnicpError: attention is sliced or runs on old maps, which is for whole sequences only.
+        """
+        if group is not None and (self.slicers or self.mappers):
+            raise UnicpError(
+                "attention of a context-parallel model can be neither sliced nor run on old maps; use pcas=False and "
+                "map_level=False"
+            )
+        self.group = group
 
+    def begin(
+        self,
+        step: Step,
+        decision: Decision,
+        batch: int,
+        measuring: bool,
+        fills: Mapping[str, dict[str, UnitFill]],
+        branch: str,
+    ) -> None:
+        """Begin a call of the denoiser, given what is kept of each guidance branch."""
+
+        def held() -> int:
+            maps = [m for units in fills.values() for fill in units.values() for m in fill.maps]
+            return sum(m.untyped_storage().nbytes() for m in maps)
+
+        self.call = UnitCall(step, batch, decision.units, decision.weights, measuring, fills[branch], held)
+
+    def finish(self) -> tuple[dict[str, str], dict[str, tuple[int, Any]]]:
+        """End the call. What each unit did, if not all were computed, and what was measured."""
+        call, self.call = self.call, None
+        assert call is not None
+        acted = any(action != "compute" for action in call.done.values())
+        return dict(call.done) if acted else {}, self.changes(call)
+
+    def fraction(self, done: Mapping[str, str]) -> float:
+        """Share of the denoiser's parameters that run: sliced units count whole."""
+        return 1.0 - sum(self._shares[name] for name, action in done.items() if action == "reuse")
+
+    def _act_of(self, name: str, module: Any) -> Callable[..., Any]:
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
             if call is None:
@@ -136,13 +198,13 @@ class Units:
                 )
             slicer = self.slicers.get(name)
             # With another processor for each module, compiled code would be of no use to the next.
-            eager = eagerly(forward, unit.module)
+            eager = self._eagerly(forward, module)
             sliced = (lambda: slicer(eager, args, kwargs)) if slicer is not None and slicer.works else None
             mapper = self.mappers.get(name)
-            kept = self._kept.get(call.branch, {}).get(name)
-            if mapper is not None and call.actions.get(name) == "map" and kept is not None and kept.maps is not None:
-                output, call.done[name] = mapper.reuse(eager, args, kwargs, kept.maps), "map"
-                kept.output, kept.index = _detached(output), call.index
+            fill = call.fills.get(name)
+            if mapper is not None and call.actions.get(name) == "map" and fill is not None and fill.maps:
+                output, call.done[name] = mapper.reuse(eager, args, kwargs, fill.maps), "map"
+                fill.keep(call.step, output)
                 return output
 
             def full() -> tuple[Any, Any]:
@@ -154,51 +216,50 @@ class Units:
         return act
 
     def _output(self, call: UnitCall, name: str, full: Full, sliced: Forward | None) -> tuple[Any, str]:
-        action = call.actions.get(name, "compute")
-        branch = self._kept.setdefault(call.branch, {})
-        kept = branch.get(name)
-        if action == "reuse" and kept is not None:
-            return kept.output, action
+        action, fill = call.actions.get(name, "compute"), call.fills.get(name)
+        old = fill.fill() if fill is not None else None
+        if action == "reuse" and old is not None:
+            return old, action
         if sliced is None or action in ("compute", "reuse", "map"):
-            return self._compute(call, name, full, sliced, branch), "compute"
+            return self._compute(call, name, full, sliced), "compute"
         new = sliced()
-        if action == "blend" and kept is not None:
+        if action == "blend" and old is not None:
             weight = call.weights[name]
-            mixed = [torch.lerp(old, fresh, weight) for old, fresh in zip(parts(kept.output), parts(new), strict=True)]
+            mixed = [torch.lerp(kept, fresh, weight) for kept, fresh in zip(parts(old), parts(new), strict=True)]
             output = _whole(new, mixed)
-        elif action == "delta" and kept is not None and kept.sliced is not None:
-            moved = zip(parts(kept.output), parts(new), parts(kept.sliced), strict=True)
-            output = _whole(new, [old + (now - then) for old, now, then in moved])
+        elif action == "delta" and fill is not None and fill.sliced is not None:
+            moved = zip(parts(old), parts(new), parts(fill.sliced), strict=True)
+            output = _whole(new, [kept + (now - then) for kept, now, then in moved])
         else:
             action, output = "slice", new
         if self._refresh:
-            branch[name] = Kept(_detached(output), call.index, sliced=_detached(new) if self._keep_slices else None)
+            call.fills[name] = fill = UnitFill()
+            fill.keep(call.step, output)
+            fill.sliced = _detached(new) if self._keep_slices else None
         return output, action
 
-    def _compute(self, call: UnitCall, name: str, full: Full, sliced: Forward | None, branch: dict[str, Kept]) -> Any:
+    def _compute(self, call: UnitCall, name: str, full: Full, sliced: Forward | None) -> Any:
         output, maps = full()
-        kept = branch.get(name)
+        fill, step = call.fills.get(name), call.step
+        old = fill.fill() if fill is not None else None
         # A change of shape inside a generation (per-token masks, another text length) is no anchor to compare with.
         if self._measure and call.measuring:
-            same = kept is not None and _alike(kept.output, output)
+            same = fill is not None and _alike(old, output)
             call.changes[name] = (
-                (call.index - kept.index, output_change(output, kept.output, call.batch))
-                if kept is not None and same
+                (step.index - fill.index, output_change(output, old, call.batch))
+                if fill is not None and same
                 else (0, None)
             )
         if maps is not None and call.measuring:
-            old = kept.maps if kept is not None and kept.maps is not None else []
-            alike = [m.shape for m in old] == [m.shape for m in maps]
-            change = output_change(tuple(maps), tuple(old), call.batch) if alike else None
-            call.changes[name + MAP] = (call.index - kept.mapped_at if kept is not None else 0, change)
+            before = fill.maps if fill is not None else []
+            alike = [m.shape for m in before] == [m.shape for m in maps]
+            change = output_change(tuple(maps), tuple(before), call.batch) if alike else None
+            call.changes[name + MAP] = (step.index - fill.mapped_at if fill is not None else 0, change)
         reference = sliced() if self._keep_slices and sliced is not None else None
-        branch[name] = Kept(
-            _detached(output),
-            call.index,
-            maps=maps,
-            mapped_at=call.index,
-            sliced=_detached(reference) if reference is not None else None,
-        )
+        call.fills[name] = fill = UnitFill()
+        fill.keep(step, output)
+        fill.maps, fill.mapped_at = maps or [], step.index
+        fill.sliced = _detached(reference) if reference is not None else None
         return output
 
     def changes(self, call: UnitCall) -> dict[str, tuple[int, Any]]:
@@ -211,28 +272,17 @@ class Units:
 
     def allow(self, size: int) -> bool:
         """Whether attention maps of so many bytes may be kept beside those that are."""
-        held = sum(
-            m.untyped_storage().nbytes()
-            for branch in self._kept.values()
-            for k in branch.values()
-            for m in k.maps or ()
-        )
-        return held + size <= self.map_bytes
+        allowed = self.call is not None and self.call.held() + size <= self.map_bytes
+        note = f"attention maps are kept up to map_bytes={self.map_bytes}; the others would not fit"
+        if not allowed and note not in self.notes:
+            self.notes.append(note)
+        return allowed
 
-    def forget(self, branch: str) -> None:
-        self._kept.pop(branch, None)
-
-    def clear(self) -> None:
+    def renew(self) -> None:
+        """Let go of sliced weights; they are made of the denoiser's own again when they are needed."""
         self.call = None
-        self._kept.clear()
         for slicer in self.slicers.values():
             slicer.renew()
-
-    def tensors(self) -> list[Any]:
-        """Everything that is kept between calls, without the slicers' own."""
-        kept = [k for branch in self._kept.values() for k in branch.values()]
-        maps = [m for k in kept for m in k.maps or ()]
-        return maps + [t for k in kept for o in (k.output, k.sliced) if o is not None for t in parts(o)]
 
     def slice_tensors(self) -> list[Any]:
         return [tensor for slicer in self.slicers.values() for tensor in slicer.tensors()]

@@ -1,7 +1,7 @@
 """Longer solver steps: from one computed step straight to the next.
 
-A multistep solver can take fewer, longer steps; that is what "fewer steps" does for a whole run. Here a policy asks for
-it between two steps of a run that goes on as planned elsewhere. The solver is shown the noise levels of the steps it
+A multistep solver can take fewer, longer steps; that is what "fewer steps" does for a whole run. Here it does so
+between two steps of a run that goes on as planned elsewhere. The solver is shown the noise levels of the steps it
 really takes, and its own code does the rest; at the steps in between neither the denoiser nor the solver acts.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...policies import Plan, Step
+from ...policies.base import Decision
 from ...tensors.extrapolation import levels_at
 from .response import InPlace
 
@@ -43,17 +43,14 @@ class Leaper:
 
     Args:
         scheduler: gives the pipeline's scheduler, if there is one.
-        ask: told the index of a step that was just computed, says where the solver goes from there
-            (:meth:`Policy.leap`). ``None`` if no leaps are wanted.
+        wanted: whether the method takes longer steps at all.
 
     Attributes:
         alone: the pipeline has no other denoiser, whose turn might begin within a longer step.
     """
 
-    def __init__(
-        self, scheduler: Callable[[], Any], ask: Callable[[int], tuple[float, ...] | None] | None = None
-    ) -> None:
-        self._find, self._ask = scheduler, ask
+    def __init__(self, scheduler: Callable[[], Any], wanted: bool = True) -> None:
+        self._find, self._wanted = scheduler, wanted
         self.alone = False
         self._scheduler: Any = None
         self._timesteps: Any = None  # of the run; set_timesteps makes new ones for every video
@@ -65,6 +62,11 @@ class Leaper:
         self._next = 0.0  # place of the next step that the solver takes
         self._taken: list[float] = []
         self._leapt = False
+        self._told: tuple[int, tuple[float, ...]] | None = None
+
+    def go(self, index: int, decision: Decision) -> None:
+        """Where the solver is to go from a computed step."""
+        self._told = None if decision.until is None else (index, (decision.until, *decision.further))
 
     def begin(self) -> None:
         """A run begins; its timesteps are set. Schedulers that cannot leap, or are under way, are left alone."""
@@ -72,7 +74,7 @@ class Leaper:
         if scheduler is not None and scheduler is self._scheduler and scheduler.timesteps is self._timesteps:
             return  # it is still that run
         self._leave()
-        able = self.alone and self._ask is not None and leaps(scheduler)
+        able = self.alone and self._wanted and leaps(scheduler)
         if not able or scheduler.step_index is not None:
             return
         self._scheduler, self._timesteps = scheduler, scheduler.timesteps
@@ -95,13 +97,6 @@ class Leaper:
             del scheduler.step
             if self._before is not None:
                 scheduler.step = self._before
-
-    def weight(self, step: Step, plan: Plan) -> float | None:
-        """The solver's weight of a forecast, if a later step is to make good what it is off by.
-
-        Where the solver may take a longer step from a step by halves, the weights of its short steps say nothing.
-        """
-        return None if plan.action == "conditional" and self._scheduler is not None else step.weight
 
     @property
     def active(self) -> bool:
@@ -132,12 +127,12 @@ class Leaper:
             sample = self._signature.bind(*args, **kwargs).arguments["sample"]
             return (sample,) if self._kind is tuple else self._kind(prev_sample=sample)
         self._taken.append(self._next)
-        ahead = self._ask(index) if self._ask is not None else None
-        if ahead is None:
-            ahead = tuple(range(index + 1, len(self._timesteps)))
+        steps = len(self._timesteps)
+        if self._told is not None and self._told[0] == index:
+            ahead, self._leapt = self._told[1], True
         else:
-            self._leapt = True
-        self._next = float(ahead[0] if ahead else len(self._timesteps))
+            ahead = tuple(map(float, range(index + 1, steps))) or (float(steps),)
+        self._next = ahead[0]
         self._until = int(self._next)
         result = self._shown(ahead, args, kwargs)
         scheduler._step_index = index + 1
@@ -150,7 +145,7 @@ class Leaper:
         """The solver's own step, with nothing before it but the steps it took, and those ahead behind it."""
         scheduler = self._scheduler
         known = scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps, scheduler.step_index
-        path = [*self._taken, *ahead]
+        path = [*self._taken, *(place for place in ahead if place < len(known[1]))]
         try:
             if path != list(range(int(path[0]), len(known[1]))):
                 sigmas, timesteps = (levels_at(levels, path) for levels in self._grid)

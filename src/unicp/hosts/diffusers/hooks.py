@@ -17,15 +17,8 @@ from diffusers.hooks.hooks import HookFunctionReference, StateManager
 from ...errors import UnicpError
 from . import compiled
 
-
-def parameters(module: Any) -> list[str]:
-    """Names of what a module's forward takes."""
-    return list(inspect.signature(type(module).forward).parameters)[1:]
-
-
-def named(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, however they were passed."""
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+HOOK = "unicp"
+"""Name of the hook on a whole denoiser."""
 
 
 class ContextReceiver(StateManager):

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...engine.executor import HOOK, Executor
 from ...engine.report import Generation, SessionReport, StepRecord
-from ...errors import UnicpError, UnicpWarning, unknown
-from ...policies import Config, Needs, config_types, make_policy
-from ...profiles import config_of, played
+from ...errors import UnicpError, UnicpWarning
+from ...policies import Config, Needs, make_policy
+from ...profiles import played, read, resolve_config
 from ...specs import ModelSpec, find_spec, known_specs
 from ...specs.discovery import discover
 from . import hooks
-from .compiled import original
+from .components import find_denoisers
+from .denoiser import HookedDenoiser
 
-DENOISERS = ("transformer", "transformer_2")
-"""Components of a pipeline that are accelerated, where it has them."""
 KEPT_REPORTS = 100
 """Of a session: the records of a video take some 50 kB, and a server makes videos without end."""
 
-_SESSIONS: weakref.WeakKeyDictionary[Executor, weakref.ref[Session]] = weakref.WeakKeyDictionary()
+_SESSIONS: weakref.WeakKeyDictionary[HookedDenoiser, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 
 
 class Session:
@@ -46,7 +40,7 @@ class Session:
         self._denoisers, self._specs, self._group = denoisers, specs, group
         self._acting = acting.shared(len(denoisers))
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
-        self._executors: list[Executor] = []
+        self._hooked: list[HookedDenoiser] = []
         try:
             self._install(denoisers)
         except BaseException:
@@ -55,17 +49,17 @@ class Session:
 
     def _install(self, names: Iterable[str]) -> None:
         """Act on these denoisers, and no longer by what acted on them before."""
-        executors = {each.name: each for each in self._executors}
+        found = {each.name: each for each in self._hooked}
         for name in names:
-            executors[name] = executor = Executor(
+            found[name] = hooked = HookedDenoiser(
                 self._denoisers[name], name, self._acting, self._specs[name], self._pipe(), self._begin, self._close,
                 self._group,
             )  # fmt: skip
-            self._executors = list(executors.values())
-            _SESSIONS[executor] = weakref.ref(self)
-            executor.leaper.alone = len(self._denoisers) == 1
-        for executor in self._executors:
-            executor.clock.beside = [each.clock for each in self._executors if each is not executor]
+            self._hooked = list(found.values())
+            _SESSIONS[hooked] = weakref.ref(self)
+            hooked.leaper.alone = len(self._denoisers) == 1
+        for hooked in self._hooked:
+            hooked.clock.beside = [each.clock for each in self._hooked if each is not hooked]
 
     def put_back(self, names: Iterable[str]) -> None:
         """Act on these denoisers again, as another session that should replace this one could not begin."""
@@ -75,36 +69,36 @@ class Session:
             said = f"the {self.config.method} that was in force could not be put back: {error}; the model computes all"
             warnings.warn(said, UnicpWarning, stacklevel=4)
 
-    def _begin(self, executor: Executor) -> Generation:
-        others = [other for other in self._executors if other is not executor]
-        if self._generation is not None and executor.name in self._generation.denoisers:
+    def _begin(self, hooked: HookedDenoiser) -> Generation:
+        others = [other for other in self._hooked if other is not hooked]
+        if self._generation is not None and hooked.name in self._generation.denoisers:
             for other in others:  # they may not know yet that the last video broke off
                 other.end()
             self._close()
         if self._generation is None:
             self._generation = Generation(self.config.method)
-            for each in self._executors:
-                each.said = []  # of the last video, which is in its report
         for other in others:
             other.rest()
-        self._generation.denoisers.add(executor.name)
+        self._generation.denoisers.add(hooked.name)
         return self._generation
 
     def _close(self) -> None:
         """Turn the generation in progress into a report, once none of the denoisers is in it any more."""
         generation = self._generation
-        if generation is None or any(executor.generation is generation for executor in self._executors):
+        if generation is None or any(each.run is not None for each in self._hooked):
             return
         self._generation = None
-        self._reports.append(generation.report(self._notes()))
+        self._reports.append(generation.report(self._notes(generation)))
         if generation.complete and not generation.acted and not self._warned:
             self._warned = True
-            why = self._executors[0].why_idle()
+            why = next(iter(generation.idle.values()))
             warnings.warn(f"unicp {self.config.method} never acted in this run: {why}", UnicpWarning, stacklevel=2)
 
-    def _notes(self) -> list[str]:
+    def _notes(self, generation: Generation) -> list[str]:
         """What the method could not do, in the words of the denoisers; where they differ, whose words."""
-        said = {each.name: list(dict.fromkeys(each.notes)) for each in self._executors if each.notes}
+        under_way = {each.name: each.run.notes() for each in self._hooked if each.run is not None}
+        every = {name: list(dict.fromkeys(notes)) for name, notes in {**generation.said, **under_way}.items()}
+        said = {each.name: every[each.name] for each in self._hooked if every.get(each.name)}
         if len(said) < 2:
             return [note for notes in said.values() for note in notes]
         common = [note for note in next(iter(said.values())) if all(note in notes for notes in said.values())]
@@ -112,11 +106,12 @@ class Session:
 
     def _end_if_complete(self) -> None:
         """Close the video whose last step was seen. One that is in progress is left alone: it may go on."""
-        for executor in self._executors:
-            executor.settle()
+        for each in self._hooked:
+            if each.run is not None:
+                each.run.settle()
         if self._generation is not None and self._generation.complete:
-            for executor in self._executors:
-                executor.end()
+            for each in self._hooked:
+                each.end()
 
     def warn_again(self) -> None:
         """Let the next video say it, too, if nothing was skipped: else a session says so once."""
@@ -130,7 +125,7 @@ class Session:
         """
         self._end_if_complete()
         if self._generation is not None:
-            return self._generation.report(self._notes())
+            return self._generation.report(self._notes(self._generation))
         if not self._reports:
             raise UnicpError("there is no report yet: generate a video first")
         return self._reports[-1]
@@ -148,55 +143,19 @@ class Session:
 
     def cached_tensors(self) -> list[Any]:
         """The tensors that are kept at this moment; none between two videos."""
-        return [tensor for executor in self._executors for tensor in executor.tensors()]
+        return [tensor for each in self._hooked if each.run is not None for tensor in each.run.tensors()]
 
     def restore(self) -> None:
         """Take everything of ours off again. Doing it twice does no harm."""
-        executors = self._executors
-        for executor in executors:
-            executor.remove()
-        self._executors, self._denoisers, self._specs = [], {}, {}
+        for each in self._hooked:
+            each.remove()
+        self._hooked, self._denoisers, self._specs = [], {}, {}
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.restore()
-
-
-def _denoisers(target: Any) -> tuple[dict[str, Any], Any]:
-    """The denoisers of a pipeline or a module, by name, and the pipeline."""
-    if isinstance(target, torch.nn.Module):
-        return {"transformer": original(target)}, None
-    if not hasattr(target, "components"):
-        raise UnicpError(
-            f"accelerate and restore take a diffusers pipeline or a torch module, got {type(target).__name__}"
-        )
-    found = {name: getattr(target, name, None) for name in DENOISERS}
-    denoisers = {name: original(module) for name, module in found.items() if isinstance(module, torch.nn.Module)}
-    if not denoisers:
-        raise UnicpError(
-            f"{type(target).__name__} has no component named {' or '.join(DENOISERS)}; pass its denoiser itself"
-        )
-    return denoisers, target
-
-
-def resolve_config(config: Any) -> Config:
-    """A config from a config, the name of a method, or the path of a profile."""
-    if isinstance(config, Config):
-        return config
-    kinds = config_types()
-    if isinstance(config, str) and config in kinds:
-        return kinds[config]()
-    if isinstance(config, str | os.PathLike):
-        path = Path(config)
-        if path.suffix == ".safetensors" or os.path.exists(path):
-            return config_of(path)
-        raise unknown("method", str(config), [*kinds, "PROFILE.safetensors"])
-    raise UnicpError(
-        f"config must be a config object, the name of a method ({', '.join(kinds)}) or the path of a profile, "
-        f"got {type(config).__name__}"
-    )
 
 
 def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = None, group: Any = None) -> Session:
@@ -206,7 +165,8 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
         pipe_or_module: a diffusers pipeline, or its transformer alone. Of a pipeline with two denoisers (Wan 2.2)
             both are accelerated, each with a state of its own. Give the pipeline where you can: its scheduler tells
             how many steps there are and where a video begins.
-        config: a config such as ``AdaCacheConfig()``, the name of a method (``"adacache"``), or the path of a profile.
+        config: a config such as ``AdaCacheConfig()``, the name of a method (``"adacache"``), a :class:`Profile` or the
+            path of one.
         spec: the structure of a model that is not built in. Without one, methods that look at blocks only take the
             list of blocks that holds most of the denoiser's parameters, and check at the first call that it will do.
         group: processes over which a model's tokens are spread (dimension 1 of its hidden states, evenly). Only for
@@ -222,9 +182,9 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
         UnicpError: the target or the config is none of these, or the method looks into the blocks of a denoiser whose
             structure is not known.
     """
-    denoisers, pipe = _denoisers(pipe_or_module)
+    denoisers, pipe = find_denoisers(pipe_or_module)
     resolved = resolve_config(config)
-    acting = played(resolved)
+    acting = played(read(resolved))
     needs = make_policy(acting).needs()
     specs = {name: spec or _spec_of(denoiser, acting, needs) for name, denoiser in denoisers.items()}
     earlier = _in_force(denoisers.values())
@@ -241,7 +201,7 @@ def _in_force(denoisers: Iterable[Any]) -> dict[Session, list[str]]:
     """The sessions that act on these denoisers, and what they call them."""
     found: dict[Session, list[str]] = {}
     for denoiser in denoisers:
-        hook = hooks.find(denoiser, HOOK)
+        hook = hooks.find(denoiser, hooks.HOOK)
         known = _SESSIONS.get(hook.owner) if hook is not None else None
         session = known() if known is not None else None
         if session is not None:
@@ -266,7 +226,7 @@ def _spec_of(denoiser: Any, config: Config, needs: Needs) -> ModelSpec | None:
 
 def restore(pipe_or_module: Any) -> None:
     """Remove everything of unicp from a pipeline or module, in whatever order other hooks came and went."""
-    for denoiser in _denoisers(pipe_or_module)[0].values():
-        hook = hooks.find(denoiser, HOOK)
+    for denoiser in find_denoisers(pipe_or_module)[0].values():
+        hook = hooks.find(denoiser, hooks.HOOK)
         if hook is not None:
             hook.owner.remove()

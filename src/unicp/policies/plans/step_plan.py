@@ -12,29 +12,29 @@ import numpy as np
 DAMPING = 0.85
 """Of forecasts, per spacing of the outputs they are made from; what did best on the demo model."""
 
-LAST = 3
+DEFAULT_COOLDOWN_STEPS = 3
 """Steps at the end of a run that the default plan computes, but for high speeds."""
 
-NARROW = 0.25
+END_GAP_RATIO = 0.25
 """Of growing gaps, the one at an end of the run as a share of the widest; what did best on the demo model."""
 
-SPREAD = 2.08
+LATE_STEPS_PER_ROOT = 2.08
 """How many steps the default plan computes behind the first ones, by the root of the steps; found there, too."""
 
 
-LONG_RUN = 25
+LONG_RUN_STEPS = 25
 """Steps from which on the default plan forecasts and leaps as it was found to on runs of 30 and 50 steps."""
 
-SHORT_RUN = 16
+SHORT_RUN_STEPS = 16
 """Steps below which a solver that leaps takes all of them evenly, however many are computed."""
 
-FEW = 8
+MIN_COMPUTED_FOR_GROWING = 8
 """Computed steps below which the default plan spaces them evenly, as fewer steps would be."""
 
-UNEVEN = 3.0
+UNEVEN_LENGTHS_RATIO = 3.0
 """Ratio of neighbouring steps' lengths in sigma from which on a plan goes by sigma and not by the steps' number."""
 
-TAIL = 0.1
+NEGLIGIBLE_LAST_LENGTH_RATIO = 0.1
 """Length of a last step, as a share of the one before it, below which its output is worth nothing."""
 
 
@@ -131,15 +131,16 @@ def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPl
 
 
 def _gaps(total: int, count: int) -> list[int]:
-    """Whole distances of computed steps, 1 or more, that add up: as near as can be to half a sine over :data:`NARROW`.
+    """Whole distances of computed steps, 1 or more, that add up to ``total``.
 
-    They rise and then fall, as largest remainders keep the order of what they round. None is 1 where all can be 2: a
+    They are as near as can be to half a sine over :data:`END_GAP_RATIO`: they rise and then fall, as largest remainders
+    keep the order of what they round. None is 1 where all can be 2: a
     step computed right after another one would stand with the first ones.
 
     >>> _gaps(26, 8)
     [2, 3, 4, 4, 4, 4, 3, 2]
     """
-    shape = [NARROW + (1 - NARROW) * math.sin(math.pi * (i + 0.5) / count) for i in range(count)]
+    shape = [END_GAP_RATIO + (1 - END_GAP_RATIO) * math.sin(math.pi * (i + 0.5) / count) for i in range(count)]
     scale = total / sum(shape)
     wanted = [round(scale * value, 9) for value in shape]  # rounded, as equal ones must tie everywhere
     gaps = [1 if total < 2 * count else 2] * count
@@ -152,10 +153,10 @@ def _gaps(total: int, count: int) -> list[int]:
 def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
     """The plan that :class:`~unicp.BudgetConfig` plays without a profile.
 
-    Of the computed steps all but :data:`SPREAD` times the root of the steps stand at the beginning, ``warmup`` at the
-    least. Behind them gaps grow (:func:`growing`). Of few skipped steps no two are neighbours: it is every second one,
-    as late in the run as can be, but for the last :data:`LAST`, where that skips two of those first steps at most. It
-    was found on the demo model.
+    Of the computed steps all but :data:`LATE_STEPS_PER_ROOT` times the root of the steps stand at the beginning,
+    ``warmup`` at the least. Behind them gaps grow (:func:`growing`). Of few skipped steps no two are neighbours: it is
+    every second one, as late in the run as can be, but for the last :data:`DEFAULT_COOLDOWN_STEPS`, where that skips
+    two of those first steps at most. It was found on the demo model.
 
     >>> default(20, 15).compute
     (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 17, 18, 19)
@@ -164,11 +165,11 @@ def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> St
     >>> default(50, 22).compute[:12]
     (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)
     """
-    first = max(warmup, computed - round(SPREAD * math.sqrt(steps)))
-    first_of_last, skipped = steps - max(cooldown, LAST), steps - computed
+    first = max(warmup, computed - round(LATE_STEPS_PER_ROOT * math.sqrt(steps)))
+    first_of_last, skipped = steps - max(cooldown, DEFAULT_COOLDOWN_STEPS), steps - computed
     if max(warmup, first - 2) <= first_of_last + 1 - 2 * skipped:
         return computing(steps, set(range(steps)) - {first_of_last - 1 - 2 * i for i in range(skipped)})
-    return growing(steps, computed, first, max(cooldown, min(LAST, first - warmup)))
+    return growing(steps, computed, first, max(cooldown, min(DEFAULT_COOLDOWN_STEPS, first - warmup)))
 
 
 def affordable(steps: int, speedup: float) -> int:
@@ -199,8 +200,9 @@ def untuned(
     """The plan for a run without a profile, by its noise levels and by what its solver can do.
 
     A multistep solver that can leap and has few steps is given just what fewer steps would be, evenly along the run.
-    Where it gains from a short first step, it gets one from :data:`FEW` computed steps on: the first of its long steps
-    is then taken from two outputs in place of one. In a run of :data:`LONG_RUN` steps or more it is :func:`default`.
+    Where it gains from a short first step, it gets one from :data:`MIN_COMPUTED_FOR_GROWING` computed steps on: the
+    first of its long steps is then taken from two outputs in place of one. In a run of :data:`LONG_RUN_STEPS` steps or
+    more it is :func:`default`.
     Where the solver takes every step and few are computed, they are spaced evenly and their outputs repeated, which for
     solvers of first order is what longer steps are; else skipped ones are forecasts, behind first steps in full and in
     gaps that grow (:func:`growing`). Of ``K`` computed steps of ``N`` those first ones are ``K^2 / 2N``. A last step
@@ -229,20 +231,20 @@ def untuned(
     if len(visits) < steps:
         return _twice(sigmas, visits, computed, warmup, cooldown)
     lengths = [a - b for a, b in pairwise((*sigmas, 0.0))]
-    body = steps - (steps > 2 and lengths[-1] < TAIL * lengths[-2])
+    body = steps - (steps > 2 and lengths[-1] < NEGLIGIBLE_LAST_LENGTH_RATIO * lengths[-2])
     if computed >= body:
         return computing(steps, range(body))
     if warmup is not None or cooldown is not None:
         first, last = 2 if warmup is None else warmup, 1 if cooldown is None else cooldown
         return default(steps, computed, first, last) if leaps else growing(steps, computed, first, last)
     inner = lengths[:body]
-    if any(a > UNEVEN * b or b > UNEVEN * a for a, b in pairwise(inner)):
+    if any(a > UNEVEN_LENGTHS_RATIO * b or b > UNEVEN_LENGTHS_RATIO * a for a, b in pairwise(inner)):
         return computing(steps, _by_length(sigmas[:body], inner, computed))
-    if leaps and steps >= LONG_RUN:
+    if leaps and steps >= LONG_RUN_STEPS:
         return default(steps, computed)
     if leaps:
-        starts &= computed >= FEW
-        if starts and computed > 0.55 * steps and steps >= SHORT_RUN:
+        starts &= computed >= MIN_COMPUTED_FOR_GROWING
+        if starts and computed > 0.55 * steps and steps >= SHORT_RUN_STEPS:
             return default(steps, computed)
         places = [body * i / computed for i in range(computed)]
         if starts:
@@ -251,7 +253,7 @@ def untuned(
             places = [float(int(place)) for place in places]
         even = computing(steps, {int(place) for place in places})
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
-    if computed < FEW:
+    if computed < MIN_COMPUTED_FOR_GROWING:
         return computing(steps, {round(body * i / computed) for i in range(computed)}, order=0)
     first = max(1, round(computed**2 / (2 * steps)))
     return computing(steps, growing(body, computed, first).compute)

@@ -1,0 +1,150 @@
+"""What is kept along sigma and what is made of it: the one piece of code behind everything that is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ...policies.base import Decision, Step
+from ...tensors import extrapolation
+
+
+class Kept:
+    """Values of one thing at the last computed steps, in one guidance branch.
+
+    A value is a list of leaves: tensors, and what is none. Each fill says what its value is.
+
+    Args:
+        order: degree of the extrapolation it is to serve: one value more is kept.
+        steadiness: measure how steadily values change, and believe forecasts as far as they do.
+
+    Attributes:
+        values: newest first.
+        sigmas: their noise levels.
+        steady: how steadily each leaf changes; ``None`` where it was not measured yet.
+        forecasts: what was filled since the last computed step, as (sigma, the solver's weight of that step, factors of
+            the kept values, newest first).
+    """
+
+    def __init__(self, order: int = 0, steadiness: bool = False) -> None:
+        self.order, self._measures = order, steadiness
+        self.values: list[list[Any]] = []
+        self.sigmas: list[float] = []
+        self.steady: list[Any] | None = None
+        self.forecasts: list[tuple[float, float, list[float]]] = []
+
+    def __bool__(self) -> bool:
+        """Whether there is something to fill from."""
+        return bool(self.values)
+
+    def tensors(self) -> list[Any]:
+        """Every tensor that is held."""
+        return [leaf for value in self.values for leaf in value if isinstance(leaf, torch.Tensor)]
+
+    def keep(self, step: Step, value: list[Any], own: bool = True) -> list[Any]:
+        """Keep the value of a computed step.
+
+        Args:
+            step: the step.
+            value: its leaves.
+            own: nobody else may write into its tensors; else they are copied.
+
+        Returns:
+            What goes on in its place: itself, or corrected by what forecasts before it were off by.
+        """
+        steady = None
+        if self._measures and len(self.values) > 1 and step.sigma not in self.sigmas:
+            known = zip(value, *self.values[:2], strict=True)
+            steady = [extrapolation.steadiness(*x) if isinstance(x[0], torch.Tensor) else None for x in known]
+        given = self._corrected(step, value, steady)
+        if step.sigma in self.sigmas:  # second-order schedulers visit a noise level twice; the last visit counts
+            again = self.sigmas.index(step.sigma)
+            del self.values[again], self.sigmas[again]
+        if not own:
+            value = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in value]
+        self.values.insert(0, value)
+        self.sigmas.insert(0, step.sigma)
+        del self.values[self.order + 1 :], self.sigmas[self.order + 1 :]
+        self.steady = steady if steady is not None else self.steady
+        return given
+
+    def used(self, decision: Decision) -> int:
+        """From how many kept values a fill is made."""
+        if decision.action != "forecast":
+            return 1
+        return len(self.sigmas[: None if decision.order is None else 1 + decision.order])
+
+    def fill(self, step: Step, decision: Decision, weight: float | None = None) -> list[Any]:
+        """What stands in for the value at a step; one that is only repeated is the kept one itself.
+
+        Args:
+            step: the step.
+            decision: says from how many kept values, and how damped.
+            weight: the solver's weight of this step's output, if it is to be corrected later.
+        """
+        used = self.used(decision)
+        factors = extrapolation.weights(self.sigmas[:used], step.sigma, decision.damping)
+        if weight:
+            self.forecasts.append((step.sigma, weight, factors))
+        filled = []
+        for place, known in enumerate(zip(*self.values[:used], strict=True)):
+            part = None
+            if isinstance(known[0], torch.Tensor) and self._measures and used > 1:
+                part = torch.as_tensor(self._share(place), device=known[0].device)
+            tensor = isinstance(known[0], torch.Tensor)
+            filled.append(extrapolation.extrapolate(known, factors, part) if tensor else known[0])
+        return filled
+
+    def _share(self, place: int) -> Any:
+        """Share of a leaf's forecasts that is believed. None of it, where there are too few values to tell."""
+        return 0.0 if self.steady is None else extrapolation.share(self.steady[place])
+
+    def _corrected(self, step: Step, value: list[Any], steady: Sequence[Any] | None) -> list[Any]:
+        """A computed value, and what the forecasts before it were off by.
+
+        With the new value the skipped ones can be told better: the polynomial through it and the two values before,
+        between its nodes now instead of beyond them. What the solver has been given too much or too little is
+        ``sum_s w_s (better_s - forecast_s)``, with the solver's weights ``w``; divided by the weight of this step and
+        added to its value, the latents get it all at once. The sum is linear in the kept values, so nothing but a few
+        factors had to be remembered. How much of it is added follows from the length of the steps
+        (:func:`~unicp.tensors.extrapolation.firmness`) and from how steadily the values change
+        (:func:`~unicp.tensors.extrapolation.steadiness`): where they do not, what lies between two of them is not to be
+        told from them.
+
+        Args:
+            step: whose value it is.
+            value: what was computed; it is not changed.
+            steady: of its leaves; ``None`` where there are too few values to tell.
+        """
+        skipped, self.forecasts = self.forecasts, []
+        weight, known = step.weight, step.sigma in self.sigmas
+        if steady is None or not skipped or not weight or known or step.weights is None:
+            return value
+        if not extrapolation.carries(weight, (w for _, w, _ in skipped)):
+            return value
+        nodes = [step.sigma, *self.sigmas[:2]]
+        better, filled = [0.0] * (1 + len(self.sigmas)), [0.0] * (1 + len(self.sigmas))
+        reused = 0.0  # of the newest kept value, where a forecast is not believed in full
+        for at, w, used in skipped:
+            for place, factor in enumerate(extrapolation.weights(nodes, at)):
+                better[place] += w / weight * factor
+            for place, factor in enumerate(used):
+                filled[1 + place] += w / weight * factor
+            reused += w / weight
+        left = sum(map(abs, step.weights[step.index :]))
+        firm = extrapolation.firmness(abs(weight), left, abs(better[0] * weight))
+        better[1] -= reused
+        filled[1] -= reused
+        changed = []
+        for place, (new, *older) in enumerate(zip(value, *self.values, strict=True)):
+            if isinstance(new, torch.Tensor):
+                wide = torch.promote_types(new.dtype, torch.float32)
+                values = [new.to(wide), *(x.to(wide) for x in older)]
+                off = extrapolation.extrapolate(values, better) - self._share(place) * extrapolation.extrapolate(
+                    values, filled
+                )
+                new = (values[0] + firm * steady[place] * off).to(new.dtype)
+            changed.append(new)
+        return changed

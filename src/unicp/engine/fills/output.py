@@ -1,0 +1,44 @@
+"""The fill of a denoiser's whole output, in one guidance branch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree  # diffusers registers its outputs there
+
+from ...policies.base import Decision, Needs, Step
+from .kept import Kept
+
+
+def leading(output: Any) -> Any:
+    """The first tensor in a denoiser's output: of the video, where there is sound too."""
+    return next(x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor))
+
+
+class OutputFill:
+    """Outputs of the last computed steps, whatever they are made of: tensors, tuples, diffusers' own classes."""
+
+    def __init__(self, needs: Needs) -> None:
+        self.kept = Kept(needs.order, needs.steadiness)
+        self._structure: Any = None
+
+    def tensors(self) -> list[Any]:
+        """Every tensor that is held."""
+        return self.kept.tensors()
+
+    def leading(self) -> list[Any]:
+        """The first tensor of every kept output, newest first."""
+        return [leading(value) for value in self.kept.values]
+
+    def keep(self, step: Step, output: Any) -> Any:
+        """Keep a computed output. What comes back is for the solver: the output itself, or a corrected one."""
+        leaves, self._structure = pytree.tree_flatten(output)
+        given = self.kept.keep(step, leaves, own=False)  # pipelines may go on to change what they were given
+        return output if given is leaves else pytree.tree_unflatten(given, self._structure)
+
+    def fill(self, step: Step, decision: Decision, weight: float | None = None) -> Any:
+        """The output that stands in at a step; nothing of it is what is kept. See :meth:`Kept.fill`."""
+        held = {id(leaf) for leaf in self.kept.tensors()}
+        leaves = [leaf.clone() if id(leaf) in held else leaf for leaf in self.kept.fill(step, decision, weight)]
+        return pytree.tree_unflatten(leaves, self._structure)

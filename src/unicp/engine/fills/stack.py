@@ -1,0 +1,146 @@
+"""The fill of a stack of blocks: what all of them together add to what enters the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import UnicpError
+from ...policies.base import Decision, Step
+from ...specs import BlockList, ModelSpec
+from ...tensors.layout import relayout
+from ..arguments import parameters
+from .kept import Kept
+
+Forward = Callable[..., Any]
+
+
+class StackFill:
+    """The stack's residual in one guidance branch: one tensor a stream, in the last block's layout."""
+
+    def __init__(self) -> None:
+        self.kept = Kept()
+
+    def tensors(self) -> list[Any]:
+        """Every tensor that is held."""
+        return self.kept.tensors()
+
+    def keep(self, step: Step, entered: list[Any], left: list[Any]) -> None:
+        """Keep what was added to each stream; ``None`` for a stream that is not there (a video without sound)."""
+        pairs = zip(entered, left, strict=True)
+        self.kept.keep(step, [None if before is None else (after - before).detach() for before, after in pairs])
+
+    def fill(self, step: Step, decision: Decision, entered: list[Any]) -> list[Any]:
+        """The streams as they leave the stack, given how they entered it."""
+        added = self.kept.fill(step, decision)
+        return [
+            before if residual is None else before + residual for before, residual in zip(entered, added, strict=True)
+        ]
+
+
+@dataclass
+class StackCall:
+    """A denoiser call in progress, as its blocks see it."""
+
+    step: Step
+    decision: Decision
+    fill: StackFill
+    batch: int
+    frames: int
+    entry: list[Any] = field(default_factory=list)  # the streams as they enter the first block
+
+
+class Stack:
+    """The blocks of one denoiser. They act while ``call`` is set, and run as they are otherwise.
+
+    Args:
+        denoiser, spec: the transformer and its structure.
+        watched: runs a block, given its forward and its arguments, where something measures in some of them.
+
+    Attributes:
+        acts: what is to stand in for the forward of each block; the host puts it there.
+    """
+
+    def __init__(self, denoiser: Any, spec: ModelSpec, watched: Callable[..., Any] | None = None) -> None:
+        self.call: StackCall | None = None
+        self._denoiser, self._spec, self._watched = type(denoiser).__name__, spec, watched
+        whole = spec.stack(denoiser)
+        self.blocks = [block for _, block, _ in whole]
+        self._first, self._last = whole[0][2].layout, len(whole) - 1
+        self.acts = [
+            (block, self._act_of(position, name, block, described))
+            for position, (name, block, described) in enumerate(whole)
+        ]
+        inside = sum(p.numel() for block in self.blocks for p in block.parameters())
+        self.outside = 1 - inside / sum(p.numel() for p in denoiser.parameters())
+        """Share of the denoiser's parameters that is in none of the blocks."""
+
+    def _act_of(self, position: int, name: str, block: Any, described: BlockList) -> Callable[..., Any]:
+        streams, names = described.streams, parameters(block)
+        missing = [stream for stream in streams if stream not in names]
+        if missing:
+            raise UnicpError(f"blocks of {described.path!r} take no argument {missing[0]!r}; they take: {names}")
+        places = [names.index(stream) for stream in streams]
+
+        def act(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call = self.call
+            if call is None:
+                return forward(*args, **kwargs)
+            values = [
+                args[place] if place < len(args) else kwargs.get(stream)
+                for place, stream in zip(places, streams, strict=True)
+            ]
+            if position == 0:
+                call.entry = values
+            if call.decision.runs:
+                run = self._watched
+                output = forward(*args, **kwargs) if run is None else run(block, forward, args, kwargs)
+                self._check(name, described, values, output)
+                if position == self._last:
+                    self._keep(call, described, output)
+                return output
+            if position == self._last:
+                filled = call.fill.fill(call.step, call.decision, self._entered(call, described))
+                values = filled + values[len(filled) :]
+            return values[0] if len(values) == 1 else tuple(values)
+
+        return act
+
+    def _entered(self, call: StackCall, described: BlockList) -> list[Any]:
+        """The streams that entered the stack, as far as they are kept, in the last block's layout."""
+        video, *others = call.entry
+        entered = relayout(video, self._first, described.layout, call.batch, call.frames)
+        return [entered, *others][: self._spec.kept]
+
+    def _keep(self, call: StackCall, described: BlockList, output: Any) -> None:
+        outputs = list(output if isinstance(output, tuple) else (output,))[: self._spec.kept]
+        entered = self._entered(call, described)
+        before, after = [shape_of(value) for value in entered], [shape_of(value) for value in outputs]
+        if before != after:
+            raise UnicpError(
+                f"{self._denoiser}: the blocks are entered with {' and '.join(map(str, before))} and left at "
+                f"{described.path!r} as {' and '.join(map(str, after))}; it cannot be cached. Check its spec"
+            )
+        call.fill.keep(call.step, entered, outputs)
+
+    def _check(self, name: str, described: BlockList, values: list[Any], output: Any) -> None:
+        """Whether a block has returned its streams, each in the shape in which it came.
+
+        Raises:
+            UnicpError: it has not.
+        """
+        returned = output if isinstance(output, tuple) else (output,)
+        took, gave = [shape_of(value) for value in values], [shape_of(value) for value in returned]
+        if took != gave:
+            raise UnicpError(
+                f"block {name!r} of {self._denoiser} took {' and '.join(described.streams)} of shape "
+                f"{' and '.join(map(str, took))} and returned {' and '.join(map(str, gave))}; only blocks that return "
+                "what they took, changed, can be passed over. Describe it with a ModelSpec (see BlockList.streams), or "
+                "use a ScheduleConfig, which needs no blocks"
+            )
+
+
+def shape_of(value: Any) -> Any:
+    """The shape of a tensor as a tuple; of anything else, its type's name."""
+    return tuple(value.shape) if hasattr(value, "shape") else type(value).__name__

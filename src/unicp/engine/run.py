@@ -1,0 +1,352 @@
+"""One video on one denoiser: asks a policy, computes or fills, measures, and writes down what was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import UnicpError
+from ..policies.base import Decision, Policy, Step
+from ..policies.config import Config, make_policy
+from ..tensors.extrapolation import levels_at
+from .fills.output import OutputFill, leading
+from .fills.stack import Stack, StackCall, StackFill
+from .fills.units import UnitFill, Units
+from .measure import Probe, forecast_error
+from .report import Generation, SessionReport, StepRecord
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """What runs can look into of a denoiser. It outlives them: all that belongs to one video is in the run.
+
+    Attributes:
+        stack: its blocks, where they can be passed over.
+        probe: what measures in them.
+        units: its attention modules and MLPs, where these act on their own.
+        book: the plans of a profile (:class:`unicp.policies.budget.PlanBook`).
+    """
+
+    stack: Stack | None = None
+    probe: Probe | None = None
+    units: Units | None = None
+    book: Any = None
+
+    def rest(self) -> None:
+        """No call is in progress any more, however the last one ended."""
+        if self.stack is not None:
+            self.stack.call = None
+        if self.probe is not None:
+            self.probe.disarm()
+        if self.units is not None:
+            self.units.renew()
+
+
+class Run:
+    """One video on one denoiser. Policies, kept values, pending measurements and records live in it and go with it.
+
+    For a loop of your own, on any denoiser; here Euler's method:
+
+    >>> import torch, unicp
+    >>> denoiser = lambda latents, sigma: latents * (1 - sigma)
+    >>> latents, sigmas = torch.ones(1, 4), [1 - i / 20 for i in range(21)]
+    >>> lengths = [b - a for a, b in zip(sigmas, sigmas[1:])]
+    >>> run = unicp.Run(unicp.BudgetConfig(target_speedup=2), sigmas, weights=lengths)
+    >>> for i, length in enumerate(lengths):
+    ...     output = run.step(i, "cond", lambda: denoiser(latents, sigmas[i]))
+    ...     latents = latents + length * output
+    >>> run.report().computed_steps
+    10
+
+    Args:
+        config: a config that fills whole outputs and measures nothing in blocks: ``BudgetConfig``,
+            ``ScheduleConfig``. Others need the structure of the denoiser, and :func:`unicp.accelerate`.
+        sigmas: noise levels of the run (N,), falling; a 0 at the end, where the solver arrives, may follow.
+        weights: how much of each output (N,) the solver adds to the latents, if it is of first order: for Euler the
+            differences of neighbouring sigmas. With them computed steps make good what forecasts were off by.
+        name: what records call the denoiser.
+        parts: what can be looked into; a host's.
+        generation: where records go that several denoisers share; a host's.
+
+    Raises:
+        UnicpError: the config looks into blocks and there are none, or the sigmas do not fall.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        sigmas: Sequence[float] = (),
+        *,
+        weights: Sequence[float] | None = None,
+        name: str = "denoiser",
+        parts: Parts | None = None,
+        generation: Generation | None = None,
+    ) -> None:
+        self.config, self.name = config, name
+        self.needs = make_policy(config).needs()
+        self.generation = generation or Generation(config.method)
+        self._parts = parts or Parts()
+        self._policies: dict[str, Policy] = {}
+        self._decisions: dict[str, Decision] = {}  # of the step, by what decides apart
+        self._fills: dict[str, OutputFill | StackFill] = {}  # by branch
+        self._units: dict[str, dict[str, UnitFill]] = {}  # by branch and unit
+        self._measured: dict[str, list[Any]] = {}  # residuals at the last computed step, by what decides apart
+        self._pending: list[tuple[Policy, Step, StepRecord, Any, dict[str, tuple[int, Any]]]] = []
+        self._step: Step | None = None
+        self._measuring = False
+        self._began = 0.0
+        self._branches: list[str] = []  # seen at this step, where the run itself keeps count
+        self._parts.rest()
+        if parts is None:
+            self._sigmas, self._weights = self._own(sigmas, weights)
+
+    def _own(
+        self, sigmas: Sequence[float], weights: Sequence[float] | None
+    ) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+        """Noise levels and weights of a loop of one's own, checked."""
+        if self.needs.inside:
+            raise UnicpError(
+                f"{self.config.method} looks into the blocks of a denoiser, and a Run knows only its outputs; use "
+                "unicp.accelerate(transformer, ...), or a BudgetConfig or ScheduleConfig"
+            )
+        if getattr(self.config, "profile", None) is not None:
+            raise UnicpError("a Run takes no profile: use unicp.accelerate, which checks that it is of the same model")
+        levels = [float(sigma) for sigma in sigmas]
+        levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
+        if not levels or any(not a >= b for a, b in zip(levels, (*levels[1:], 0.0), strict=True)):
+            raise UnicpError(f"sigmas must be the noise levels of all steps, falling, got {list(sigmas)!r:.80}")
+        if weights is not None and len(weights) != len(levels):
+            raise UnicpError(f"weights must be one a step: {len(levels)} steps, got {len(weights)}")
+        return tuple(levels), None if weights is None else tuple([float(w) for w in weights])
+
+    def step(self, index: int, branch: str, compute: Callable[[], Any]) -> Any:
+        """The output of the denoiser at a step: the real one, or what stands in for it.
+
+        Args:
+            index: denoising step, 0 to N - 1; it never falls.
+            branch: guidance branch, ``"cond"`` and ``"uncond"`` where there are two. Each once a step.
+            compute: runs the denoiser. It is called, or not.
+
+        Raises:
+            UnicpError: the step is none of the run's, or one that was over.
+        """
+        before = self._step
+        if not 0 <= index < len(self._sigmas):
+            raise UnicpError(f"this run has the steps 0 to {len(self._sigmas) - 1}, got {index!r:.40}")
+        if before is not None and (index < before.index or (index == before.index and branch in self._branches)):
+            what = "is over" if index < before.index else f"has had its branch {branch!r}"
+            raise UnicpError(f"step {index} {what}; a Run is one video: make a new one for the next")
+        if before is None or index > before.index:
+            self._branches = []
+            step = Step(
+                index=index,
+                count=len(self._sigmas),
+                position=0 if before is None else before.position + 1,
+                began=index if before is None else before.began,
+                sigma=self._sigmas[index],
+                sigmas=self._sigmas,
+                weights=self._weights,
+            )
+        else:
+            step = before
+        self._branches.append(branch)
+        return self.act(step, branch, self.decide(step, branch), lambda: compute())
+
+    def report(self) -> SessionReport:
+        """What was done so far."""
+        self.settle()
+        return self.generation.report(self.notes())
+
+    # -- what hosts use --------------------------------------------------------------------------------------------
+
+    def decide(self, step: Step, branch: str) -> Decision:
+        """What this call of the denoiser is to do. Asked before :meth:`act`, once a call."""
+        self._began = time.perf_counter()
+        if self._step is None or step.position != self._step.position:
+            self.settle()
+            self._decisions.clear()
+        self._step = step
+        key = self._key(branch)
+        self._measuring = key not in self._decisions
+        if self._measuring:
+            if key not in self._policies:
+                self._policies[key] = self._introduced(make_policy(self.config))
+            self._decisions[key] = self._policies[key].decide(step)
+        decision = self._decisions[key].of_branch(branch)
+        fill = self._fills.get(branch)
+        if not decision.runs and (fill is None or not fill.kept):
+            decision = Decision(action="compute")  # a branch that was never computed has nothing to be filled from
+        return decision
+
+    @property
+    def decision(self) -> Decision:
+        """What was decided for the step that is under way, for all of its branches."""
+        return next(iter(self._decisions.values()))
+
+    def act(
+        self,
+        step: Step,
+        branch: str,
+        decision: Decision,
+        compute: Callable[[], Any],
+        batch: int = 1,
+        frames: int = 1,
+    ) -> Any:
+        """The output of the denoiser, as decided.
+
+        Args:
+            step, branch: of the call.
+            decision: what :meth:`decide` said.
+            compute: runs the denoiser; its blocks and units act by the decision, where they can be looked into.
+            batch, frames: samples in the call, and latent frames of each.
+        """
+        record = StepRecord(
+            index=step.index, sigma=step.sigma, branch=branch, action=decision.action, denoiser=self.name
+        )
+        if branch not in self._fills:
+            self._fills[branch] = StackFill() if self.needs.keep == "stack" else OutputFill(self.needs)
+        fill = self._fills[branch]
+        if isinstance(fill, OutputFill) and not decision.runs:
+            if decision.action != "leap":
+                record.action = "forecast" if fill.kept.used(decision) > 1 else "reuse"
+            output = fill.fill(step, decision, self._weight(step, branch, decision))
+        else:
+            output = self._called(step, branch, decision, fill, compute, batch, frames, record)
+        self.generation.add(record, self._fraction(record), self._began)
+        self.generation.complete |= step.count is None or step.is_last(1)
+        if decision.runs:
+            self.generation.hold(self.name, self.tensors())
+            if self._parts.units is not None:
+                self.generation.sliced(self.name, self._parts.units.slice_tensors())
+        if step.is_last(1):  # nothing comes after it: free at once what this branch kept
+            self._fills.pop(branch, None)
+            self._units.pop(branch, None)
+            self._measured.pop(self._key(branch), None)
+        return output
+
+    def _called(
+        self,
+        step: Step,
+        branch: str,
+        decision: Decision,
+        fill: OutputFill | StackFill,
+        compute: Callable[[], Any],
+        batch: int,
+        frames: int,
+        record: StepRecord,
+    ) -> Any:
+        """Runs the denoiser, its blocks and units acting by the decision, and captures what is to be measured."""
+        stack, probe, units = self._parts.stack, self._parts.probe, self._parts.units
+        measuring = self._measuring and decision.runs
+        if stack is not None and isinstance(fill, StackFill):
+            stack.call = StackCall(step, decision, fill, batch, frames)
+        if probe is not None:
+            probe.armed = measuring
+        if units is not None and decision.runs:
+            self._units.setdefault(branch, {})
+            units.begin(step, decision, batch, measuring, self._units, branch)
+        if decision.place is not None and step.sigmas is not None:
+            record.sigma = levels_at([*step.sigmas, 0.0], [decision.place])[0]
+        output = compute()
+        if stack is not None:
+            stack.call = None
+        changes: dict[str, tuple[int, Any]] = {}
+        if units is not None and decision.runs:
+            record.units, changes = units.finish()
+            record.action = "partial" if record.units else "compute"
+        scalars = None
+        key = self._key(branch)
+        if measuring and probe is not None:
+            scalars, self._measured[key] = probe.compare(self._measured.get(key), batch, frames)
+        elif measuring and self.needs.check and isinstance(fill, OutputFill):
+            scalars = forecast_error(leading(output), fill.leading(), fill.kept.sigmas, step.sigma)
+        if decision.runs and isinstance(fill, OutputFill) and self.needs.keep == "output":
+            output = fill.keep(step, output)
+        if measuring:
+            self._pending.append((self._policies[key], step, record, scalars, changes))
+        return output
+
+    def _key(self, branch: str) -> str:
+        """What decides on a branch: that branch for itself, or all together."""
+        return branch if self.needs.separate else ""
+
+    def _introduced(self, policy: Policy) -> Policy:
+        """A new policy, told what there is to decide on."""
+        if self._parts.units is not None:
+            self._parts.units.introduce(policy)
+        if self._parts.units is None or policy.inner is not None:
+            (policy.inner or policy).attach({}, (), self._parts.book)
+        return policy
+
+    def _weight(self, step: Step, branch: str, decision: Decision) -> float | None:
+        """The solver's weight of a forecast, if a later step is to make good what it is off by.
+
+        Where the solver may take a longer step from a step by halves, the weights of its short steps say nothing.
+        """
+        halved = self._decisions[self._key(branch)].action == "conditional"
+        return None if decision.action == "leap" or (halved and step.leaps) else step.weight
+
+    def _fraction(self, record: StepRecord) -> float:
+        """Share of the denoiser's parameters that a call runs through."""
+        if record.action == "compute":
+            return 1.0
+        if record.action == "partial":
+            assert self._parts.units is not None
+            return self._parts.units.fraction(record.units)
+        return self._parts.stack.outside if self._parts.stack is not None else 0.0
+
+    def settle(self) -> None:
+        """Hand the last step's measurements to its policies and records: the one transfer from the device."""
+        pending, self._pending = self._pending, []
+        for policy, step, record, scalars, changes in pending:
+            named = {name: change for name, (_, change) in changes.items() if change is not None}
+            together = ([] if scalars is None else [scalars]) + [change.reshape(1) for change in named.values()]
+            values = [None if value != value else value for value in torch.cat(together).tolist()] if together else []
+            if scalars is not None:
+                record.metric, record.motion = values[:2]
+                values = values[2:]
+            policy.observe(step, record.metric, record.motion)
+            measured = dict(zip(named, values, strict=True))
+            policy.observe_units(step, {name: (age, measured.get(name)) for name, (age, _) in changes.items()})
+
+    def tensors(self) -> list[Any]:
+        """Every tensor that is held between calls."""
+        held = [tensor for fill in self._fills.values() for tensor in fill.tensors()]
+        held += [tensor for residuals in self._measured.values() for tensor in residuals]
+        return held + [t for units in self._units.values() for fill in units.values() for t in fill.tensors()]
+
+    def rest(self) -> None:
+        """Free what was kept, as another denoiser has taken over; should this one be called again, it computes."""
+        self.settle()
+        self._free()
+        self.generation.hold(self.name, [])
+
+    def close(self) -> None:
+        """The video is over, or broken off: free everything, and leave what there is to say to the generation."""
+        try:
+            self.settle()
+        finally:
+            self._free()
+            self.generation.said[self.name] = self.notes()
+            self.generation.idle[self.name] = self.why_idle()
+
+    def _free(self) -> None:
+        self._fills.clear()
+        self._units.clear()
+        self._measured.clear()
+        self._pending.clear()
+        self._parts.rest()
+
+    def notes(self) -> list[str]:
+        """What policies and units have to say; one sentence each."""
+        said = [note for policy in self._policies.values() for note in policy.notes()]
+        return said + (self._parts.units.notes if self._parts.units is not None else [])
+
+    def why_idle(self) -> str:
+        """A policy's own words on why a run computed every step."""
+        policy = next(reversed(self._policies.values()), None)
+        return (policy or make_policy(self.config)).why_idle()

@@ -1,0 +1,53 @@
+"""What every measurement by runs of a pipeline does around them: prompts are checked, progress is shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import UnicpError
+
+
+def check_prompts(prompts: Sequence[str] | None, call: Mapping[str, Any]) -> None:
+    """Raises :class:`UnicpError` unless there are prompts, or the arguments of the call carry their embeddings."""
+    if prompts is not None and (isinstance(prompts, str) or not prompts):
+        raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
+    # Kandinsky has one for each of its encoders: prompt_embeds_qwen, prompt_embeds_clip.
+    if prompts is None and not any(name.startswith("prompt_embeds") and call[name] is not None for name in call):
+        raise UnicpError("give prompts, or prompts=None and prompt_embeds=...")
+
+
+@contextmanager
+def own_bar_hidden(pipe: Any) -> Iterator[None]:
+    """Without the pipeline's own progress bar. A pipeline that never had settings for it has none after that."""
+    before = vars(pipe).get("_progress_bar_config")
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if before is None:  # with None in it no call of the pipeline works
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before
+
+
+@contextmanager
+def progress_bar(progress: bool | Callable[[str, int, int], None], verb: str, first: str | None = None) -> Any:
+    """Something that shows progress: what is done, the step, the number of steps; and says something first."""
+    if callable(progress):
+        yield progress
+        return
+    if not progress:
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        if first is not None:
+            bar.console.print(first)
+        task = bar.add_task(verb)
+        yield lambda what, step, count: bar.update(task, description=f"{verb}, {what}", completed=step, total=count)

@@ -1,0 +1,206 @@
+"""What a policy is: it sees a step, says what to do there, and names what it wants measured. Plain values only."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ACTIONS = ("compute", "reuse", "forecast", "leap", "partial", "conditional")
+"""What can be decided for a step: all of the denoiser runs; what was kept stands in; its output is extrapolated; the
+solver has gone beyond the step, so that no output counts; some units of it run; it runs, but for the unconditional
+branch, whose output is extrapolated."""
+UNIT_ACTIONS = ("compute", "reuse", "map", "slice", "blend", "delta")
+"""What can happen to a unit in a partial call: it ran in full; its kept output was used; it ran on its kept attention
+map; it ran sliced; the sliced and the kept output were mixed; the kept output was moved by the change of the sliced."""
+
+
+def unconditional(branch: str) -> bool:
+    """Whether a guidance branch is the one without the prompt, by the name that pipelines and guiders give it.
+
+    >>> unconditional("uncond"), unconditional("cond_uncond"), unconditional("call 2")
+    (True, False, False)
+    """
+    return branch in ("uncond", "pred_uncond")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Where in a generation a decision is asked for.
+
+    Attributes:
+        index: denoising step, 0 for the first.
+        count: number of denoising steps, or ``None`` where nobody says.
+        position: how many steps of this generation this denoiser has seen before. It differs from ``index`` for
+            the second of two denoisers (Wan 2.2).
+        began: the run's first step, of whichever denoiser: above 0 for a video made from another one (``strength``).
+        sigma: noise level, falling over the run.
+        sigmas: noise levels of all steps of the run, or ``None`` where nobody says.
+        weights: what the pipeline's solver makes of the output of each step (``engine/solver/response.py``), where a
+            policy asked for it and it can be told.
+        leaps: the solver can take longer steps, where a policy asked for it.
+        free: and to noise levels that lie between those of the run.
+        starts: and a short first step before the long ones is worth its cost.
+    """
+
+    index: int
+    count: int | None
+    position: int
+    sigma: float
+    began: int = 0
+    sigmas: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
+    weights: tuple[float, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
+    leaps: bool = dataclasses.field(default=False, compare=False)
+    free: bool = dataclasses.field(default=False, compare=False)
+    starts: bool = dataclasses.field(default=False, compare=False)
+
+    @property
+    def weight(self) -> float | None:
+        """What the solver makes of this step's output, where that is known."""
+        known = self.weights is not None and self.index < len(self.weights)
+        return self.weights[self.index] if known and self.weights else None
+
+    def is_last(self, steps: int) -> bool:
+        """Whether this is one of the last ``steps`` steps; never, where the number of steps is unknown."""
+        return self.count is not None and self.index >= self.count - steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to do at a step.
+
+    Attributes:
+        action: one of :data:`ACTIONS`.
+        until: of a computed step: where the solver goes directly from it, in steps of the run; the next step if
+            ``None``. It may lie between two steps where ``Step.free`` says so: what comes next is then computed at the
+            step that was passed last. Only where ``Step.leaps`` says that the solver can; the steps between are then
+            to be decided ``"leap"``.
+        further: where the solver is going from ``until`` on, in order: solvers look at how many steps are left.
+        damping: of a forecast, per spacing of the outputs it is made from
+            (:func:`unicp.tensors.extrapolation.weights`): 1 extrapolates fully, 0 repeats the last value.
+        order: of a forecast: degree of the extrapolation; ``None`` is the highest that is kept (``Needs.order``).
+        place: where on the run's grid a computed step is evaluated, in steps: its own index if ``None``, else at most
+            one step behind it.
+        units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
+        weights: for units that blend: weight of the sliced output, 0 to 1.
+        whole: nothing may be left out inside of this step, whatever acts inside of steps.
+    """
+
+    action: str
+    until: float | None = None
+    further: tuple[float, ...] = ()
+    damping: float = 1.0
+    order: int | None = None
+    place: float | None = None
+    units: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    whole: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether the denoiser itself is called."""
+        return self.action in ("compute", "partial")
+
+    def of_branch(self, branch: str) -> Decision:
+        """What a guidance branch does."""
+        if self.action != "conditional":
+            return self
+        return dataclasses.replace(self, action="forecast" if unconditional(branch) else "compute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a policy wants from the engine. All of it is fixed for the life of a policy.
+
+    Attributes:
+        keep: value that is kept at a computed step to fill later ones: ``"stack"`` (the block stack's residual),
+            ``"output"`` (the denoiser's whole output) or ``"nothing"``.
+        order: degree of the extrapolation of a kept output; 0 is plain reuse.
+        metric: sub-layer whose residual is compared between computed steps (a key of ``BlockList.residuals``), or
+            ``None`` if the policy looks at nothing.
+        location: in which blocks: ``"start"``, ``"mid"``, ``"end"`` or ``"all"``.
+        strides: frame distances of the motion score; empty if it is not wanted.
+        separate: decide for every guidance branch on its own.
+        units: kinds of units that act on their own: ``"attention"`` (among video tokens), ``"cross_attention"``,
+            ``"mlp"``.
+        check: at every computed step compare the denoiser's output with what a forecast would have made of it; that is
+            then the change that :meth:`Policy.observe` is given.
+        correct: at a computed step, make good what the forecasts since the last one were off by, as far as the new
+            output shows it (:meth:`unicp.engine.fills.kept.Kept.keep`).
+        steadiness: at every computed step measure how steadily the outputs change, and let forecasts go by it
+            (:func:`unicp.tensors.extrapolation.steadiness`).
+        unit_changes: compare the full output of every unit with the one before.
+        map_bytes: most bytes of attention maps to keep; 0 keeps none.
+        leap: let the solver take longer steps, where it can (``Step.leaps``, ``Decision.until``).
+    """
+
+    keep: str
+    order: int = 0
+    metric: str | None = None
+    location: str = "mid"
+    strides: tuple[int, ...] = ()
+    separate: bool = False
+    units: tuple[str, ...] = ()
+    check: bool = False
+    correct: bool = False
+    steadiness: bool = False
+    unit_changes: bool = False
+    map_bytes: int = 0
+    leap: bool = False
+
+    def replace(self, **changes: Any) -> Needs:
+        """A copy with other values."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the structure of the denoiser has to be known."""
+        return bool(self.metric or self.keep == "stack" or self.units)
+
+
+class Policy(abc.ABC):
+    """Decides, at every denoising step, what is computed. One instance decides for one generation.
+
+    Attributes:
+        inner: the policy of whole steps, for one that acts inside of the steps which that one computes.
+    """
+
+    inner: Policy | None = None
+
+    @abc.abstractmethod
+    def needs(self) -> Needs:
+        """What the engine has to keep and to measure."""
+
+    @abc.abstractmethod
+    def decide(self, step: Step) -> Decision:
+        """The decision for this step. Called once a step, in order."""
+
+    def observe(self, step: Step, change: float | None, motion: float | None) -> None:  # noqa: B027
+        """Take note of what a computed step measured.
+
+        Args:
+            step: the step that was computed.
+            change: relative change of the metric since the last computed step (``None`` at the first).
+            motion: motion score, ``None`` if not asked for.
+        """
+
+    def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:  # noqa: B027
+        """Meet the denoiser, before the first decision; only policies that act on units care."""
+
+    def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:  # noqa: B027
+        """Take note of what the units that were computed in full measured."""
+
+    def notes(self) -> list[str]:
+        """What a user should know of this generation beside the records; one sentence each."""
+        return []
+
+    @abc.abstractmethod
+    def why_idle(self) -> str:
+        """Why a whole run may have computed every step, and what to do: for the warning."""
+
+
+def no_numbers(count: int) -> str:
+    """The note on measurements that no decision can rest on."""
+    return f"{count} measurements were not finite numbers; what they were to decide was computed"
