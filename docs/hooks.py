@@ -1,7 +1,8 @@
-"""What the build of the site adds: the options of the command line, from the command line itself."""
+"""What the build of the site adds: the options of the command line, and how docstrings and files are referred to."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 MARK = "<!-- the commands -->"
@@ -43,5 +44,11 @@ def _help(text: str) -> list[str]:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs calls this for each page."""
+    """MkDocs calls this for each page: files of the repository that are no pages are named, not linked."""
+    markdown = re.sub(r"\[([^]]+)\]\((?:\.\./)+(?:src/|CONTRIBUTING|CHANGELOG|RELEASING)[^)]*\)", r"\1", markdown)
     return markdown.replace(MARK, commands()) if MARK in markdown else markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """The roles of docstrings, as in ``:func:`~unicp.tune```, become the last name alone."""
+    return re.sub(r":(?:func|class|meth|attr|mod|data|exc):<code>~?(?:[\w.]*\.)?(\w+)</code>", r"<code>\1</code>", html)

@@ -22,8 +22,9 @@ from unicp.cli.options import read_method
 from unicp.errors import UnicpError
 from unicp.studio import request as asking
 from unicp.studio import server, views
+from unicp.studio.job import CANCELLED, DONE, FAILED, Job
 from unicp.studio.request import Request, configure, methods
-from unicp.studio.workshop import CANCELLED, DONE, FAILED, Job, Workshop
+from unicp.studio.workshop import Workshop
 
 PROMPT = "a red ball bouncing"
 SMALL = {"--size": "48x32", "--frames": 5, "--steps": 8}

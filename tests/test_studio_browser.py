@@ -13,6 +13,8 @@ import pytest
 from tests.browser import Browser, find
 from unicp.cli import studio as verb
 from unicp.studio import server
+from unicp.studio.page import build
+from unicp.studio.workshop import Workshop
 
 pytestmark = pytest.mark.slow
 PROMPT = "a red ball bouncing"
@@ -21,7 +23,7 @@ PLAYER = "document.querySelector('.unicp-player').player"
 
 @pytest.fixture(scope="module")
 def address(wan_folder: Path) -> Iterator[str]:
-    page = server.launch(verb.backend("cpu", None), [str(wan_folder), "demo"])
+    page = server.launch(build(Workshop(verb.backend("cpu", None)), [str(wan_folder), "demo"]))
     yield page.local_url
     page.close(verbose=False)
 

@@ -42,10 +42,13 @@ def studio(
     """
     from ..studio import server
 
-    server.check()  # before seconds of loading torch
+    server.check()
+    from ..studio.page import build
+    from ..studio.workshop import Workshop
+
+    models = list(dict.fromkeys([model, "demo", *members(Path("zoo"))]))
     page = server.launch(
-        backend(device, dtype),
-        list(dict.fromkeys([model, "demo", *members(Path("zoo"))])),
+        build(Workshop(backend(device, dtype)), models),
         host=host,
         port=port,
         share=share,
@@ -71,7 +74,7 @@ def members(folder: Path) -> list[str]:
 def backend(device: str | None, dtype: str | None) -> Backend:
     """What the page needs of this command line: how settings are read, and how models are found and loaded."""
     from ..studio.request import Backend, Prepared
-    from . import calls, pipelines
+    from . import calls, checks, pipelines
 
     place, number = options.read_device(device, dtype)
     loaded: dict[str, Any] = {}
@@ -82,7 +85,7 @@ def backend(device: str | None, dtype: str | None) -> Backend:
         if given.get("--size") is not None:
             given["--size"] = options.read_size(given["--size"])
         call, fps = calls.build(found, given, None)
-        pipelines.check_method(found, request.config)
+        checks.check_method(found, request.config)
         if found.source not in loaded:
             loaded.clear()  # one at a time: two may not fit
             loaded[found.source] = pipelines.load(found, place, number)

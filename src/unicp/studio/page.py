@@ -13,22 +13,17 @@ import gradio as gr
 
 from .. import demo
 from ..errors import UnicpError
-from ..policies import Config
+from ..policies.config import Config
 from . import views
+from .job import DONE, Job, Result
 from .request import FASTEST, FIRST, SLOWEST, Request, configure, methods
-from .workshop import DONE, Job, Result, Workshop
+from .workshop import Workshop
 
 HERE = Path(__file__).parent
 POLL = 0.15
 """Seconds between two looks at a job in progress."""
 KEPT_RUNS = 20
 """Of a page; the oldest one goes first."""
-HEAD = (
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    # The browser itself sees to it that nothing is fetched from, or sent to, anywhere else.
-    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'self' data: blob: 'unsafe-inline' "
-    "'unsafe-eval'\">"
-)
 COPY = """(text) => {{
   navigator.clipboard.writeText(text);
   const button = document.querySelector("#{id}"), said = button.textContent;

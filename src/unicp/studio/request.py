@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UnicpError, unknown
-from ..policies import Config, config_from_dict, config_types
+from ..policies.config import Config, config_from_dict, config_types
 from ..profiles import config_of
 
 FIRST = "budget"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError, missing_extra
-from .request import Backend
-from .workshop import Workshop
 
+HERE = Path(__file__).parent
+HEAD = (
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    # The browser itself sees to it that nothing is fetched from, or sent to, anywhere else.
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'self' data: blob: 'unsafe-inline' "
+    "'unsafe-eval'\">"
+)
 HOST = "127.0.0.1"
 """This machine alone."""
 
@@ -25,13 +31,7 @@ def check() -> None:
 
 
 def launch(
-    backend: Backend,
-    models: list[str],
-    *,
-    host: str = HOST,
-    port: int | None = None,
-    share: bool = False,
-    inbrowser: bool = False,
+    blocks: Any, *, host: str = HOST, port: int | None = None, share: bool = False, inbrowser: bool = False
 ) -> Any:
     """Serve the page; returns once it can be opened.
 
@@ -39,26 +39,22 @@ def launch(
     system's, and the page's own security policy forbids other hosts.
 
     Args:
-        models: what the page offers beside what one may type; the first one is chosen.
+        blocks: the page, by :func:`unicp.studio.page.build`.
         host: ``"0.0.0.0"`` lets other machines in.
         port: by default 7860, or the next one that is free.
         share: ask Gradio's servers for a public link.
 
     Returns:
-        Gradio's ``Blocks``; ``.local_url`` is the address, ``.close()`` ends it.
+        The page; ``.local_url`` is the address, ``.close()`` ends it.
 
     Raises:
-        UnicpError: no Gradio, or no free port.
+        UnicpError: no free port there.
     """
-    check()
     import gradio as gr
-
-    from .page import HEAD, HERE, build
 
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
     mono = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
     theme = gr.themes.Default(primary_hue="orange", neutral_hue="stone", font=sans, font_mono=mono)
-    blocks = build(Workshop(backend), models)
     try:
         blocks.queue(default_concurrency_limit=None).launch(
             server_name=host,

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..bench import sprites
 from ..engine.report import readable_bytes
+from .job import CANCELLED, DONE, FAILED, FAST, PLAIN, WAITING, WARMING, Job, Result
 from .request import changed, takes_speed
 from .timeline import timeline
-from .workshop import CANCELLED, DONE, FAILED, FAST, PLAIN, WAITING, WARMING, Job, Result
 
 DOING = {
     PLAIN: "Making the unaccelerated video",

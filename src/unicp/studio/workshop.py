@@ -6,111 +6,23 @@ import dataclasses
 import logging
 import queue
 import threading
-import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..bench.harness import Made, generate
-from ..engine.report import StepRecord
 from ..errors import UnicpError, UnicpWarning, first_line
 from ..tensors import metrics
+from .job import CANCELLED, DONE, FAILED, FAST, LOADING, PLAIN, WARMING, Cancelled, Job, Result
 from .request import Backend, Prepared, Request
 
-WAITING, LOADING, WARMING, PLAIN, FAST, DONE, CANCELLED, FAILED = (
-    "waiting",
-    "loading the model",
-    "warming up",
-    "unaccelerated",
-    "accelerated",
-    "done",
-    "cancelled",
-    "failed",
-)
-"""States of a job, in their order; the last three are final."""
-FINAL = (DONE, CANCELLED, FAILED)
 WARM_UP_STEPS = 2
 """What a model does only at its first video is not to count for either: it makes so many steps beforehand."""
 KEPT_BYTES = 2**30
 """Of unaccelerated videos that are kept, so that another method or speed needs only its own video."""
 LOG = logging.getLogger(__name__)
-
-
-class Cancelled(Exception):
-    """Somebody pressed the button."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """Both videos of a request, and what was measured.
-
-    Attributes:
-        made, plain: the accelerated video and the unaccelerated one.
-        kept: the unaccelerated one was made by a job before.
-        psnr, ssim, motion_ratio: of the accelerated video against the other (:mod:`unicp.tensors.metrics`).
-    """
-
-    request: Request
-    prepared: Prepared
-    made: Made
-    plain: Made
-    kept: bool
-    psnr: float
-    ssim: float
-    motion_ratio: float
-    notes: tuple[str, ...] = ()
-
-    @property
-    def speedup(self) -> float:
-        """Of the denoising loop, by wall clock."""
-        return self.plain.loop_seconds / self.made.loop_seconds
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way. Written by the workshop's thread; pages read.
-
-    Attributes:
-        steps, total: denoising steps of the video in progress.
-        records: what the accelerated video did so far.
-        began: when the present state began, by the monotonic clock.
-        error: in sentences, where it failed.
-    """
-
-    request: Request
-    state: str = WAITING
-    steps: int = 0
-    total: int = 0
-    records: Sequence[StepRecord] = ()
-    began: float = field(default_factory=time.monotonic)
-    result: Result | None = None
-    error: str = ""
-    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
-
-    @property
-    def over(self) -> bool:
-        return self.state in FINAL
-
-    def cancel(self) -> None:
-        """Stop after the denoising step that is running."""
-        self._stop.set()
-
-    @property
-    def stopping(self) -> bool:
-        """Cancelled, but a step is still running."""
-        return self._stop.is_set() and not self.over
-
-    def enter(self, state: str, total: int = 0) -> None:
-        self.steps, self.total, self.began = 0, total, time.monotonic()
-        self.state = state
-
-    def check(self) -> None:
-        """Raises: Cancelled: it is to stop."""
-        if self._stop.is_set():
-            raise Cancelled
 
 
 class Workshop:
