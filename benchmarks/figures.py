@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import unicp
-from unicp.files.video import staged
+from unicp.files.whole import staged
 
 DIGITS = 5
 """Significant ones, of figures of single runs. Means over them are kept exactly: rounded twice, one that lies between

@@ -137,6 +137,25 @@ def test_a_filled_output_is_the_branchs_own(family: str, fill: str) -> None:
     assert checked >= 4 * len(chosen.branches)
 
 
+def test_a_reused_unit_gives_the_branchs_own_output() -> None:
+    chosen = FAMILIES["wan"]
+    pipe = chosen.build()
+    session = unicp.accelerate(pipe, case("unicp-online").config)
+    outputs: list[torch.Tensor] = []
+    pipe.transformer.blocks[1].attn1.register_forward_hook(lambda _, __, output: outputs.append(output.clone()))
+    chosen.generate(pipe)
+    last: dict[str, torch.Tensor] = {}
+    reused = 0
+    for record, output in zip(session.report().steps, outputs, strict=True):
+        if record.units.get("blocks.1.attn1") == "reuse":
+            assert torch.equal(output, last[record.branch])
+            reused += 1
+        else:
+            last[record.branch] = output
+    assert reused >= 4
+    assert not torch.equal(last["cond"], last["uncond"])
+
+
 def test_swapped_branches_would_be_noticed() -> None:
     """The tests above can fail: with the branches' residuals swapped, the latents are others."""
     chosen = FAMILIES["wan"]

@@ -158,7 +158,7 @@ def test_what_the_second_denoiser_forecasts_is_corrected_too(monkeypatch: pytest
         handle = second.denoiser.register_forward_hook(lambda *_, e=second, k=known: k.append(e.clock.step.weights))
         made[correct] = quietly(lambda: family.generate(pipe))
         handle.remove()
-        assert {weights is not None for weights in known} == {correct}
+        assert all(weights is not None for weights in known)
     assert not torch.equal(made[True], made[False])
 
 

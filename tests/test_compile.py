@@ -17,7 +17,7 @@ import unicp
 from tests.contract import actions, case, fresh, plain, quietly, traces
 from tests.tiny import FAMILIES, LAYERS, wan_transformer
 from unicp.errors import UnicpError
-from unicp.hosts.diffusers.compiled import SLOT
+from unicp.hosts.diffusers.compiled import COMPILED_CALL
 
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "adacache-forecast", "schedule-stack", "schedule-linear", "budget-default")
@@ -117,7 +117,7 @@ def test_blocks_of_one_graph(name: str, order: str) -> None:
     assert graphs() == 1
 
 
-@pytest.mark.parametrize("way", ["blocks", "whole"])
+@pytest.mark.parametrize("way", ["blocks", pytest.param("whole", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["adacache-residual", "unicp-online"])
 def test_a_deep_model_makes_no_more_graphs(name: str, way: str) -> None:
     """Hooks of their own must not make dynamo compile each block anew: from the ninth on it would give up."""
@@ -163,10 +163,10 @@ def test_restored_is_as_it_was_compiled(name: str, way: str) -> None:
     pipe = WAN.build()
     WAYS[way](pipe, backend="eager")
     transformer = getattr(pipe.transformer, "_orig_mod", pipe.transformer)
-    before = traces(transformer), [module.__dict__.get(SLOT) for module in transformer.modules()]
+    before = traces(transformer), [module.__dict__.get(COMPILED_CALL) for module in transformer.modules()]
     with unicp.accelerate(pipe, case(name).config):
         quietly(lambda: WAN.generate(pipe))
-    assert (traces(transformer), [module.__dict__.get(SLOT) for module in transformer.modules()]) == before
+    assert (traces(transformer), [module.__dict__.get(COMPILED_CALL) for module in transformer.modules()]) == before
     torch.testing.assert_close(WAN.generate(pipe), plain("wan"))
 
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "unicp"
 # The packages and modules of src/unicp from the bottom up. A file imports from its own package and from the floors
 # below, never from one above or from a neighbour. A new package is added here on purpose.
 FLOORS = [
-    ["errors", "files"],
+    ["errors", "files", "progress"],
     ["tensors", "specs", "demo"],
     ["policies"],
     ["profiles"],

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,6 +137,40 @@ def test_a_module_alone_gets_forecasts() -> None:
     with unicp.accelerate(pipe.transformer, ALL) as session:
         WAN.generate(pipe)
         assert "leap" not in {record.action for record in session.report().steps}
+
+
+@pytest.mark.parametrize("scheduler", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMScheduler])
+@pytest.mark.parametrize(("steps", "fewer"), [(10, 5), (8, 5), (9, 3)])
+def test_of_solvers_that_go_by_timestep_leaps_all_the_way_are_fewer_steps(
+    scheduler: Any, steps: int, fewer: int
+) -> None:
+    """Their levels, and those between them; the noise that one of them draws, too."""
+    family = FAMILIES["cogvideox"]
+    pipe = family.build()
+    pipe.scheduler = scheduler(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False)
+    before, wanted = family.generate(pipe, steps=steps), family.generate(pipe, steps=fewer)
+    with unicp.accelerate(pipe, BudgetConfig(target_speedup=steps / fewer)) as session:
+        for _ in range(2):
+            made = family.generate(pipe, steps=steps)
+            assert session.report().computed_steps == fewer
+            # Where timesteps do not divide, fewer steps go a whole number of them that misses the next one.
+            assert torch.equal(made, wanted) or (steps == 9 and (made - wanted).norm() < 5e-3 * wanted.norm())
+        assert "step" not in vars(pipe.scheduler) and pipe.scheduler.num_inference_steps == steps
+    assert torch.equal(family.generate(pipe, steps=steps), before)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "action"), [(CogVideoXDDIMScheduler, "forecast"), (CogVideoXDPMScheduler, "leap")]
+)
+def test_where_ddim_computes_many_steps_it_has_forecasts_and_a_solver_that_draws_noise_leaps(
+    scheduler: Any, action: str
+) -> None:
+    family = FAMILIES["cogvideox"]
+    pipe = family.build()
+    pipe.scheduler = scheduler()
+    with unicp.accelerate(pipe, BudgetConfig(target_speedup=1.5)) as session:
+        family.generate(pipe, steps=20)
+        assert {record.action for record in session.report().steps} == {"compute", action}
 
 
 @pytest.mark.parametrize("restored", [True, False])

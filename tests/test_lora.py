@@ -16,6 +16,8 @@ pytest.importorskip("peft", reason="needs peft, which the dev extra brings")
 
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "schedule-stack", "unicp-online", "unicp-switch")
+QUICK = ("adacache-residual", "unicp-switch")
+"""Hooks on blocks, and on units whose weights are sliced: the others have their hooks where one of these has."""
 
 
 def _lora(transformer: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -78,7 +80,9 @@ LIVES: dict[str, list[Callable[[Any], None]]] = {
 
 
 @pytest.mark.parametrize("life", LIVES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+)
 def test_before_or_after(name: str, life: str) -> None:
     """After every event: what was accelerated from the beginning makes what one makes that was accelerated just now,
     and computing everything makes what the unaccelerated pipeline makes, bit for bit."""

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import UnicpError
+from ..files.whole import staged
 
 LOCK, OWNER = "lock", "owner.json"
 
@@ -78,9 +79,8 @@ class Lock:
             ) from None
         self._held = held
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        part = self._private / (OWNER + ".part")
-        part.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}), "utf-8")
-        part.replace(self._private / OWNER)
+        with staged(self._private / OWNER) as part:
+            part.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}), "utf-8")
         return self
 
     def __exit__(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError
-from ..files.video import digest
+from ..files.whole import digest
 from .clips import Clip, Outcome
 
 PRIVATE_FOLDER = ".batch"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..files import video
+from ..files import whole
 from .manifest import DONE, FAILED, Entry, Manifest, record_path
 from .progress import duration
 
@@ -79,7 +79,7 @@ def write(manifest: Manifest) -> Path:
     if done:
         facts.append(f"{duration(sum(entry.seconds or 0.0 for entry in done))} of work")
     path = manifest.folder / FILE
-    with video.staged(path) as part, part.open("w", encoding="utf-8") as file:
+    with whole.staged(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(manifest.folder.name)}</title>'
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpWarning, first_line
-from ..files import video
+from ..files import video, whole
 from .clips import Clip, Maker, Outcome, Rank, Recipe, Rendered
 from .manifest import record_path
 
@@ -115,7 +115,7 @@ class Worker:
                 about = {"key": clip.key, "seconds": seconds, "computed_fraction": made.fraction}
                 values = {**made.record, "clip": {**about, **made.record.get("clip", {})}}
                 values["video"] = {**made.record.get("video", {}), "file": clip.name, "bytes": size}
-                values["video"]["sha256"] = video.digest(part)
+                values["video"]["sha256"] = whole.digest(part)
                 if told:
                     values["warnings"] = list(told)
                 note.write_text(self._maker.document(values), "utf-8")

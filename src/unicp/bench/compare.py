@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UnicpError, UnicpWarning
 from ..profiles.identity import weights_digest
+from ..progress import progress_bar
 from . import quality, sprites, store
 from .comparison import Comparison
 from .harness import Made, denoisers_of, generate, step_count
@@ -392,13 +393,5 @@ def _shown(progress: bool | Callable[[Progress], None]) -> Iterator[Callable[[Pr
     if not progress:
         yield lambda _: None
         return
-    from tqdm.auto import tqdm
-
-    with tqdm(desc="compare", unit="run") as bar:
-
-        def show(at: Progress) -> None:
-            bar.total = at.total
-            bar.set_postfix_str(at.what, refresh=False)
-            bar.update(at.done - bar.n)
-
-        yield show
+    with progress_bar(True, "comparing") as shown:
+        yield lambda at: shown(at.what, at.done, at.total)

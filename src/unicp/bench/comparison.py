@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..files.video import staged
+from ..files.whole import staged
 from .quality import MEASURES
 from .results import Failure, Point, Result, Row
 from .statistics import Estimate, estimate, interpolate, speedups

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..files.video import staged
+from ..files.whole import staged
 from .charts import COLOURS, Curve, Dot, lines, scatter, timeline
 from .quality import CAPTION, MAX_PSNR_DB, MEASURES, Measure
 from .results import Compared, Point, Row

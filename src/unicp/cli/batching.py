@@ -23,7 +23,8 @@ from ..batch.names import hashed, vbench
 from ..batch.progress import counted, duration
 from ..batch.prompts import MAX_SEED, Row, read
 from ..errors import UnicpError
-from ..files.video import check_suffix, digest
+from ..files.video import check_suffix
+from ..files.whole import digest
 from ..policies.config import Config
 from ..profiles import content_of
 from . import calls, options, pipelines

@@ -66,7 +66,7 @@ def compare(
         return
     if report.suffix.lower() not in (".html", ".htm"):
         raise UnicpError(f"--report {report} is no page; give a name that ends in .html")
-    from ..files.video import check_writable
+    from ..files.whole import check_writable
 
     kept = results or report.with_suffix(".sqlite")
     for file in (report, report.with_suffix(".json"), kept):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.harness import Made
-from ..files import video
+from ..files import video, whole
 from ..policies.config import Config
 from . import comparing, records
 from .model import Model
@@ -97,11 +97,11 @@ class Job:
         with ExitStack() as files:
 
             def put(frames: Any, path: Path, factor: int = scale) -> None:
-                part = files.enter_context(video.staged(path))
+                part = files.enter_context(whole.staged(path))
                 video.write(frames, part, suffix=target.suffix, fps=self.fps, scale=factor)
 
             def note(values: Mapping[str, Any], path: Path) -> None:
-                files.enter_context(video.staged(path)).write_text(records.dumps(values), "utf-8")
+                files.enter_context(whole.staged(path)).write_text(records.dumps(values), "utf-8")
 
             values = self._record(target, call, made, self.config, scale)
             put(made.frames, target.video)

@@ -30,7 +30,7 @@ def check_output(output: Path) -> Path:
         raise UnicpError(f"-o {output} must end in .safetensors")
     if not os.path.isdir(output.absolute().parent):
         raise UnicpError(f"cannot write {output}: there is no folder {output.parent}")
-    from ..files.video import check_writable
+    from ..files.whole import check_writable
 
     check_writable(output)
     return output.with_suffix(".part.safetensors")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..batch.names import slug
 from ..errors import UnicpError
-from ..files.video import WRITERS, check_suffix, check_writable
+from ..files.video import WRITERS, check_suffix
+from ..files.whole import check_writable
 
 
 @dataclass(frozen=True)

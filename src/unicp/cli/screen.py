@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
+from .. import progress
+
 HEARTBEAT = 10.0
 """Seconds between two lines of progress where there is no terminal to draw a bar on."""
 
@@ -41,29 +43,11 @@ class Steps:
 @contextmanager
 def steps(title: str, total: int | None) -> Iterator[Steps]:
     """A progress bar for one video; it is gone at the end."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     console = messages()
     if not console.is_terminal:
         yield Steps(console, None, None, title)
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[noise]:<7}"),
-        TextColumn("{task.fields[what]:<8}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+    with progress.bar(console, ("{task.fields[noise]:<7}", "{task.fields[what]:<8}")) as bar:
         yield Steps(console, bar, bar.add_task(title, total=total, noise="", what=""), title)
 
 
@@ -82,19 +66,10 @@ class Runs:
     """Progress over the runs of a comparison, with an estimate of what is left. A context manager."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
         self._console = messages()
         self._bar: Any = None
         if self._console.is_terminal:
-            columns = (
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}", markup=False),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
-            self._bar = Progress(*columns, console=self._console, transient=True, expand=True)
+            self._bar = progress.bar(self._console, ("{task.fields[left]}",))
             self._task = self._bar.add_task("", total=None, left="")
         self._said = time.monotonic()
 

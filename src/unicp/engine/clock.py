@@ -70,7 +70,7 @@ class Clock:
     def reset(self) -> None:
         """Forget everything: the next call begins a generation."""
         self.step: Step | None = None
-        self._leaps = self._free = self._starts = False  # what the solver of this run can do
+        self._leaps = self._free = self._starts = self._throughout = False  # what the solver of this run can do
         self._noise: float | None = None
         self._mean: float | None = None
         self._wave = False  # frames fall one after another: their mean tells how far the video is
@@ -155,14 +155,15 @@ class Clock:
                 leaps=self._leaps,
                 free=self._free,
                 starts=self._starts,
+                throughout=self._throughout,
             )
         return Tick(self.step, branch, fresh, moved)
 
-    def leaps(self, free: bool, starts: bool) -> Step:
+    def leaps(self, free: bool, starts: bool, throughout: bool) -> Step:
         """The solver of the run that has just begun can take longer steps; see :class:`Step` for what else it can."""
-        self._leaps, self._free, self._starts = True, free, starts
+        self._leaps, self._free, self._starts, self._throughout = True, free, starts, throughout
         assert self.step is not None
-        self.step = dataclasses.replace(self.step, leaps=True, free=free, starts=starts)
+        self.step = dataclasses.replace(self.step, leaps=True, free=free, starts=starts, throughout=throughout)
         return self.step
 
     def movable(self, call: Mapping[str, Any]) -> bool:

@@ -290,7 +290,8 @@ class Run:
         Where the solver may take a longer step from a step by halves, the weights of its short steps say nothing.
         """
         halved = self._decisions[self._key(branch)].action == "conditional"
-        return None if decision.action == "leap" or (halved and step.leaps) else step.weight
+        never = decision.action == "leap" or not self.needs.correct
+        return None if never or (halved and step.leaps) else step.weight
 
     def _fraction(self, record: StepRecord) -> float:
         """Share of the denoiser's parameters that a call runs through."""

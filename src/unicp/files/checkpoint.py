@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError
+from .whole import staged
 
 
 class Checkpoint:
@@ -25,9 +26,8 @@ class Checkpoint:
     def save(self, state: dict[str, Any]) -> None:
         """Write it, whole or not at all."""
         if self.path is not None:
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text(json.dumps({"identity": self.identity, **state}), "utf-8")
-            part.replace(self.path)
+            with staged(self.path) as part:
+                part.write_text(json.dumps({"identity": self.identity, **state}), "utf-8")
 
     def load(self) -> dict[str, Any] | None:
         """What is there, or nothing.

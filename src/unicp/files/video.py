@@ -5,19 +5,16 @@ Frames are arrays (F, H, W, 3), of floats in [0, 1] or of uint8.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import UnicpError, unknown
+from . import whole
 
 MIN_SHOWN_SIDE = 288
 """Pixels of the short side up to which :func:`default_scale` enlarges small mp4 and gif videos."""
@@ -25,56 +22,6 @@ STRIP = 8
 """Frames of a png strip, at most."""
 GAP = 4
 """Pixels between two videos in one picture; even, as h264 wants it."""
-
-
-@contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write into; it becomes ``path`` at the end, or vanishes at any exception.
-
-    Raises:
-        UnicpError: the folder cannot be made or written to.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-    except OSError as error:
-        raise UnicpError(f"cannot write {path}: {error.strerror or error}; name another place") from error
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a file that cannot be made, before the long work of which it is the outcome.
-
-    It is tried, and nothing stays behind: who is root is told that every folder may be written to.
-
-    Raises:
-        UnicpError: there is a file where a folder should be, or the system does not let us write there.
-    """
-    # Not Path.exists: it raises where one may not look.
-    nearest = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-    if not nearest.is_dir():
-        raise UnicpError(f"cannot write {path}: {nearest} is not a folder")
-    if os.path.isdir(path):
-        raise UnicpError(f"cannot write {path}: there is a folder of this name; name another place with -o")
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UnicpError(f"cannot write {path}: {error.strerror or error}; name another place with -o") from error
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
 
 
 def to_uint8(frames: Any) -> Any:
@@ -222,7 +169,7 @@ def save(frames: Any, path: str | Path, *, fps: float, scale: int | None = None)
     path = Path(path)
     suffix = check_suffix(path)
     frames = to_uint8(frames)
-    with staged(path) as part:
+    with whole.staged(path) as part:
         height, width = frames.shape[1:3]
         factor = default_scale(height, width, suffix) if scale is None else scale
         write(frames, part, suffix=suffix, fps=fps, scale=factor)

@@ -23,9 +23,10 @@ from ..policies.unicp import UniCPConfig, planned
 from ..policies.unit_errors import UnitErrors
 from ..profiles import Profile
 from ..profiles.identity import fingerprint, identity, weights_digest
+from ..progress import progress_bar
 from ..specs import ATTENTION_KINDS, ModelSpec, find_spec, known_specs
 from .recorders import STACK, ErrorRecorder, MomentRecorder, Recorder, SlicingRecorder, Sums
-from .runs import check_prompts, own_bar_hidden, progress_bar
+from .runs import check_prompts, own_bar_hidden
 
 PHASES = ("errors", "bases", "slicing")
 """What one run of the pipeline measures: changes from step to step; second moments; what slicing would cost."""

@@ -1,9 +1,8 @@
-"""What every measurement by runs of a pipeline does around them: prompts are checked, progress is shown."""
+"""What every measurement by runs of a pipeline does around them: prompts are checked, its own bar is hidden."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,23 +30,3 @@ def own_bar_hidden(pipe: Any) -> Iterator[None]:
             del pipe._progress_bar_config
         else:
             pipe._progress_bar_config = before
-
-
-@contextmanager
-def progress_bar(progress: bool | Callable[[str, int, int], None], verb: str, first: str | None = None) -> Any:
-    """Something that shows progress: what is done, the step, the number of steps; and says something first."""
-    if callable(progress):
-        yield progress
-        return
-    if not progress:
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        if first is not None:
-            bar.console.print(first)
-        task = bar.add_task(verb)
-        yield lambda what, step, count: bar.update(task, description=f"{verb}, {what}", completed=step, total=count)

@@ -14,8 +14,9 @@ from ..hosts.diffusers.session import accelerate
 from ..policies.budget import BudgetConfig
 from ..policies.config import check_choice, check_number
 from ..profiles import Profile
+from ..progress import progress_bar
 from .candidates import EFFORTS, acting_inside, cost_in_runs
-from .runs import check_prompts, progress_bar
+from .runs import check_prompts
 from .trials import MIN_PROMPTS_FOR_BOUND, Tuner
 
 

@@ -201,6 +201,7 @@ class AdaCachePolicy(Policy):
             keep="stack" if config.fill == "residual" else "output",
             order=0 if config.fill == "residual" else 1,
             correct=config.correct and config.fill == "forecast",
+            weights=config.correct and config.fill == "forecast",
             steadiness=config.fill == "forecast",
             metric=config.metric_kind,
             location=config.metric_location,

@@ -43,6 +43,7 @@ class Step:
         leaps: the solver can take longer steps, where a policy asked for it.
         free: and to noise levels that lie between those of the run.
         starts: and a short first step before the long ones is worth its cost.
+        throughout: its longer steps are worth it in plans only that take them all the way.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Step:
     leaps: bool = dataclasses.field(default=False, compare=False)
     free: bool = dataclasses.field(default=False, compare=False)
     starts: bool = dataclasses.field(default=False, compare=False)
+    throughout: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def weight(self) -> float | None:
@@ -129,6 +131,7 @@ class Needs:
             then the change that :meth:`Policy.observe` is given.
         correct: at a computed step, make good what the forecasts since the last one were off by, as far as the new
             output shows it (:meth:`unicp.engine.fills.kept.Kept.keep`).
+        weights: tell the policy what the solver makes of each output (``Step.weights``), where it can be told.
         steadiness: at every computed step measure how steadily the outputs change, and let forecasts go by it
             (:func:`unicp.tensors.extrapolation.steadiness`).
         unit_changes: compare the full output of every unit with the one before.
@@ -145,6 +148,7 @@ class Needs:
     units: tuple[str, ...] = ()
     check: bool = False
     correct: bool = False
+    weights: bool = False
     steadiness: bool = False
     unit_changes: bool = False
     map_bytes: int = 0

@@ -269,12 +269,16 @@ class BudgetPolicy(Policy):
         self._unheard = 0  # alarms that nothing was left for
         self._remarks: list[str] = []
         self._computed: list[int] = []
+        self._throughout = False  # longer steps only where the plan has nothing else
         self._beyond = 0  # the solver goes beyond the steps before this one
         self._until: float | None = None  # and to this place, which is at that step or behind it
 
     def needs(self) -> Needs:
         config = self.config
-        return Needs(keep="output", order=1, check=True, correct=config.correct, steadiness=True, leap=config.leap > 0)
+        leap = config.leap > 0
+        return Needs(
+            keep="output", order=1, check=True, weights=True, correct=config.correct, steadiness=True, leap=leap
+        )
 
     def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:
         self.book = errors
@@ -283,6 +287,7 @@ class BudgetPolicy(Policy):
         from .plans.step_plan import beginning, resampled
 
         config, count = self.config, step.count
+        self._throughout = step.throughout
         if self.book is not None:
             priced = self.book.choose(config)
             plan, old, new = priced.plan, self.book.sigmas[: priced.plan.steps], step.sigmas
@@ -335,6 +340,9 @@ class BudgetPolicy(Policy):
             leaps=step.leaps and config.leap > 0,
             free=step.free,
             starts=step.starts,
+            throughout=step.throughout,
+            corrects=config.correct and step.weights is not None,
+            stays=step.weights is not None and step.weights[-1] == 0,
             warmup=config.warmup_steps,
             cooldown=config.cooldown_steps,
         )
@@ -412,6 +420,8 @@ class BudgetPolicy(Policy):
 
     def _long(self, segment: Segment, plan: StepPlan) -> bool:
         """Whether the solver takes one long step over these skipped steps."""
+        if self._throughout:
+            return False
         # Late in a run forecasts over a short gap are the better ones (measured on the demo model, 30 and 50 steps).
         return segment.until <= self.config.leap * plan.steps or 20 * (segment.until - segment.after) > plan.steps
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError, unknown
+from ..files.whole import digest, staged
 from ..policies.budget import BudgetConfig, PlanBook
 from ..policies.config import Config, config_from_dict, config_types
 from ..policies.unicp import UniCPConfig
@@ -99,17 +99,13 @@ class Profile:
         from safetensors.torch import save_file
 
         path = Path(path)
-        part = path.with_name(path.name + ".part")
         try:
-            tensors, about = self._written()
-            save_file(tensors, part, metadata=about)
-            part.replace(path)
-            object.__setattr__(self, "path", os.fspath(path))
+            with staged(path, "the profile ", parents=False) as part:
+                tensors, about = self._written()
+                save_file(tensors, part, metadata=about)
         except (OSError, SafetensorError) as error:
             raise UnicpError(f"cannot write the profile {path}: {getattr(error, 'strerror', None) or error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+        object.__setattr__(self, "path", os.fspath(path))
 
     def _written(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What goes into a file. Copies: the format takes neither tensors that share memory nor transposed ones."""
@@ -243,8 +239,6 @@ def content_of(config: Config) -> dict[str, Any]:
     Raises:
         UnicpError: there is no such profile.
     """
-
-    from ..files.video import digest  # it needs numpy, which the command line must not wait for
 
     profile, stack = getattr(config, "profile", None), getattr(config, "stack", None)
     named = [name for name in ("profile", "stack") if getattr(config, name, None) is not None]

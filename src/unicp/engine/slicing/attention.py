@@ -121,7 +121,7 @@ def rank_grid(head_size: int) -> tuple[int, ...]:
     return tuple(range(step, head_size, step)) + (head_size,)
 
 
-MOST = 0.75
+MAX_RANK_SHARE = 0.75
 """A module that needs more than this part of its head size is left unsliced."""
 
 
@@ -143,7 +143,7 @@ def choose_ranks(errors: Mapping[int, tuple[float, float, float]], head_size: in
     if limit <= 0:
         return None
     for rank in sorted(errors):
-        if rank <= MOST * head_size and errors[rank][0] <= limit:
+        if rank <= MAX_RANK_SHARE * head_size and errors[rank][0] <= limit:
             return Ranks(qk=rank, v=rank)
     return None
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-OWN = ("sample", "model_output", "generator")
+ARGUMENTS_OF_A_STEP = ("sample", "model_output", "generator")
 """Arguments of ``step`` that are not the run's own when it is played on a few numbers."""
 
 
@@ -60,7 +60,7 @@ class Solver:
         named = dict(self._signature.bind(*args, **kwargs).arguments)
         sample = named.get("sample")
         self._shapes.append(sample.shape if isinstance(sample, torch.Tensor) else torch.Size())
-        self._calls.append({name: value for name, value in named.items() if name not in OWN})
+        self._calls.append({name: value for name, value in named.items() if name not in ARGUMENTS_OF_A_STEP})
 
     def response(self) -> list[float] | None:
         """How much of each output is in the latents at the end, all other outputs being as they are.

@@ -17,7 +17,7 @@ from torch._dynamo.exc import Unsupported as Unsupported
 
 from ...errors import UnicpError
 
-SLOT = "_compiled_call_impl"
+COMPILED_CALL = "_compiled_call_impl"
 """Where ``torch.nn.Module.compile`` puts what is called instead of the module. The same since torch 2.1."""
 
 Act = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -37,7 +37,7 @@ class Resumed:
             set_eval_frame(None)
 
 
-REASON = (
+NOT_ONE_GRAPH = (
     "unicp decides at every step what is run, which cannot be part of one graph: compile without fullgraph=True, or "
     "the blocks alone with transformer.compile_repeated_blocks(fullgraph=True)"
 )
@@ -45,7 +45,7 @@ REASON = (
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Dynamo does not look into the function's own frame, and goes on with those that it calls."""
-    function._torchdynamo_disable_msg = REASON  # type: ignore[attr-defined]
+    function._torchdynamo_disable_msg = NOT_ONE_GRAPH  # type: ignore[attr-defined]
     return skip(function)
 
 
@@ -79,7 +79,7 @@ class Gate:
 
 def place_of(module: Any, whole: bool) -> str:
     """Where a gate has to stand. Compiled code does not look at what its parts were compiled to by themselves."""
-    return SLOT if module.__dict__.get(SLOT) is not None and not whole else "forward"
+    return COMPILED_CALL if module.__dict__.get(COMPILED_CALL) is not None and not whole else "forward"
 
 
 def put(module: Any, act: Act, whole: bool) -> Gate:
@@ -116,7 +116,7 @@ def how_compiled(denoiser: Any, forward: Callable[..., Any]) -> str:
     """How a denoiser is compiled that is called with this ``forward``: ``"whole"``, ``"parts"`` or not (``""``)."""
     if isinstance(forward, Resumed):
         return "whole"
-    return "parts" if any(module.__dict__.get(SLOT) is not None for module in denoiser.modules()) else ""
+    return "parts" if any(module.__dict__.get(COMPILED_CALL) is not None for module in denoiser.modules()) else ""
 
 
 def original(module: Any) -> Any:
@@ -128,7 +128,7 @@ def eagerly(forward: Callable[..., Any], module: Any) -> Callable[..., Any]:
     """What runs a module uncompiled, hooks on its parts included, given what would run it."""
     while isinstance(forward, Resumed):
         forward = forward.forward
-    gate = module.__dict__.get(SLOT)
+    gate = module.__dict__.get(COMPILED_CALL)
     return module._call_impl if isinstance(gate, Gate) and gate.inner is forward else forward
 
 

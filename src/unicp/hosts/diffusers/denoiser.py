@@ -55,7 +55,7 @@ class HookedDenoiser:
     ) -> None:
         self.denoiser, self.name, self.config, self.spec = denoiser, name, config, spec
         self.needs = make_policy(config).needs()
-        self.clock = Clock.of(pipe, spec, weigh=self.needs.correct)
+        self.clock = Clock.of(pipe, spec, weigh=self.needs.weights)
         self.leaper = Leaper(self.clock.scheduler, self.needs.leap)
         self.parts = Parts()
         self.run: Run | None = None
@@ -163,7 +163,7 @@ class HookedDenoiser:
         self.leaper.begin()
         if not self.leaper.active:
             return tick
-        step = self.clock.leaps(self.clock.movable(call), self.leaper.starts)
+        step = self.clock.leaps(self.clock.movable(call), self.leaper.starts, self.leaper.throughout)
         return dataclasses.replace(tick, step=step)
 
     def rest(self) -> None:
