@@ -10,7 +10,7 @@ MEMBER ?= cogvideox
 PROMPT ?= a red ball bouncing fast over a gray striped background
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-wheel test-compat format train-demo evaluate-demo train-zoo bench bench-compare clean
+.PHONY: help install demo studio docs test test-slow test-wheel test-compat format train-demo evaluate-demo train-zoo bench bench-compare clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,13 @@ install: $(READY) ## create .venv with the pinned versions and unicp itself (the
 demo: $(READY) ## one accelerated video from the demo model beside its unaccelerated twin, in demo-out/
 	@mkdir -p demo-out
 	$(BIN)/unicp generate "$(PROMPT)" --model demo --method adacache --compare -o demo-out/demo.mp4
+
+studio: $(READY) ## the page: both videos in step, every decision
+	$(BIN)/unicp studio
+
+docs: $(READY) ## the documentation as a site, in site/; links, anchors, commands and examples are checked
+	$(BIN)/python -m pytest -q tests/test_docs.py -m "not slow"
+	$(BIN)/python -m mkdocs build --strict
 
 test: $(READY) ## linter, formatter, type checker, tests and doctests
 	$(BIN)/ruff check .
@@ -88,7 +95,9 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some five 
 bench-compare: $(READY) ## measure every method and peer on the demo model, at 50 and 30 steps (hours; resumes)
 	$(BIN)/python -m benchmarks.compare --steps 50
 	$(BIN)/python -m benchmarks.compare --steps 30
+	$(BIN)/python -m benchmarks.race
+	$(BIN)/python -m benchmarks.readme
 
 clean: ## remove .venv, caches and demo-out/ (training/runs stays)
-	rm -rf $(VENV) $(COMPAT) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT) demo-out site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests training benchmarks zoo -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

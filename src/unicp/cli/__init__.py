@@ -14,7 +14,7 @@ import typer
 from ..errors import UnicpError, UnicpWarning, first_line
 from .screen import messages
 
-VERBS = ("generate", "compare", "batch", "calibrate", "tune", "rehearse", "inspect", "models")
+VERBS = ("generate", "compare", "batch", "calibrate", "tune", "rehearse", "inspect", "studio", "models")
 """Modules of this package whose function of the same name is a verb, in the order of the help."""
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130

@@ -241,10 +241,12 @@ class Run:
         """The output of the denoiser, as decided.
 
         Args:
-            step, branch: of the call.
+            step: of the call.
+            branch: of the call.
             decision: what :meth:`decide` said.
             compute: runs the denoiser; its blocks and units act by the decision, where they can be looked into.
-            batch, frames: samples in the call, and latent frames of each.
+            batch: samples in the call.
+            frames: latent frames of each.
         """
         record = StepRecord(
             index=step.index, sigma=step.sigma, branch=branch, action=decision.action, denoiser=self.name

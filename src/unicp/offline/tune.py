@@ -48,7 +48,8 @@ def tune(
         pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.
         prompts: eight or more of the kind it will be used for, four at the least; ``None`` if ``call`` carries
             ``prompt_embeds``.
-        target_speedup, min_psnr: what the profile's config asks for; any other target can be asked of it later.
+        target_speedup: what the profile's config asks for; any other target can be asked of it later.
+        min_psnr: or this, in dB; not both.
         effort: ``"low"``, ``"medium"`` or ``"high"``.
         inside: a :class:`UniCPConfig`, or the path of a profile that :func:`calibrate` made: what may act inside
             computed steps. What such a step costs is timed. The profile then holds the calibration, too. Not with

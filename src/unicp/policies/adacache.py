@@ -86,7 +86,7 @@ class AdaCacheConfig(Config):
         fill: ``"residual"`` adds the cached stack residual (the paper). ``"forecast"`` extrapolates the denoiser's
             output along sigma, and nothing of it runs at a skipped step (ours).
         correct: for ``"forecast"``: at a computed step, make good what the forecasts before it were off by, as far as
-            the new output shows it (ours; docs/methods.md, "The budget").
+            the new output shows it (ours; docs/methods/budget.md).
         damping: for ``"forecast"``: weight of the extrapolation per spacing of the last outputs (see
             ``ScheduleConfig``).
         warmup_steps, cooldown_steps: first and last steps that are always computed (reference: 2 and 2).
