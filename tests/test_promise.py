@@ -144,6 +144,17 @@ def test_uneven_lists_are_planned_by_sigma() -> None:
     assert untuned(distilled, 4, leaps=True, free=True).compute == (0, 5, 6, 7)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
+@pytest.mark.parametrize("steps", [20, 30, 40, 50, 60, 100])
+def test_eulers_own_noise_levels_are_no_uneven_list(steps: int, shift: float) -> None:
+    """Their last step is shorter than the others, which is no jump: of 50 steps, half were planned as if it were."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    plan = untuned(scheduler.sigmas.tolist()[:-1], steps // 2)
+    gaps = [b - a for a, b in zip(plan.compute, plan.compute[1:], strict=False)]
+    assert gaps[0] == 1 and max(gaps) <= 4
+
+
 def test_a_last_step_too_short_to_matter_is_skipped() -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(20)

@@ -253,9 +253,9 @@ def untuned(
         first, last = 2 if warmup is None else warmup, 1 if cooldown is None else cooldown
         found = default if leaps and not throughout else growing
         return found(steps, computed, first, last)
-    inner = lengths[:body]
-    if any(a > UNEVEN_LENGTHS_RATIO * b or b > UNEVEN_LENGTHS_RATIO * a for a, b in pairwise(inner)):
-        return computing(steps, _by_length(sigmas[:body], inner, computed))
+    jumps = any(a > UNEVEN_LENGTHS_RATIO * b or b > UNEVEN_LENGTHS_RATIO * a for a, b in pairwise(lengths[:-1]))
+    if jumps or (steps > 1 and lengths[-1] > UNEVEN_LENGTHS_RATIO * lengths[-2]):  # a short last step is no jump
+        return computing(steps, _by_length(sigmas[:body], lengths[:body], computed))
     leaps &= not throughout or not corrects or computed < MIN_COMPUTED_FOR_FORECASTS
     if leaps and throughout:
         places = [body * i / computed for i in range(computed)]
