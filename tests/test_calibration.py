@@ -17,7 +17,8 @@ from tests.contract import config_on, profile_of, quietly
 from tests.reference.unicp_literal import sliced_attention
 from tests.tiny import FAMILIES
 from unicp import Profile, UniCPConfig, cli
-from unicp.engine.slicing.attention import basis, instrumented
+from unicp.engine.slicing.attention import basis
+from unicp.engine.slicing.instrumented import instrumented
 from unicp.errors import UnicpError
 from unicp.offline import inspect
 from unicp.profiles.identity import fingerprint

@@ -362,6 +362,31 @@ def test_the_package_root_imports_the_rest_lazily() -> None:
     assert eager <= {"unicp.errors", ".errors"}, f"unicp/__init__.py loads {sorted(eager)}; use __getattr__"
 
 
+# --- private names of others ----------------------------------------------------------------------------------------
+
+PRIVATE = re.compile(
+    r"""torch\._[a-zA-Z] | torch\.utils(\.|[ ]import[ ])_ | diffusers\.[a-z_.]*\._ | _modeling_parallel
+      | _diffusers_hook | _hook_order | _fn_refs | _old_forward | _compiled_call_impl | _call_impl | _orig_mod
+      | _torchdynamo | (?<!context)_parallel_config\b | _cp_plan | _flattened_mesh | _init_step_index | \b_step_index
+      | \b_cache_config\b | \b_is_cached | \b_progress_bar_config""",
+    re.VERBOSE,
+)
+
+
+def test_private_names_of_other_packages_stand_in_one_file() -> None:
+    """With the reason for each: what a new release breaks is looked for there."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE) != Path("tensors/private.py"):
+            lines = enumerate(path.read_text("utf-8").splitlines(), 1)
+            found += [
+                f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
+                for number, line in lines
+                if PRIVATE.search(line)
+            ]
+    assert not found, "\n".join(found)
+
+
 # --- nothing of one machine -----------------------------------------------------------------------------------------
 
 # Written so that this file does not match itself.

@@ -17,7 +17,8 @@ import unicp
 from tests.contract import config_on, profile_of, quietly
 from tests.reference.unicp_literal import SelfCaching, profiled_plan, sliced_attention
 from tests.tiny import FAMILIES, wan_transformer
-from unicp.engine.slicing.attention import SlicedAttention, basis, choose_ranks, instrumented, second_moments
+from unicp.engine.slicing.attention import SlicedAttention, basis, choose_ranks, second_moments
+from unicp.engine.slicing.instrumented import instrumented
 from unicp.engine.slicing.maps import MapAttention, attention_map
 from unicp.errors import UnicpError
 from unicp.policies import Step

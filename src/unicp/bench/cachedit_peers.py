@@ -6,6 +6,7 @@ import logging
 from typing import Any, ClassVar
 
 from ..errors import missing_extra
+from ..tensors.private import CACHE_DIT
 from .peers import Call, Peer, Run, register
 
 
@@ -45,7 +46,7 @@ class DBCache(Peer):
         return run.call
 
     def remove(self, run: Run) -> None:
-        if getattr(type(run.pipe), "_is_cached", False):
+        if getattr(type(run.pipe), CACHE_DIT, False):
             _library().disable_cache(run.pipe)
 
 

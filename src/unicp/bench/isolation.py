@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from ..errors import UnicpError
+from ..tensors.private import HOOK_REGISTRY
 from .harness import denoisers_of
 
 
@@ -38,7 +39,7 @@ def check_bare(pipe: Any, name: str, denoiser: Any) -> None:
     """Refuse a denoiser that is not as it was loaded: it would be no baseline."""
     what = type(pipe).__name__
     for module in denoiser.modules():
-        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
+        hooks = getattr(getattr(module, HOOK_REGISTRY, None), "hooks", None)
         if hooks:
             raise UnicpError(
                 f"the {name} of this {what} has the hook {next(iter(hooks))!r} on it; compare needs the bare pipeline: "

@@ -157,10 +157,10 @@ def _leaver(observer: _Observer, name: str, span: range) -> Any:
 def _live_tensors(pipe: Any) -> Any:
     """A mode that adds up the storages of all tensors that come and go, the weights' aside."""
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_iter
 
-    class Live(TorchDispatchMode):
+    from ..tensors.private import dispatch, pytree
+
+    class Live(dispatch.TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()
             self.known: set[int] = set()
@@ -172,7 +172,7 @@ def _live_tensors(pipe: Any) -> Any:
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             made = func(*args, **(kwargs or {}))
-            for tensor in tree_iter(made):
+            for tensor in pytree.tree_iter(made):
                 if isinstance(tensor, torch.Tensor):
                     self.note(tensor.untyped_storage())
             return made

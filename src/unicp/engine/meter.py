@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ..specs import ATTENTION_KINDS, ModelSpec
 from ..tensors.flops import Counter, scoped
+from ..tensors.private import pytree
 
 STACK = "stack"
 Key = tuple[Any, ...]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+
+from ..tensors.private import pytree
 
 TRAINING = (
     "the denoiser was called {how}: nothing is accelerated there, and such calls run the plain model; sample under "

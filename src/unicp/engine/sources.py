@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree  # diffusers registers its outputs there
 
+from ..tensors.private import pytree
 from .clock import version_of, window_of
 
 INPUTS = (

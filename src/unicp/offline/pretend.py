@@ -19,11 +19,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from ..errors import UnicpError
-from ..tensors import flops
+from ..tensors import flops, private
+from ..tensors.private import pytree
 
 aten = torch.ops.aten
 DEVICE = torch.device("meta")
@@ -134,7 +133,7 @@ class _Kind:
     plain: bool  # the same shapes in always give the same shapes out, and new memory
 
 
-class Pretend(TorchDispatchMode):
+class Pretend(private.dispatch.TorchDispatchMode):
     """The pretended device, while it is entered.
 
     Args:
@@ -194,7 +193,7 @@ class Pretend(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, torch._ops.HigherOrderOperator):
+        if isinstance(func, private.HigherOrderOperator):
             return func(*args, **kwargs)
         there = [tensor for tensor in _tensors(args) if tensor.is_meta]
         wanted = kwargs.get("device")
@@ -462,7 +461,7 @@ class Replayed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pretend = self._pretend
-        top = _get_current_dispatch_mode_stack()[-1]
+        top = private.dispatch._get_current_dispatch_mode_stack()[-1]
         counter = top if isinstance(top, flops.Counter) and self._counted else None
         if (top is not pretend and counter is None) or any(
             _watched(part) for part in self._module.modules() if part is not self._module
@@ -499,7 +498,7 @@ class Replayed:
 def _watched(module: Any) -> bool:
     """Whether somebody wants to see this very module run."""
     own = module.__dict__
-    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own.get("_diffusers_hook"))
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own.get(private.HOOK_REGISTRY))
 
 
 def by_place(reads: list[Read]) -> dict[str, int]:

@@ -15,7 +15,8 @@ from ..engine.arguments import named, parameters
 from ..engine.clock import Clock, Tick
 from ..engine.fills.units import output_change, parts, worst
 from ..engine.measure import Probe
-from ..engine.slicing.attention import SlicedAttention, basis, instrumented, rank_grid, second_moments
+from ..engine.slicing.attention import SlicedAttention, basis, rank_grid, second_moments
+from ..engine.slicing.instrumented import instrumented
 from ..hosts.diffusers import hooks
 from ..hosts.diffusers.compiled import eagerly
 from ..policies.base import Needs

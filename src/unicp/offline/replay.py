@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree  # diffusers registers its outputs there
 
 from ..engine.arguments import named, parameters
 from ..engine.clock import Clock
@@ -19,6 +18,7 @@ from ..engine.solver.response import InPlace, Solver
 from ..errors import UnicpError
 from ..hosts.diffusers import hooks
 from ..specs import find_spec
+from ..tensors.private import pytree
 
 REPLAY_HOOK = "unicp_replay"
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import UnicpError
+from ..tensors.private import PROGRESS_BAR
 
 
 def check_prompts(prompts: Sequence[str] | None, call: Mapping[str, Any]) -> None:
@@ -21,12 +22,12 @@ def check_prompts(prompts: Sequence[str] | None, call: Mapping[str, Any]) -> Non
 @contextmanager
 def own_bar_hidden(pipe: Any) -> Iterator[None]:
     """Without the pipeline's own progress bar. A pipeline that never had settings for it has none after that."""
-    before = vars(pipe).get("_progress_bar_config")
+    before = vars(pipe).get(PROGRESS_BAR)
     pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
     try:
         yield
     finally:
         if before is None:  # with None in it no call of the pipeline works
-            del pipe._progress_bar_config
+            delattr(pipe, PROGRESS_BAR)
         else:
-            pipe._progress_bar_config = before
+            setattr(pipe, PROGRESS_BAR, before)

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from . import private
 
 aten = torch.ops.aten
 
@@ -79,7 +80,7 @@ def operations(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], outp
     return _foreign_attention(func, args)
 
 
-class Counter(TorchDispatchMode):
+class Counter(private.dispatch.TorchDispatchMode):
     """Counts the operations of all that runs while it is entered. What runs is not changed by it.
 
     Attributes:
@@ -119,7 +120,7 @@ class Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, torch._ops.HigherOrderOperator):
+        if isinstance(func, private.HigherOrderOperator):
             return func(*args, **kwargs)
         packet = func._overloadpacket
         if packet.__name__.removeprefix("sym_") in METADATA:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree  # diffusers registers its outputs there
 
 from ...policies.base import Decision, Needs, Step
+from ...tensors.private import pytree
 from .kept import Kept
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .attention import instrumented
+from .instrumented import instrumented
 
 
 def attention_map(query: Any, key: Any, mask: Any = None, scale: float | None = None) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from ...policies.base import Decision
+from ...tensors import private
 from ...tensors.extrapolation import levels_at
 from .response import InPlace
 
@@ -197,11 +198,11 @@ class ByIndex:
 
     def index(self, call: BoundArguments) -> int:
         if self._scheduler.step_index is None:  # the first step; where it is, only the solver can tell
-            self._scheduler._init_step_index(call.arguments["timestep"])
+            private.find_first_step(self._scheduler, call.arguments["timestep"])
         return int(self._scheduler.step_index)
 
     def stay(self, call: BoundArguments) -> Any:
-        self._scheduler._step_index += 1
+        private.set_step(self._scheduler, self._scheduler.step_index + 1)
         sample = call.arguments["sample"]
         return (sample,) if self._kind is tuple else self._kind(prev_sample=sample)
 
@@ -217,11 +218,13 @@ class ByIndex:
                 sigmas, timesteps = (levels_at(levels, path) for levels in self._grid)
                 scheduler.sigmas = torch.cat([known[0].new_tensor(sigmas), known[0][len(known[1]) :]])
                 scheduler.timesteps = torch.tensor(timesteps, device=known[1].device).to(known[1].dtype)
-                scheduler.num_inference_steps, scheduler._step_index = len(path), len(taken) - 1
+                scheduler.num_inference_steps = len(path)
+                private.set_step(scheduler, len(taken) - 1)
             result = own(*call.args, **call.kwargs)
         finally:
-            scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps, scheduler._step_index = known
-        scheduler._step_index = known[-1] + 1
+            scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps, index = known
+            private.set_step(scheduler, index)
+        private.set_step(scheduler, index + 1)
         self._kind = type(result)
         return result
 

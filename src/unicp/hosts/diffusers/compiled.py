@@ -12,14 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._C._dynamo.eval_frame import set_eval_frame
-from torch._dynamo.decorators import skip
-from torch._dynamo.exc import Unsupported as Unsupported
 
 from ...errors import UnicpError
-
-COMPILED_CALL = "_compiled_call_impl"
-"""Where ``torch.nn.Module.compile`` puts what is called instead of the module. The same since torch 2.1."""
+from ...tensors import private
+from ...tensors.private import COMPILED_CALL, COMPILED_ORIGINAL, call_of, set_eval_frame
+from ...tensors.private import Unsupported as Unsupported
 
 Act = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -45,9 +42,7 @@ NOT_ONE_GRAPH = (
 
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Dynamo does not look into the function's own frame, and goes on with those that it calls."""
-    function._torchdynamo_disable_msg = NOT_ONE_GRAPH  # type: ignore[attr-defined]
-    return skip(function)
+    return private.uncompiled(function, NOT_ONE_GRAPH)
 
 
 @_uncompiled
@@ -122,7 +117,7 @@ def how_compiled(denoiser: Any, forward: Callable[..., Any]) -> str:
 
 def original(module: Any) -> Any:
     """The module that ``torch.compile(module)`` wraps; any other one itself."""
-    return getattr(module, "_orig_mod", module)
+    return getattr(module, COMPILED_ORIGINAL, module)
 
 
 def eagerly(forward: Callable[..., Any], module: Any) -> Callable[..., Any]:
@@ -130,7 +125,7 @@ def eagerly(forward: Callable[..., Any], module: Any) -> Callable[..., Any]:
     while isinstance(forward, Resumed):
         forward = forward.forward
     gate = module.__dict__.get(COMPILED_CALL)
-    return module._call_impl if isinstance(gate, Gate) and gate.inner is forward else forward
+    return call_of(module) if isinstance(gate, Gate) and gate.inner is forward else forward
 
 
 def uncompiled() -> Any:

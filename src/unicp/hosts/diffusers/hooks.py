@@ -16,6 +16,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import HookFunctionReference, StateManager
 
 from ...errors import UnicpError
+from ...tensors import private
 from . import compiled
 
 HOOK = "unicp"
@@ -107,8 +108,8 @@ def install(module: Any, hook: ReplacingHook, name: str, part: bool = False) -> 
     if getattr(getattr(around, "func", None), "__module__", None) != "accelerate.hooks":
         around = None
     if around is not None:
-        module.forward = module._old_forward
-    spreading = [n for n in registry._hook_order if n.startswith(("cp_input", "cp_output"))] if part else []
+        module.forward = getattr(module, private.FORWARD_BELOW)
+    spreading = [n for n in private.hook_order(registry) if n.startswith(("cp_input", "cp_output"))] if part else []
     others = {name: registry.hooks[name] for name in spreading}
     for other in reversed(spreading):
         registry.remove_hook(other, recurse=False)
@@ -125,13 +126,14 @@ def install(module: Any, hook: ReplacingHook, name: str, part: bool = False) -> 
     for other, theirs in others.items():
         registry.register_hook(theirs, other)
     if around is not None:
-        module._old_forward, module.forward = module.forward, around
+        setattr(module, private.FORWARD_BELOW, module.forward)
+        module.forward = around
     _forget_children(registry)
 
 
 def find(module: Any, name: str) -> Any:
     """The hook of this name on a module, or ``None``."""
-    registry = getattr(module, "_diffusers_hook", None)
+    registry = getattr(module, private.HOOK_REGISTRY, None)
     return registry.get_hook(name) if registry is not None else None
 
 
@@ -140,16 +142,16 @@ def uninstall(module: Any, hook: ReplacingHook, name: str) -> None:
 
     A hook that is no longer there, or whose name another one bears by now, is left alone.
     """
-    registry = getattr(module, "_diffusers_hook", None)
+    registry = getattr(module, private.HOOK_REGISTRY, None)
     if registry is None or registry.hooks.get(name) is not hook:
         return
-    index = registry._hook_order.index(name)
-    inner = registry._fn_refs[index].original_forward
-    outer = registry._fn_refs[index + 1] if index + 1 < len(registry._fn_refs) else None
+    index = private.hook_order(registry).index(name)
+    inner = private.hook_references(registry)[index].original_forward
+    outer = private.hook_references(registry)[index + 1] if index + 1 < len(private.hook_references(registry)) else None
     if module.__dict__.get("forward") is hook.installed:
         module.forward = inner
-    elif module.__dict__.get("_old_forward") is hook.installed:  # an accelerate hook stands around ours
-        module._old_forward = inner
+    elif module.__dict__.get(private.FORWARD_BELOW) is hook.installed:  # an accelerate hook stands around ours
+        setattr(module, private.FORWARD_BELOW, inner)
     elif outer is not None and outer.original_forward is hook.installed:
         outer.original_forward = inner
     elif outer is not None and outer.forward is hook.installed:
@@ -157,11 +159,11 @@ def uninstall(module: Any, hook: ReplacingHook, name: str) -> None:
     else:  # something unknown holds on to our forward: from now on it only passes through
         hook.act = compiled.pass_through
     del registry.hooks[name]
-    registry._hook_order.pop(index)
-    registry._fn_refs.pop(index)
+    private.hook_order(registry).pop(index)
+    private.hook_references(registry).pop(index)
     _forget_children(registry)
     if not registry.hooks:
-        del module._diffusers_hook
+        delattr(module, private.HOOK_REGISTRY)
         own = module.__dict__.get("forward")
         if inspect.ismethod(own) and own.__func__ is getattr(type(module), "forward", None):
             del module.__dict__["forward"]

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ...errors import UnicpError
+from ...tensors import private
 
 
 def check_spread(kind: type, heads: Any, size: int) -> None:
@@ -24,7 +25,7 @@ def check_spread(kind: type, heads: Any, size: int) -> None:
     Raises:
         UnicpError: it has no plan for context parallelism, or its heads do not divide evenly.
     """
-    if getattr(kind, "_cp_plan", None) is None:
+    if getattr(kind, private.PARALLEL_PLAN, None) is None:
         raise UnicpError(
             f"diffusers has no plan for context parallelism of a {kind.__name__}: it cannot be spread over {size} "
             "devices; use one for each worker"
@@ -47,7 +48,6 @@ def spread(denoisers: Sequence[Any], device: torch.device) -> None:
     """
     from diffusers import ContextParallelConfig
     from diffusers.hooks.context_parallel import apply_context_parallel
-    from diffusers.models._modeling_parallel import ParallelConfig
     from torch.distributed.device_mesh import init_device_mesh
 
     size = dist.get_world_size()
@@ -60,14 +60,14 @@ def spread(denoisers: Sequence[Any], device: torch.device) -> None:
             denoiser.enable_parallelism(config=context)
             continue
         # `enable_parallelism` asks for an accelerator, which nothing of what it does needs. This is what it does.
-        config = ParallelConfig(context_parallel_config=context)
+        config = private.parallel_config(context)
         config.setup(dist.get_rank(), size, device, mesh=mesh)
         for module in denoiser.modules():
             processor: Any = getattr(module, "processor", None)
-            if hasattr(processor, "_parallel_config"):
-                processor._parallel_config = config
-        apply_context_parallel(denoiser, context, denoiser._cp_plan)
-        denoiser._parallel_config = config
+            if hasattr(processor, private.PARALLEL_CONFIG):
+                setattr(processor, private.PARALLEL_CONFIG, config)
+        apply_context_parallel(denoiser, context, getattr(denoiser, private.PARALLEL_PLAN))
+        setattr(denoiser, private.PARALLEL_CONFIG, config)
 
 
 def group_of(denoiser: Any) -> Any:
@@ -76,16 +76,16 @@ def group_of(denoiser: Any) -> Any:
     Raises:
         UnicpError: it has, in parts of different sizes.
     """
-    config = getattr(getattr(denoiser, "_parallel_config", None), "context_parallel_config", None)
-    mesh = getattr(config, "_flattened_mesh", None)
-    if mesh is None:
+    config = getattr(getattr(denoiser, private.PARALLEL_CONFIG, None), "context_parallel_config", None)
+    group = private.mesh_group(config)
+    if group is None:
         return None
     if getattr(config, "ulysses_anything", False) or getattr(config, "ring_anything", False):
         raise UnicpError(
             f"{type(denoiser).__name__} is context-parallel with parts of different sizes (ulysses_anything or "
             "ring_anything), of which unicp cannot measure the whole; choose a size of video whose tokens divide evenly"
         )
-    return mesh.get_group()
+    return group
 
 
 def shards_of(denoiser: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from ...errors import UnicpError
 from ...policies.base import Needs
 from ...specs.unsupported import KEEPS_KEYS, UNSUPPORTED
+from ...tensors import private
 from .parallel import check_shards
 
 
@@ -31,9 +32,9 @@ def check_denoiser(denoiser: Any, pipe: Any, method: str, needs: Needs, group: A
 
 def other_cache(denoiser: Any, pipe: Any) -> tuple[str, str]:
     """The cache of others on a denoiser, and how it is turned off; empty if there is none."""
-    config = getattr(denoiser, "_cache_config", None)
+    config = getattr(denoiser, private.CACHE_CONFIG, None)
     if config is not None:
         return f"diffusers' {type(config).__name__.removesuffix('Config')}", "transformer.disable_cache()"
-    if getattr(denoiser, "_is_cached", False):
+    if getattr(denoiser, private.CACHE_DIT, False):
         return "cache-dit's", "cache_dit.disable_cache(pipe)"
     return "", ""

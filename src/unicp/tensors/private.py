@@ -1,0 +1,85 @@
+"""What unicp uses of torch, diffusers and accelerate that they do not call public, each with the reason.
+
+Nowhere else is one of these names written (``tests/test_house.py``). A new release may move any of them: the tests of
+hooks, compiling, leaping and parallel runs see it, and ``make test-compat`` with the oldest release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch._C._dynamo.eval_frame import set_eval_frame as set_eval_frame  # to leave compiled code, and to come back
+from torch._dynamo.decorators import skip
+from torch._dynamo.exc import Unsupported as Unsupported  # what fullgraph=True ends in where we decide
+from torch._ops import HigherOrderOperator as HigherOrderOperator  # operators whose arguments are functions
+from torch.utils import _python_dispatch as dispatch  # its modes have no public place
+from torch.utils import _pytree as pytree  # diffusers registers its outputs there, and in no public place
+
+__all__ = ["HigherOrderOperator", "Unsupported", "dispatch", "pytree", "set_eval_frame"]
+
+COMPILED_CALL = "_compiled_call_impl"
+"""Where ``torch.nn.Module.compile`` puts what is called instead of the module. The same since torch 2.1."""
+COMPILED_ORIGINAL = "_orig_mod"
+"""The module that ``torch.compile(module)`` wraps."""
+HOOK_REGISTRY = "_diffusers_hook"
+"""Where diffusers keeps a module's hooks. It has no way to ask whether there are any without making a registry."""
+FORWARD_BELOW = "_old_forward"
+"""Where accelerate keeps the forward that its own hook stands before, and which it puts back."""
+PARALLEL_CONFIG = "_parallel_config"
+"""On a model and its attention processors: how diffusers has spread the tokens over processes."""
+PARALLEL_PLAN = "_cp_plan"
+"""On a class of models: how diffusers would spread its tokens."""
+CACHE_CONFIG = "_cache_config"
+"""On a model: which of diffusers' own caches acts on it."""
+CACHE_DIT = "_is_cached"
+"""On a model: one of cache-dit's acts on it."""
+PROGRESS_BAR = "_progress_bar_config"
+"""On a pipeline: the settings of its progress bar, which it can be given but not asked for."""
+
+
+def uncompiled(function: Callable[..., Any], why: str) -> Callable[..., Any]:
+    """Dynamo does not look into the function's own frame, and goes on with those that it calls.
+
+    ``torch.compiler.disable`` would keep it from these, too. ``why`` is what a user reads under ``fullgraph=True``.
+    """
+    function._torchdynamo_disable_msg = why  # type: ignore[attr-defined]
+    return skip(function)
+
+
+def call_of(module: Any) -> Callable[..., Any]:
+    """What runs a module with its hooks, and not what it was compiled to."""
+    return module._call_impl
+
+
+def hook_order(registry: Any) -> list[str]:
+    """Names of a module's hooks in diffusers' registry, the innermost first: it removes rightly the last one only."""
+    return registry._hook_order
+
+
+def hook_references(registry: Any) -> list[Any]:
+    """What links a module's hooks to each other, in the same order."""
+    return registry._fn_refs
+
+
+def mesh_group(parallel_config: Any) -> Any:
+    """The processes over which diffusers has spread a model's tokens; ``None`` for no context-parallel config."""
+    mesh = getattr(parallel_config, "_flattened_mesh", None)
+    return None if mesh is None else mesh.get_group()
+
+
+def parallel_config(context: Any) -> Any:
+    """diffusers' config around a context-parallel one: ``enable_parallelism`` makes it, and asks for an accelerator."""
+    from diffusers.models._modeling_parallel import ParallelConfig
+
+    return ParallelConfig(context_parallel_config=context)
+
+
+def find_first_step(scheduler: Any, timestep: Any) -> None:
+    """Has a scheduler find the step that it begins with, as it does by itself at its first ``step``."""
+    scheduler._init_step_index(timestep)
+
+
+def set_step(scheduler: Any, index: int) -> None:
+    """Puts a scheduler to a step; it can be asked for it, and told only where it begins."""
+    scheduler._step_index = index
