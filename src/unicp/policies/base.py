@@ -104,7 +104,7 @@ class Decision:
 
     @property
     def runs(self) -> bool:
-        """Whether the denoiser itself is called."""
+        """Whether the denoiser is computed, wholly or in part."""
         return self.action in ("compute", "partial")
 
     def of_branch(self, branch: str) -> Decision:

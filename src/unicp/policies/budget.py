@@ -260,7 +260,8 @@ class BudgetPolicy(Policy):
         self._compute: frozenset[int] = frozenset()
         self._conditional = self._inside = self._compute
         self._expected: Mapping[int, tuple[float, float]] = {}
-        self._fills: dict[int, Segment] = {}
+        self._fills: dict[int, Segment] = {}  # what each skipped step is a part of
+        self._places: dict[int, float] = {}  # where computed steps are evaluated, if not at their own
         self._largest, self._measured = 0.0, 0  # forecast errors of this run
         self._extra = 0
         self._reserve = 0

@@ -312,7 +312,8 @@ class UniCPPolicy(Policy):
         """Online EDCW: set each window anew.
 
         Args:
-            changes: by unit that was computed in full: steps since it was before, and the relative change since
+            changes: by unit that was computed in full, and by its name with ``/map`` for its attention maps: steps
+                since it was before, and the relative change since
                 (``None`` at the first computation).
         """
         if self.halved:

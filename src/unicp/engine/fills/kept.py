@@ -1,4 +1,4 @@
-"""What is kept along sigma and what is made of it: the one piece of code behind everything that is filled."""
+"""What is kept along sigma and what is made of it: one piece of code for outputs, stacks and units."""
 
 from __future__ import annotations
 

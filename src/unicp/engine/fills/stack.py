@@ -21,7 +21,7 @@ class StackFill:
 
     def __init__(self) -> None:
         self.kept = Kept()
-        self.blocks = 0  # whose acts did when it was kept
+        self.blocks = 0  # how many of them acted when it was kept
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held."""

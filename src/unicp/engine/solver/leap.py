@@ -129,6 +129,7 @@ class Leaper:
         return index < self._until
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for the scheduler's ``step``."""
         scheduler = self._scheduler
         if scheduler is None or scheduler.timesteps is not self._timesteps:
             self._leave()  # another run, of which we know nothing

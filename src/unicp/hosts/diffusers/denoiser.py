@@ -84,7 +84,7 @@ class HookedDenoiser:
         times = {spec.timestep} if spec is not None else set(TIMESTEPS)
         self.sources = Sources(denoiser, hidden, sorted(times), self._remark)
         self._warned: set[str] = set()
-        self._leaping = False  # the scheduler that can leap is that of the run in progress
+        self._followed = False  # the run in progress is of the pipeline's scheduler
         self._placed: list[hooks.Placed] = []  # on blocks and units
         try:
             self._install(pipe)
@@ -198,7 +198,7 @@ class HookedDenoiser:
             assert run is not None
             decided = run.decide(step, tick.branch)
             decision = self._sound(run, tick, decided, call)
-            if decided.runs and self._leaping:
+            if decided.runs and self._followed:
                 self.leaper.go(step.index, run.decision)
             if decision.place is not None:
                 args, kwargs = self.clock.moved(step.index, decision.place, self._parameters, args, kwargs)
@@ -229,10 +229,10 @@ class HookedDenoiser:
         generation = self._opened(self)
         self.run = Run(self.config, name=self.name, parts=self.parts, generation=generation)
         self.sources.begin()
-        self._leaping = self.clock.follows_scheduler
-        if self._leaping:
+        self._followed = self.clock.follows_scheduler
+        if self._followed:
             self.leaper.begin()
-        if not self._leaping or not self.leaper.active:
+        if not self._followed or not self.leaper.active:
             return tick
         step = self.clock.leaps(self.clock.movable(call), self.leaper.starts, self.leaper.throughout)
         return dataclasses.replace(tick, step=step)
@@ -240,12 +240,12 @@ class HookedDenoiser:
     def _sound(self, run: Run, tick: Tick, decision: Decision, call: Mapping[str, Any]) -> Decision:
         """What was decided, as far as what is kept may stand in for what is skipped; else to compute the call."""
         branch, step = tick.branch, tick.step
-        state = self.sources.look(branch, step.position, call, self._leaping and self.leaper.active)
+        state = self.sources.look(branch, step.position, call, self._followed and self.leaper.active)
         if tick.unknown:
             run.remark(tick.unknown)
             state = STALE
         if decision.action == "leap":
-            if self._leaping and self.leaper.over(step.index):  # whatever this call returns, the solver looks at none
+            if self._followed and self.leaper.over(step.index):  # whatever this call returns, the solver looks at none
                 run.remark(LEAPT)
                 return decision
             return run.instead()  # the scheduler did not go where it was to go

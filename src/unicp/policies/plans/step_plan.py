@@ -155,7 +155,7 @@ def _gaps(total: int, count: int) -> list[int]:
 
 
 def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
-    """The plan that :class:`~unicp.BudgetConfig` plays without a profile.
+    """The plan of long runs under a solver that leaps (:func:`untuned`).
 
     Of the computed steps all but :data:`LATE_STEPS_PER_ROOT` times the root of the steps stand at the beginning,
     ``warmup`` at the least. Behind them gaps grow (:func:`growing`). Of few skipped steps no two are neighbours: it is
