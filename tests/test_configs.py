@@ -78,6 +78,7 @@ BAD: dict[type[Config], dict[str, list[Any]]] = {
         "delta_mlp": [-0.1, NAN, "0.1", None, True],
         "delta_prune": [-0.1, NAN, "0.1", None, True],
         "max_window": [0, -1, 1.5, NAN, "2", None, True],
+        "max_cache_bytes": [0, -1, 1.5, NAN, "2", True],
         "warmup_steps": [0, -1, 1.5, "2", None, True],
         "cooldown_steps": [-1, 1.5, "2", None, True],
         "edcw": ["offline", None, True],

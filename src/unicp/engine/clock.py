@@ -196,6 +196,11 @@ class Clock:
         self._turned = False  # it rises as the scheduler's falls
 
     @property
+    def in_waves(self) -> bool:
+        """Whether frames fall one after another, each with a scheduler of its own."""
+        return self._wave
+
+    @property
     def branches(self) -> list[str]:
         """Branches called so far at the current step."""
         return self._branches

@@ -24,7 +24,8 @@ def discover(denoiser: Any) -> ModelSpec | None:
     path, blocks = max(_lists(denoiser), key=lambda found: _size(found[1]), default=("", None))
     if blocks is None or _size(blocks) <= MIN_PARAMETER_SHARE * whole:
         return None
-    if "tuple" in str(inspect.signature(type(blocks[0]).forward).return_annotation).lower():
+    returns = str(inspect.signature(type(blocks[0]).forward).return_annotation).lower().removeprefix("typing.")
+    if returns.startswith("tuple") and "|" not in returns:
         return None  # it says itself that it returns more than one
     arguments, streams = _arguments(denoiser), _arguments(blocks[0])
     if not arguments or not streams:

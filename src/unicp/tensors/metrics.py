@@ -60,12 +60,13 @@ def frame_difference(features: Any, strides: tuple[int, ...] = (1,)) -> Any:
     Returns:
         A float32 scalar tensor in [0, 1]; zero for a single frame.
     """
-    p = features if features[0].numel() > CHUNK else features.float()
+    large = features[0].numel() > CHUNK
+    p = features if large else features.float()
     scores = []
     for k in strides:
         if k >= p.shape[1]:
             continue
-        if p is features:  # frame by frame
+        if large:  # frame by frame
             pairs = [distance_sums(p[:, f + k].flatten(1), p[:, f].flatten(1)) for f in range(p.shape[1] - k)]
             others = [p[:, f].flatten(1).abs().sum(1, dtype=torch.float32) for f in range(k, p.shape[1])]
             difference = torch.stack([one for one, _ in pairs]).sum(0)

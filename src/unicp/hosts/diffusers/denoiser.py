@@ -229,7 +229,7 @@ class HookedDenoiser:
         generation = self._opened(self)
         self.run = Run(self.config, name=self.name, parts=self.parts, generation=generation)
         self.sources.begin()
-        self._followed = self.clock.follows_scheduler
+        self._followed = self.clock.follows_scheduler and not self.clock.in_waves
         if self._followed:
             self.leaper.begin()
         if not self._followed or not self.leaper.active:
