@@ -48,6 +48,7 @@ class Turns:
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._calls = 0  # of the owner
+        self._busy = False  # a call of the owner is in progress, in which nobody else gets the turn
         self._guests: dict[int, _Guest] = {}
 
     def here(self) -> bool:
@@ -76,8 +77,13 @@ class Turns:
                 self._end()
             self._owner = thread
             self._calls += 1
+            self._busy = True
             self._guests.pop(thread, None)
             return True
+
+    def done(self) -> None:
+        """The call that :meth:`take` was asked for is over."""
+        self._busy = False
 
     def _may_begin(
         self, thread: int, name: str, make_clock: Callable[[], Clock], context: Any, call: Mapping[str, Any]
@@ -86,11 +92,11 @@ class Turns:
         guest = self._guests.get(thread)
         if guest is None:
             alive = {each.ident for each in threading.enumerate()}
-            if self._owner not in alive or self._over():
+            if self._owner not in alive or (not self._busy and self._over()):
                 return True
             self._guests = {known: each for known, each in self._guests.items() if known in alive}
             guest = self._guests[thread] = _Guest()
         begins, quiet = guest.begins(name, make_clock, context, call), guest.heard == self._calls
         if begins:
             guest.heard = self._calls
-        return begins and (quiet or self._over())
+        return begins and not self._busy and (quiet or self._over())

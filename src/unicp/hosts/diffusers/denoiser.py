@@ -220,6 +220,8 @@ class HookedDenoiser:
             if isinstance(error, compiled.Unsupported):
                 raise compiled.refused(error, self.denoiser) from error
             raise
+        finally:
+            self.turns.done()
 
     def _begin(self, tick: Tick, call: Mapping[str, Any]) -> Tick:
         """A video begins with this call. Returns its step, told what the solver can do."""
