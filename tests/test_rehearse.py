@@ -106,11 +106,11 @@ def test_live_bytes_and_their_peak() -> None:
     device = Pretend()
     with torch.no_grad(), device:
         x = torch.empty(1000, device=DEVICE)
-        assert device.live == 4000
+        assert device.memory.now == 4000
         y = x.view(10, 100) + 1
-        assert (device.live, device.peak) == (8000, 8000)
+        assert (device.memory.now, device.memory.peak) == (8000, 8000)
         del y
-    assert (device.live, device.peak) == (4000, 8000)
+    assert (device.memory.now, device.memory.peak) == (4000, 8000)
 
 
 def test_large_tensors_are_not_copied_whole_to_be_measured() -> None:
@@ -119,10 +119,10 @@ def test_large_tensors_are_not_copied_whole_to_be_measured() -> None:
     device = Pretend()
     with torch.no_grad(), device:
         new, old = (torch.empty(1, 20, CHUNK, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
-        held = device.live
+        held = device.memory.now
         device.mark()
         relative_change(new, old)
-    assert device.peak - held <= 5 * 4 * CHUNK  # a layer's size is twenty times 2 bytes
+    assert device.memory.peak - held <= 5 * 4 * CHUNK  # a layer's size is twenty times 2 bytes
 
 
 def tiny(**fields: Any) -> rehearse.Rehearsal:

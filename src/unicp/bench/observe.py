@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -104,7 +103,7 @@ class _Observer:
 
     def end_step(self) -> None:
         self.step, self.branch = self.step + 1, 0
-        self.seen.peak_bytes = self.live.peak
+        self.seen.peak_bytes = self.live.memory.peak
 
 
 def block_lists(denoiser: Any) -> dict[str, Any]:
@@ -158,37 +157,23 @@ def _live_tensors(pipe: Any) -> Any:
     """A mode that adds up the storages of all tensors that come and go, the weights' aside."""
     import torch
 
+    from ..tensors.live import LiveBytes
     from ..tensors.private import dispatch, pytree
 
     class Live(dispatch.TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()
-            self.known: set[int] = set()
-            self.now = self.peak = 0
+            self.memory = LiveBytes()
             for part in pipe.components.values():
                 if isinstance(part, torch.nn.Module):
                     for tensor in (*part.parameters(), *part.buffers()):
-                        self.known.add(tensor.untyped_storage()._cdata)
+                        self.memory.leave_out(tensor)
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             made = func(*args, **(kwargs or {}))
             for tensor in pytree.tree_iter(made):
                 if isinstance(tensor, torch.Tensor):
-                    self.note(tensor.untyped_storage())
+                    self.memory.note(tensor)
             return made
-
-        def note(self, storage: Any) -> None:
-            key = storage._cdata
-            if key in self.known:
-                return
-            size = storage.nbytes()
-            self.known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.gone, key, size)
-
-        def gone(self, key: int, size: int) -> None:
-            self.known.discard(key)
-            self.now -= size
 
     return Live()

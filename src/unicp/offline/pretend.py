@@ -8,7 +8,6 @@ a value is answered and written down. Small tensors whose values follow from the
 from __future__ import annotations
 
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UnicpError
 from ..tensors import flops, private
+from ..tensors.live import LiveBytes
 from ..tensors.private import pytree
 
 aten = torch.ops.aten
@@ -161,8 +161,7 @@ class Pretend(private.dispatch.TorchDispatchMode):
         self.calls = 0
         self._answered = 0
         self.work = Work()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
+        self.memory = LiveBytes()
         self._kinds: dict[Any, _Kind] = {}
         self._shapes: dict[Any, tuple[Any, Work]] = {}
         self._stack = ExitStack()
@@ -179,13 +178,13 @@ class Pretend(private.dispatch.TorchDispatchMode):
 
     def mark(self) -> None:
         """Begin to look for the peak again."""
-        self.peak = self.live
+        self.memory.peak = self.memory.now
 
     def weights(self, module: torch.nn.Module) -> int:
         """Do not count the tensors of a module from here on. Returns their bytes."""
         size = 0
         for tensor in (*module.parameters(), *module.buffers()):
-            self._known.add(tensor.untyped_storage()._cdata)
+            self.memory.leave_out(tensor)
             size += tensor.untyped_storage().nbytes()
         return size
 
@@ -232,7 +231,7 @@ class Pretend(private.dispatch.TorchDispatchMode):
                 output = func(*args, **kwargs)
         self.work = self.work.plus(work)
         for tensor in _tensors((output,)):
-            self._note(tensor.untyped_storage())
+            self.memory.note(tensor)
         return output
 
     def _first(self, func: Any, kind: _Kind, args: Any, kwargs: Any) -> Any:
@@ -318,22 +317,6 @@ class Pretend(private.dispatch.TorchDispatchMode):
         if not kind.in_place:
             for tensor, value in zip(made, _tensors((found,)), strict=True):
                 _remember(tensor, value)
-
-    # -- memory ----------------------------------------------------------------------------------------------------
-
-    def _note(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = storage.nbytes()
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
 
 class _Fused(TorchFunctionMode):
@@ -477,18 +460,18 @@ class Replayed:
         pretend.work = pretend.work.plus(work)
         if counter is not None:
             counter.add(work.flops, attended=True)
-        pretend.peak = max(pretend.peak, pretend.live + above)
+        pretend.memory.peak = max(pretend.memory.peak, pretend.memory.now + above)
         output = _made(recipe)
         for tensor in _tensors((output,)):
-            pretend._note(tensor.untyped_storage())
+            pretend.memory.note(tensor)
         return output
 
     def _run(self, key: Any, args: Any, kwargs: Any) -> Any:
         pretend = self._pretend
-        before, reads, held, peak = pretend.work, len(pretend.reads), pretend.live, pretend.peak
+        before, reads, held, peak = pretend.work, len(pretend.reads), pretend.memory.now, pretend.memory.peak
         pretend.mark()
         output = self._forward(*args, **kwargs)
-        above, pretend.peak = pretend.peak - held, max(peak, pretend.peak)
+        above, pretend.memory.peak = pretend.memory.peak - held, max(peak, pretend.memory.peak)
         recipe = _recipe(output)
         if recipe is not None and len(pretend.reads) == reads:
             self._known[key] = (recipe, pretend.work.minus(before), above)

@@ -271,12 +271,12 @@ class _Stage:
         pretend.reads.clear()
         pretend.calls, before = 0, pretend.work
         pretend.mark()
-        held = pretend.live
+        held = pretend.memory.now
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad(), pretend:
             self.pipe(**call, num_inference_steps=steps, output_type="latent", generator=generator)
         self.branches = max(1, round(pretend.calls / steps))
-        return _Run(pretend.work.minus(before), pretend.peak - held, list(pretend.reads))
+        return _Run(pretend.work.minus(before), pretend.memory.peak - held, list(pretend.reads))
 
 
 def _check(done: _Run, report: SessionReport) -> None:

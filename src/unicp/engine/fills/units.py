@@ -150,7 +150,6 @@ class Units:
         self.ways: dict[str, list[str]] = {}
         self.way: Way = lambda name, how, run: run()
         self.group: Any = None  # processes over which the tokens are spread
-        self.here: Callable[[], bool] = lambda: True  # whether a call is of the thread whose video is accelerated
         self.map_bytes = map_bytes
         self._kinds, self._protected, self._eagerly = kinds, protected, eagerly
         self._keep_slices, self._refresh, self._measure = keep_slices, refresh, measure
@@ -241,7 +240,7 @@ class Units:
     def _act_of(self, name: str, module: Any) -> Callable[..., Any]:
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
-            if call is None or not self.here():
+            if call is None:
                 return forward(*args, **kwargs)
             if name in call.done:
                 raise UnicpError(

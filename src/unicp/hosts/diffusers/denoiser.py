@@ -112,13 +112,13 @@ class HookedDenoiser:
         parts.meter = self.meter = Meter(self.denoiser, spec)
         if spec is not None and needs.metric is not None:
             parts.probe = Probe(self.denoiser, spec, needs, compiled.eagerly)
-            parts.probe.here = self._here
+            parts.probe.here = lambda: self.turns.here()  # a session sets its own
         if spec is not None and needs.units:
             measured = parts.probe.blocks if parts.probe is not None else ()
             profile = getattr(self.config, "profile", None)
             part = profile.opened(self.denoiser, self.name, pipe) if profile is not None else None
             parts.units = units_inside(self.config, needs, self.denoiser, spec, measured, part, compiled.eagerly)
-            parts.units.way, parts.units.here = self.meter.way, self._here
+            parts.units.way = self.meter.way
         whole: Any = getattr(self.config, "stack", self.config)
         if getattr(whole, "profile", None) is not None:
             whole.profile.opened(self.denoiser, self.name, pipe)
@@ -133,7 +133,7 @@ class HookedDenoiser:
                 act = functools.partial(parts.probe.run, block)  # type: ignore[union-attr]
                 self._placed.append(placed(block, self._in_turn(act), BLOCK_HOOK, gate_only=True))
         if parts.units is not None:
-            self._placed += [placed(unit, act, UNIT_HOOK, nested=True) for unit, act in parts.units.acts]
+            self._placed += [placed(unit, self._in_turn(act), UNIT_HOOK, nested=True) for unit, act in parts.units.acts]
         self._place(compiled.how_compiled(self.denoiser, self.denoiser.forward))
 
     def _in_turn(self, act: compiled.Act) -> compiled.Act:
@@ -143,9 +143,6 @@ class HookedDenoiser:
             return act(forward, args, kwargs) if self.turns.here() else forward(*args, **kwargs)
 
         return acts
-
-    def _here(self) -> bool:
-        return self.turns.here()
 
     def _place(self, how: str) -> None:
         """Act by gates where the denoiser is compiled, by hooks where it is not: people compile before or after."""
