@@ -103,7 +103,7 @@ def test_operations_by_kind_are_those_of_a_hand_calculation() -> None:
     pipe = WAN.build()
     session = unicp.accelerate(pipe, unicp.ScheduleConfig(interval=2))
     WAN.generate(pipe)
-    meter = session._hooked[0].meter
+    meter = session._hooked[0].parts.meter
     cost = meter.cost("cond")
     tokens, width, mlp, text, layers = (
         3 * 2 * 2,

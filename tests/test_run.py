@@ -77,6 +77,19 @@ def test_a_run_frees_what_it_kept_at_its_last_step() -> None:
     assert run.report().complete
 
 
+def test_what_is_kept_is_nobody_elses_to_write_into() -> None:
+    """Loops scale outputs in place, and denoisers that replay a graph overwrite the buffer of the call before."""
+    buffer = torch.ones(1, 4)
+    run = Run(ScheduleConfig(interval=2, warmup_steps=1), SIGMAS)
+    first = run.step(0, "cond", lambda: buffer)
+    first.mul_(7)
+    buffer.fill_(9)
+    filled = run.step(1, "cond", lambda: pytest.fail("this step is filled"))
+    assert torch.equal(filled, torch.ones(1, 4))
+    filled.mul_(5)
+    assert all(torch.equal(kept, torch.ones(1, 4)) for kept in run.tensors())
+
+
 def test_what_computes_is_called_only_where_it_is_decided_and_outputs_come_back_as_they_are() -> None:
     run, called = Run(ScheduleConfig(interval=2, warmup_steps=1), SIGMAS), []
     for index in range(len(SIGMAS)):

@@ -213,6 +213,16 @@ def test_a_session_restores_on_leaving() -> None:
     assert torch.equal(chosen.generate(pipe), plain("wan"))
 
 
+def test_restoring_leaves_no_attribute_on_a_module() -> None:
+    """An empty registry of hooks would be copied, saved and walked through by diffusers like any other."""
+    pipe = FAMILIES["wan"].build()
+    modules = dict(pipe.transformer.named_modules())
+    before = {path: set(module.__dict__) for path, module in modules.items()}
+    for name in ("schedule-stack", "adacache-residual", "unicp-windows"):
+        unicp.accelerate(pipe, case(name).config).restore()
+        assert {path: set(module.__dict__) for path, module in modules.items()} == before
+
+
 def test_restore_in_the_middle_of_a_run() -> None:
     chosen = FAMILIES["wan"]
     pipe = chosen.build()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Parts:
     probe: Probe | None = None
     units: Units | None = None
     book: Any = None
-    meter: Meter | None = None
+    meter: Meter = field(default_factory=Meter)
     shards: Any = None
 
     def rest(self) -> None:
@@ -102,7 +102,7 @@ class Run:
         self.needs = make_policy(config).needs()
         self.generation = generation or Generation(config.method)
         self._parts = parts or Parts()
-        self._meter = self._parts.meter or Meter()
+        self._meter = self._parts.meter
         self._policies: dict[str, Policy] = {}
         self._decisions: dict[str, Decision] = {}  # of the step, by what decides apart
         self._fills: dict[str, OutputFill | StackFill] = {}  # by branch

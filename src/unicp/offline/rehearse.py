@@ -295,9 +295,9 @@ def _by_kind(session: Any, report: SessionReport) -> dict[str, int]:
     found: Counter[str] = Counter()
     for record in report.steps:
         of = hooked[record.denoiser]
-        cost = of.meter.cost(record.branch)
+        cost = of.parts.meter.cost(record.branch)
         if record.action in ("compute", "partial"):
-            spent = of.meter.by_kind(record.branch, record.units)
+            spent = of.parts.meter.by_kind(record.branch, record.units)
         else:
             spent = {"rest": cost.total - cost.stack if of.needs.keep == "stack" else 0}
         for kind, count in spent.items():
@@ -310,7 +310,7 @@ def _whole_by_kind(session: Any, report: SessionReport) -> dict[str, int]:
     hooked = {each.name: each for each in session._hooked}
     found: Counter[str] = Counter()
     for record in report.steps:
-        meter = hooked[record.denoiser].meter
+        meter = hooked[record.denoiser].parts.meter
         for kind, count in meter.cost(record.branch).by_kind(meter.kinds).items():
             found[KINDS[kind]] += count
     return dict(found)

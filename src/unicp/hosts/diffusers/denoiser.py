@@ -53,7 +53,6 @@ class HookedDenoiser:
 
     Attributes:
         run: the video that is under way here, if any.
-        meter: what its calls cost.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class HookedDenoiser:
         self.clock = self._make_clock()
         self.turns = Turns(self.is_over, self.end)  # of a session, where there is one
         self.leaper = Leaper(self.clock.scheduler, self.needs.leap)
-        self.parts, self.meter = Parts(), Meter()
+        self.parts = Parts()
         self.run: Run | None = None
         self.hook = hooks.DenoiserHook(self.call, self._reset, self)
         self._opened, self._ended, self._group = opened, ended, group
@@ -109,7 +108,7 @@ class HookedDenoiser:
     def _install(self, pipe: Any) -> None:
         """Make the parts that runs look into, and place their acts on the modules."""
         parts, spec, needs, placed = self.parts, self.spec, self.needs, hooks.Placed
-        parts.meter = self.meter = Meter(self.denoiser, spec)
+        parts.meter = Meter(self.denoiser, spec)
         if spec is not None and needs.metric is not None:
             parts.probe = Probe(self.denoiser, spec, needs, compiled.eagerly)
             parts.probe.here = lambda: self.turns.here()  # a session sets its own
@@ -118,7 +117,7 @@ class HookedDenoiser:
             profile = getattr(self.config, "profile", None)
             part = profile.opened(self.denoiser, self.name, pipe) if profile is not None else None
             parts.units = units_inside(self.config, needs, self.denoiser, spec, measured, part, compiled.eagerly)
-            parts.units.way = self.meter.way
+            parts.units.way = parts.meter.way
         whole: Any = getattr(self.config, "stack", self.config)
         if getattr(whole, "profile", None) is not None:
             whole.profile.opened(self.denoiser, self.name, pipe)
@@ -153,7 +152,7 @@ class HookedDenoiser:
                 f"{type(self.denoiser).__name__} is context-parallel and compiled, and {self.config.method} decides on "
                 "its blocks: do one of both, or use a ScheduleConfig, which decides on the whole only"
             )
-        self.meter.around = compiled.uncompiled if how else contextlib.nullcontext
+        self.parts.meter.around = compiled.uncompiled if how else contextlib.nullcontext
         for placed in self._placed:
             placed.place(how)
         if self.parts.probe is not None:
@@ -202,10 +201,10 @@ class HookedDenoiser:
             hidden = call.get(self.spec.hidden) if self.spec is not None else None
             batch = hidden.shape[0] if hidden is not None else 1
             frames = self.spec.frames(self.denoiser, call) if self.spec is not None else 1
-            self.meter.begin(tick.branch, call)
+            self.parts.meter.begin(tick.branch, call)
 
             def compute() -> Any:
-                run_it = compiled.eagerly(forward, self.denoiser) if self.meter.counting else forward
+                run_it = compiled.eagerly(forward, self.denoiser) if self.parts.meter.counting else forward
                 return run_it(*args, **kwargs)
 
             output = run.act(step, tick.branch, decision, compute, batch, frames)
