@@ -172,7 +172,7 @@ def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> St
     first = max(warmup, computed - round(LATE_STEPS_PER_ROOT * math.sqrt(steps)))
     first_of_last, skipped = steps - max(cooldown, DEFAULT_COOLDOWN_STEPS), steps - computed
     if max(warmup, first - 2) <= first_of_last + 1 - 2 * skipped:
-        return computing(steps, set(range(steps)) - {first_of_last - 1 - 2 * i for i in range(skipped)})
+        return computing(steps, set(range(steps)) - _every_second(first_of_last, skipped))
     return growing(steps, computed, first, max(cooldown, min(DEFAULT_COOLDOWN_STEPS, first - warmup)))
 
 
@@ -214,7 +214,8 @@ def untuned(
     or more it is :func:`default`.
     Where the solver takes every step and few are computed, they are spaced evenly and their outputs repeated, which for
     solvers of first order is what longer steps are; else skipped ones are forecasts, behind first steps in full and in
-    gaps that grow (:func:`growing`). Of ``K`` computed steps of ``N`` those first ones are ``K^2 / 2N``. A last step
+    gaps that grow (:func:`growing`). Of ``K`` computed steps of ``N`` those first ones are ``K^2 / 2N``; where more of
+    them can be had by skipping every second one of the last, they are. A last step
     too short to matter is skipped, a noise level that is visited twice is computed once before one is visited again,
     and where lengths of steps jump, the plan goes by them.
 
@@ -276,8 +277,19 @@ def untuned(
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
     if computed < MIN_COMPUTED_FOR_GROWING:
         return computing(steps, {round(body * i / computed) for i in range(computed)}, order=0)
-    first = max(1, round(computed**2 / (2 * steps)))
+    first, skipped = max(1, round(computed**2 / (2 * steps))), body - computed
+    if not trapezoid and first <= body - 2 * skipped:
+        return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
     return computing(steps, growing(body, computed, first).compute)
+
+
+def _every_second(before: int, skipped: int) -> set[int]:
+    """Steps to skip where they are few: no two are neighbours, and they stand as late as can be before a step.
+
+    >>> sorted(_every_second(10, 3))
+    [5, 7, 9]
+    """
+    return {before - 1 - 2 * i for i in range(skipped)}
 
 
 def _twice(
