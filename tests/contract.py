@@ -122,7 +122,12 @@ PRIMARY = [marked(name) for name, family in FAMILIES.items() if family.primary]
 _AGAIN = {family.name for family in VARIANTS}
 ONCE = [pytest.param(name, marks=pytest.mark.slow if name in _AGAIN else ()) for name in FAMILIES]
 """All families; other pipelines of a transformer that is tried in its first one are left to ``make test-slow``."""
-OTHERS = [param for param in ONCE if param.values[0] not in FULL]
+OTHERS = [
+    pytest.param(name, marks=() if family.primary or len(family.denoisers) > 1 else pytest.mark.slow)
+    for name, family in FAMILIES.items()
+    if name not in FULL
+]
+"""All but :data:`FULL`, for tests of what hardly differs between families: quick are the primary ones."""
 
 # For the other families: one case of each kind of filling, and one each for units that are kept and that are sliced.
 SOME = ("adacache-residual", "schedule-linear", "unicp-online", "unicp-switch")
@@ -147,9 +152,9 @@ def quick_cases_of(family: str) -> list[str]:
     """Those that the contract is run for whenever tests are; the others are run by ``make test-slow``."""
     if family in FULL:
         return all_cases_of(family)
-    chosen = {*SOME, *(MEASURED if FAMILIES[family].primary else ())}
+    chosen = {*SOME, *MEASURED} if FAMILIES[family].primary else {"adacache-residual", "unicp-switch"}
     if family in _AGAIN:  # another pipeline of a transformer: its units are where they were
-        chosen -= {"unicp-online", "unicp-switch"}
+        chosen -= {"unicp-switch"}
     return [name for name in all_cases_of(family) if name in chosen]
 
 

@@ -110,7 +110,9 @@ def ring_as_it_is(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str,
     return said
 
 
-def guidance(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
+def guidance(
+    rank: int, replica: int, mesh: Any, folder: Path, names: tuple[str, ...] = ("adacache-residual", "unicp-online")
+) -> dict[str, Any]:
     """Even processes run the branch of the prompt, odd ones that of the negative prompt."""
     group = mesh._flatten().get_group()
     negative = rank % 2
@@ -129,7 +131,6 @@ def guidance(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]
         kept = len(session.cached_tensors())
         return {"latents": latents, "actions": actions(session.report()), "kept": kept}
 
-    names = ("adacache-residual", "adacache-forecast", "schedule-stack", "unicp-online")
     found: dict[str, Any] = {name: made(case(name).config, group) for name in names}
     everything = case("adacache-residual").always_compute
     found["computed"], found["computed alone"] = made(everything, group), made(everything, None)
@@ -140,6 +141,11 @@ def guidance(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]
     torn = unicp.AdaCacheConfig(codebook=((float(sum(each)) / 2, 4), (1e6, 1)))
     found["torn"], found["torn alone"] = made(torn, group), made(torn, None)
     return found
+
+
+def guidance_further(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
+    """The same with the other kinds of filling."""
+    return guidance(rank, replica, mesh, folder, ("adacache-forecast", "schedule-stack"))
 
 
 def failing(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
@@ -184,6 +190,7 @@ SCENARIOS = {
     "ring": ring,
     "ring_as_it_is": ring_as_it_is,
     "guidance": guidance,
+    "guidance_further": guidance_further,
     "failing": failing,
     "refused": refused,
 }

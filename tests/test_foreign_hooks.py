@@ -301,7 +301,10 @@ PUTS: dict[str, Callable[[Any], None]] = {
 
 
 @pytest.mark.parametrize("ours_first", [True, False], ids=["ours-first", "theirs-first"])
-@pytest.mark.parametrize("name", [*NAMES, "unicp-switch"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == NAMES[0] else pytest.mark.slow) for name in NAMES] + ["unicp-switch"],
+)
 @pytest.mark.parametrize("put", PUTS.values(), ids=PUTS)
 def test_hooks_that_diffusers_brings(put: Callable[[Any], None], name: str, ours_first: bool) -> None:
     pipe = WAN.build()

@@ -16,8 +16,12 @@ pytest.importorskip("peft", reason="needs peft, which the dev extra brings")
 
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "schedule-stack", "unicp-online", "unicp-switch")
-QUICK = ("adacache-residual", "unicp-switch")
-"""Hooks on blocks, and on units whose weights are sliced: the others have their hooks where one of these has."""
+QUICK = {
+    "adacache-residual": ("load-disable-enable-unload", "load-another-fuse", "baked", "add-adapter"),
+    "unicp-switch": ("load-fuse-unfuse-unload", "add-adapter"),
+}
+"""Hooks on blocks, and on units whose weights are sliced: the others have their hooks where one of these has. Every
+event is in one of the two."""
 
 
 def _lora(transformer: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -79,9 +83,13 @@ LIVES: dict[str, list[Callable[[Any], None]]] = {
 }
 
 
-@pytest.mark.parametrize("life", LIVES)
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+    ("name", "life"),
+    [
+        pytest.param(name, life, marks=() if life in QUICK.get(name, ()) else pytest.mark.slow)
+        for name in NAMES
+        for life in LIVES
+    ],
 )
 def test_before_or_after(name: str, life: str) -> None:
     """After every event: what was accelerated from the beginning makes what one makes that was accelerated just now,
