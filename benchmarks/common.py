@@ -150,6 +150,44 @@ def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
     return {"median": median(pairs), "min": min(pairs), "max": max(pairs)}
 
 
+def margins_drawn(
+    names: Sequence[str],
+    speeds: Sequence[float],
+    margins: Mapping[str, Sequence[Sequence[float | None]]],
+    over: str,
+    path: Path,
+) -> None:
+    """A picture of margins: a line for each situation, a column for each speed, a side for each way of reading them.
+
+    Args:
+        names: of the situations.
+        speeds: at which the margins were read.
+        margins: by what a side shows, a line for each situation: a margin for each speed in dB, or ``None``.
+        over: what they are margins over.
+        path: where the picture goes.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = (9, 0.6 + 0.24 * len(names))
+    figure, sides = pyplot.subplots(1, len(margins), figsize=size, sharey=True, layout="constrained")
+    for side, (title, cells) in zip(sides, margins.items(), strict=True):
+        shades = [[float("nan") if value is None else value for value in line] for line in cells]
+        side.imshow(shades, cmap="RdBu", vmin=-10, vmax=10, aspect="auto")
+        for y, line in enumerate(cells):
+            for x, value in enumerate(line):
+                if value is not None:
+                    dark = abs(value) > 6
+                    side.text(x, y, f"{value:+.1f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+        side.set_xticks(range(len(speeds)), [f"{speed:g}x" for speed in speeds])
+        side.set_title(f"{title}, dB above {over}", fontsize=9)
+    sides[0].set_yticks(range(len(names)), names, fontsize=7)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def save(name: str, figures: dict[str, Any], made_by: str | None = None) -> Path:
     """Write figures with machine, versions and command to ``benchmarks/results/NAME.json``.
 

@@ -236,30 +236,13 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """A picture of the budget's margins: a cell for each situation and speed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(dict.fromkeys(row["situation"] for row in rows))
-    figure, sides = pyplot.subplots(1, 2, figsize=(9, 0.6 + 0.24 * len(names)), sharey=True, layout="constrained")
-    for side, title, which in zip(sides, ("mean over captions", "worst caption"), (0, 1), strict=True):
-        cells = [[float("nan")] * len(SPEEDS) for _ in names]
-        for row in rows:
-            for column, speed in enumerate(SPEEDS):
-                if row["method"] == f"budget {speed:g}x":
-                    cells[names.index(row["situation"])][column] = margins(row)[which]
-        side.imshow(cells, cmap="RdBu", vmin=-10, vmax=10, aspect="auto")
-        for y, line in enumerate(cells):
-            for x, value in enumerate(line):
-                if value == value:
-                    dark = abs(value) > 6
-                    side.text(x, y, f"{value:+.1f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
-        side.set_xticks(range(len(SPEEDS)), [f"{speed:g}x" for speed in SPEEDS])
-        side.set_title(f"{title}, dB above fewer steps", fontsize=9)
-    sides[0].set_yticks(range(len(names)), names, fontsize=7)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    found = {(row["situation"], row["method"]): margins(row) for row in rows}
+    sides = {
+        title: [[found.get((name, f"budget {speed:g}x"), (None, None))[which] for speed in SPEEDS] for name in names]
+        for title, which in (("mean over captions", 0), ("worst caption", 1))
+    }
+    common.margins_drawn(names, SPEEDS, sides, "fewer steps", path)
 
 
 def measure(situation: Situation, maker: Maker, methods: dict[str, Config], path: Path | None) -> list[dict[str, Any]]:

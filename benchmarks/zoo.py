@@ -1,0 +1,220 @@
+"""Every member of the proving ground with every method: what is best at the same share of operations.
+
+    python -m benchmarks.zoo [--members cogvideox hunyuan] [--steps 50 30 20] [--prompts 8] [--euler] [--quick]
+
+A situation is a member, a number of steps and a scheduler, the member's own or Euler's. In it all methods and peers of
+``unicp compare`` are run on held-out captions, one video at a time, and their curves are read at the same speeds, by
+operations counted at the first caption; wall-clock stands beside it. Where a peer does not run, its own words are kept.
+
+Resumable: every video is kept in ``benchmarks/results/zoo.parts`` (not committed), where each situation's report lies,
+too. ``--quick`` takes three captions, 50 steps and a few settings of the methods that matter most, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import diffusers
+
+import unicp
+import zoo
+from benchmarks import common, figures
+from benchmarks.compare import BUDGET, SPEEDS
+from unicp.bench.results import Row
+from unicp.bench.statistics import interpolate
+from unicp.demo import scenes
+
+STEPS = (50, 30, 20)
+PARTS = common.RESULTS / "zoo.parts"
+PICTURE = Path(__file__).parent.parent / "docs" / "images" / "zoo.png"
+QUICK = (
+    "budget",
+    "adacache-forecast",
+    "fewer-steps=33:25:20:16",
+    "first-block-cache=0.1:0.2",
+    "taylorseer=2:3",
+    "pab=2:3",
+    "cache-dit-dbcache=0.1:0.2",
+)
+"""Methods of ``--quick``."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A member, a number of steps, and whether Euler's scheduler takes the place of its own."""
+
+    member: str
+    steps: int
+    euler: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.member}, {self.steps} steps" + ", Euler" * self.euler
+
+    def load(self) -> tuple[Any, dict[str, Any]]:
+        """The pipeline, and what its call takes besides the prompt."""
+        if self.member == "wan":
+            pipe, call = common.pipeline(), common.CALL
+        else:
+            pipe, call = zoo.load(self.member)
+        pipe.set_progress_bar_config(disable=True)
+        if self.euler:
+            pipe.scheduler = euler(pipe.scheduler)
+        return pipe, {**call, "num_inference_steps": self.steps}
+
+
+def euler(scheduler: Any) -> Any:
+    """Euler's scheduler for a model that was trained with another one."""
+    config = scheduler.config
+    if config.get("prediction_type", "flow_prediction") == "flow_prediction":
+        shift = config.get("flow_shift", config.get("shift", 3.0))
+        return diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    return diffusers.EulerDiscreteScheduler.from_config(config, timestep_spacing="trailing")
+
+
+def members() -> tuple[str, ...]:
+    """The demo model, and what the proving ground has besides; ``wan-image`` takes a picture for each caption."""
+    return ("wan", *(name for name in zoo.names() if name != "wan-image"))
+
+
+def reading(rows: Sequence[Row], speed: float, measure: str = "psnr", worst: bool = False) -> float | None:
+    """A figure of a method's curve at a speed by operations; ``None`` beyond its fastest point.
+
+    Where its slowest point is faster than that, it counts as it is.
+    """
+    points = []
+    for row in rows:
+        figure = row.quality.get(measure)
+        if figure is not None and row.computed_fraction and not row.identical:
+            points.append((1 / row.computed_fraction, figure.worst if worst else figure.value))
+    slowest = min(points, default=(speed, None))
+    return slowest[1] if slowest[0] > speed else interpolate(points, speed)
+
+
+def readings(comparison: unicp.Comparison) -> list[dict[str, Any]]:
+    """What is committed of a comparison: every method at every speed that it reaches."""
+    found = []
+    for name, rows in comparison.curves().items():
+        for speed in SPEEDS:
+            psnr = reading(rows, speed)
+            if name == "control" or psnr is None:
+                continue
+            near = min(rows, key=lambda row: abs(1 / (row.computed_fraction or 1) - speed))
+            found.append(
+                {
+                    "method": name,
+                    "ours": rows[0].ours,
+                    "speed": speed,
+                    "psnr": psnr,
+                    "worst": reading(rows, speed, worst=True),
+                    "ssim": reading(rows, speed, "ssim"),
+                    "motion_ratio": reading(rows, speed, "motion_ratio"),
+                    "wall_clock": near.loop_speedup.value,
+                    "caption": mean(near.caption.values()) if near.caption else None,
+                }
+            )
+    return found
+
+
+def measured(situation: Situation, prompts: list[str], methods: Sequence[str] | None, keep: bool) -> dict[str, Any]:
+    """A situation's readings, what its unaccelerated videos are worth, and what did not run."""
+    pipe, call = situation.load()
+    path = PARTS / situation.name.replace(", ", "_").replace(" ", "-")
+    comparison = unicp.compare(
+        pipe,
+        methods,
+        prompts,
+        results=path.with_suffix(".sqlite") if keep else None,
+        calibration_prompt=common.training_prompts(1)[0],
+        **call,
+    )
+    if keep:
+        comparison.report(path.with_suffix(".html"), fps=unicp.demo.FPS)
+    right = comparison.baseline.caption_right()
+    broken: dict[str, str] = {}
+    for failure in comparison.failures:
+        broken.setdefault(failure.method, failure.error)
+    return {
+        "situation": situation.name,
+        "captions": len(prompts),
+        "caption_unaccelerated": mean(right.values()) if right else None,
+        "readings": readings(comparison),
+        "broken": broken,
+    }
+
+
+def margin(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str = BUDGET) -> float | None:
+    """How far a method of ours is above the best of those that are not ours, in dB; ``None`` beyond its curve."""
+    at = [one for one in found["readings"] if one["speed"] == speed]
+    own = next((one[which] for one in at if one["method"] == method), None)
+    others = [one[which] for one in at if not one["ours"]]
+    return None if own is None or not others else own - max(others)
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown: the budget's margin over the best peer, a line a situation; of the mean and of the worst caption."""
+    speeds = " | ".join(f"{speed:g}x" for speed in SPEEDS)
+    lines = [
+        f"| situation | {speeds} | best peer at 2x | motion at 2x | captions right at 2x |",
+        "|---|" + "---:|" * len(SPEEDS) + "---|---:|---:|",
+    ]
+    for found in results:
+        cells = []
+        for speed in SPEEDS:
+            over, worst = (margin(found, speed, which) for which in ("psnr", "worst"))
+            cells.append("–" if over is None or worst is None else f"{over:+.1f} / {worst:+.1f}")
+        at = [one for one in found["readings"] if one["speed"] == 2.0]
+        peer = max((one for one in at if not one["ours"]), key=lambda one: one["psnr"], default=None)
+        own = next((one for one in at if one["method"] == BUDGET), None)
+        cells.append("–" if peer is None else f"{peer['method']} {peer['psnr']:.1f} / {peer['worst']:.1f}")
+        cells.append("–" if own is None else f"{own['motion_ratio']:.3f}")
+        plain = found["caption_unaccelerated"]
+        cells.append("–" if own is None or plain is None else f"{own['caption']:.0%} ({plain:.0%} unaccelerated)")
+        lines.append(f"| {found['situation']} | {' | '.join(cells)} |")
+    return lines
+
+
+def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A picture of the budget's margins over the best peer: a cell for each situation and speed."""
+    sides = {
+        title: [[margin(found, speed, which) for speed in SPEEDS] for found in results]
+        for title, which in (("mean over captions", "psnr"), ("worst caption", "worst"))
+    }
+    common.margins_drawn([found["situation"] for found in results], SPEEDS, sides, "the best peer", path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", nargs="+", choices=members(), default=members())
+    parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
+    parser.add_argument("--prompts", type=int, default=8, help="held-out captions")
+    parser.add_argument("--methods", nargs="+", help="as for unicp compare; by default all")
+    parser.add_argument("--euler", action="store_true", help="under Euler's scheduler")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    methods, prompts, steps = args.methods, scenes.prompts(args.prompts), args.steps
+    if args.quick:
+        methods, prompts, steps = QUICK, scenes.prompts(3), (50,)
+    PARTS.mkdir(parents=True, exist_ok=True)
+    path = common.RESULTS / "zoo.json"
+    known = {one["situation"]: one for one in figures.read(path)["situations"]} if path.exists() else {}
+    new = []
+    for situation in [Situation(member, count, args.euler) for member in args.members for count in steps]:
+        new.append(measured(situation, prompts, methods, keep=not args.quick))
+        print("\n".join(table(new[-1:])), flush=True)
+        for name, words in new[-1]["broken"].items():
+            print(f"did not run: {name} ({words})")
+        if not args.quick:
+            known[situation.name] = new[-1]
+            made_by = "python -m benchmarks.zoo --steps " + " ".join(map(str, steps)) + " --euler" * args.euler
+            common.save("zoo", {"situations": list(known.values())}, made_by)
+            draw(list(known.values()), PICTURE)
+
+
+if __name__ == "__main__":
+    main()
