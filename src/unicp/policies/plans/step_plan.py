@@ -214,8 +214,7 @@ def untuned(
     or more it is :func:`default`.
     Where the solver takes every step and few are computed, they are spaced evenly and their outputs repeated, which for
     solvers of first order is what longer steps are; else skipped ones are forecasts, behind first steps in full and in
-    gaps that grow (:func:`growing`). Of ``K`` computed steps of ``N`` those first ones are ``K^2 / 2N``; where more of
-    them can be had by skipping every second one of the last, they are. A last step
+    gaps that grow (:func:`growing`). Of ``K`` computed steps of ``N`` those first ones are ``K^2 / 2N``. A last step
     too short to matter is skipped, a noise level that is visited twice is computed once before one is visited again,
     and where lengths of steps jump, the plan goes by them.
 
@@ -277,8 +276,10 @@ def untuned(
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
     if computed < MIN_COMPUTED_FOR_GROWING:
         return computing(steps, {round(body * i / computed) for i in range(computed)}, order=0)
+    # With a last step that is skipped, forecasts reach the end anyway: then every second one of the last is worth less
+    # than more first steps in full (demo model, 12 to 30 Euler steps; at 50, where the last is computed, it is not).
     first, skipped = max(1, round(computed**2 / (2 * steps))), body - computed
-    if not trapezoid and first <= body - 2 * skipped:
+    if not trapezoid and body < steps and first <= body - 2 * skipped:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
     return computing(steps, growing(body, computed, first).compute)
 
