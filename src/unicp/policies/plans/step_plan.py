@@ -35,6 +35,10 @@ ground's CogVideoX, at 20, 30 and 50 steps."""
 MIN_COMPUTED_FOR_GROWING = 8
 """Computed steps below which the default plan spaces them evenly, as fewer steps would be."""
 
+LONG_FIRST_STEP_RATIO = 0.5
+"""Length in sigma of the first of few long steps, as a share of their mean, from which on a short one before it is
+worth its cost under UniPC and DEIS. At shift 1 it is; from 3 on it depends on the guidance and the order."""
+
 UNEVEN_LENGTHS_RATIO = 3.0
 """Ratio of neighbouring steps' lengths in sigma from which on a plan goes by sigma and not by the steps' number."""
 
@@ -209,8 +213,9 @@ def untuned(
 
     A multistep solver that can leap and has few steps is given just what fewer steps would be, evenly along the run,
     and so is DDIM below :data:`MIN_COMPUTED_FOR_FORECASTS` computed steps; from there on those in between are forecast.
-    Where a solver gains from a short first step, it gets one from :data:`MIN_COMPUTED_FOR_GROWING` computed steps on:
-    the first of its long steps is then taken from two outputs in place of one. In a run of :data:`LONG_RUN_STEPS` steps
+    Where a solver gains from a short first step, it gets one from :data:`MIN_COMPUTED_FOR_GROWING` computed steps on,
+    if the long one in its place would be long in sigma, too: the first of its long steps is then taken from two outputs
+    in place of one. In a run of :data:`LONG_RUN_STEPS` steps
     or more it is :func:`default`.
     Where the solver takes every step and few are computed, they are spaced evenly and their outputs repeated, which for
     solvers of first order is what longer steps are; else skipped ones are forecasts, behind first steps in full and in
@@ -268,7 +273,8 @@ def untuned(
         if starts and computed > 0.55 * steps and steps >= SHORT_RUN_STEPS:
             return default(steps, computed)
         places = [body * i / computed for i in range(computed)]
-        if starts:
+        first_length = sigmas[0] - float(np.interp(body / computed, range(steps), sigmas))
+        if starts and first_length > LONG_FIRST_STEP_RATIO * sigmas[0] / computed:
             places = [0.0] + [1 + (body - 1) * i / (computed - 1) for i in range(computed - 1)]
         if not free:
             places = [float(int(place)) for place in places]
