@@ -35,17 +35,20 @@ def block() -> str:
         f"![One caption three ways: unaccelerated in {plain.seconds:.1f} s, {ours.method} in {ours.seconds:.1f} s at "
         f"{ours.psnr:.0f} dB, {peer.method} in {peer.seconds:.1f} s at {peer.psnr:.0f} dB](docs/images/race.gif)",
         "",
-        f"*“{race.caption}”, by the demo model on two CPU cores, {at_50.steps} steps: as it is,",
-        f"at twice the speed by us, and by the best of the other caches ({peer.method}); below, what each changed,",
-        f"times {racing.GAIN}. Clocks are medians over {count} captions; on this one we are ahead by the median.*",
+        f"*“{race.caption}”, by the demo model on two CPU cores, {at_50.steps} steps. From left",
+        f"to right: unaccelerated, at twice the speed with `{ours.method}`, and with the best of the other caches "
+        f"({peer.method}).",
+        f"The lower row shows what each of them changed, times {racing.GAIN}. Clocks are medians over {count} "
+        "captions; on this",
+        "caption our lead is the median one.*",
         "",
         "![PSNR over speed-up of every method](docs/images/curves.svg)",
         "",
-        f"At {racing.SPEED:g}× the videos of `{ours.method}` are {means[ours.method]:.1f} dB from the unaccelerated",
-        f"ones, those of {peer.method} {means[peer.method]:.1f} dB, those of plain fewer steps {fewer:.1f} dB: means",
-        f"over {count} captions that the model never saw. It is one small model on a CPU: how methods behave, not what",
-        "a 14-billion-parameter model on a GPU will show. Every table, the worst captions, other schedulers, and where",
-        "we lose: [results](docs/results.md).",
+        f"At {racing.SPEED:g}×, videos made with `{ours.method}` reach a PSNR of {means[ours.method]:.1f} dB against the",
+        f"unaccelerated ones, those made with {peer.method} {means[peer.method]:.1f} dB, and those made with simply fewer",
+        f"steps {fewer:.1f} dB. These are means over {count} captions that the model never saw. They come from one small",
+        "model on a CPU: they show how the methods behave, not what a 14-billion-parameter model does on a GPU.",
+        "[Results](docs/results.md) has every table, the worst captions, other schedulers, and the cases in which we lose.",
     ]
     return "\n".join([BEGIN, "", *lines, "", END])
 
