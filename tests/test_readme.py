@@ -54,7 +54,7 @@ def test_the_curves_are_drawn_from_the_committed_comparison(tmp_path: Path) -> N
 def test_what_tuning_takes_is_what_it_will_say() -> None:
     text = " ".join((readme.ROOT / "docs" / "choosing.md").read_text().split())
     low, medium, high = (f"{round(cost_in_runs(8, effort), -1):.0f}" for effort in ("low", "medium", "high"))
-    assert f"of about {low} videos with `--effort low`, of {medium} with `medium`, and of {high} with `high`" in text
+    assert f"as long as about {low} videos with `--effort low`, {medium} with `medium`, and {high} with `high`" in text
 
 
 def test_make_bench_repeats_what_was_measured() -> None:
