@@ -44,11 +44,11 @@ def block() -> str:
         "",
         "![PSNR over speed-up of every method](docs/images/curves.svg)",
         "",
-        f"At {racing.SPEED:g}×, videos made with `{ours.method}` reach a PSNR of {means[ours.method]:.1f} dB against the",
-        f"unaccelerated ones, those made with {peer.method} {means[peer.method]:.1f} dB, and those made with simply fewer",
-        f"steps {fewer:.1f} dB. These are means over {count} captions that the model never saw. They come from one small",
-        "model on a CPU: they show how the methods behave, not what a 14-billion-parameter model does on a GPU.",
-        "[Results](docs/results.md) has every table, the worst captions, other schedulers, and the cases in which we lose.",
+        f"At {racing.SPEED:g}×, videos made with `{ours.method}` reach a PSNR of {means[ours.method]:.1f} dB against",
+        f"the unaccelerated ones, those made with {peer.method} {means[peer.method]:.1f} dB, and those made with",
+        f"simply fewer steps {fewer:.1f} dB. These are means over {count} captions that the model never saw, from one",
+        "small model on a CPU: they show how the methods behave, not what a 14-billion-parameter model does on a GPU.",
+        "[Results](docs/results.md) has every table, the worst captions, other schedulers, and the cases that we lose.",
     ]
     return "\n".join([BEGIN, "", *lines, "", END])
 

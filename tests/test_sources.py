@@ -13,7 +13,7 @@ import unicp
 from tests.contract import quietly
 from tests.tiny import FAMILIES
 from unicp.engine.fills.units import _ours
-from unicp.engine.sources import DOUBTFUL, STALE, TRUE, Sources
+from unicp.engine.sources import DOUBTFUL, STALE, USABLE, Sources
 
 WAN = FAMILIES["wan"]
 LINEAR = unicp.ScheduleConfig(interval=3, fill="linear")
@@ -45,13 +45,13 @@ def test_a_prompt_is_known_by_where_it_lies_and_how_often_it_was_written_to() ->
     sources, said = watch()
     prompt, scale = torch.randn(2, 3), 1.5
     look = lambda i, p, s: sources.look("cond", i, {"x": torch.randn(4), "t": i, "p": p, "s": s}, False)  # noqa: E731
-    assert [look(i, prompt, scale) for i in range(4)] == [TRUE] * 4
-    assert look(4, prompt[:], scale) == TRUE  # another tensor, the same memory
+    assert [look(i, prompt, scale) for i in range(4)] == [USABLE] * 4
+    assert look(4, prompt[:], scale) == USABLE  # another tensor, the same memory
     prompt.mul_(2)
     assert look(5, prompt, scale) == STALE
     assert look(6, prompt, scale) == STALE  # until what was kept is dropped
     sources.renewed("cond")
-    assert look(7, prompt, scale) == TRUE
+    assert look(7, prompt, scale) == USABLE
     assert look(8, prompt, 0.5) == STALE
     assert len(said) == 2 and "(p)" in said[0] and "(s)" in said[1]
 
@@ -59,7 +59,7 @@ def test_a_prompt_is_known_by_where_it_lies_and_how_often_it_was_written_to() ->
 def test_what_is_made_anew_at_every_call_is_no_change() -> None:
     sources, said = watch()
     look = lambda i, p: sources.look("cond", i, {"x": torch.randn(4), "t": i, "p": p}, False)  # noqa: E731
-    assert [look(i, torch.ones(3)) for i in range(6)] == [TRUE, DOUBTFUL, TRUE, TRUE, TRUE, TRUE]
+    assert [look(i, torch.ones(3)) for i in range(6)] == [USABLE, DOUBTFUL, USABLE, USABLE, USABLE, USABLE]
     assert not said
 
 
@@ -67,25 +67,25 @@ def test_a_change_at_the_second_call_is_seen_at_the_third() -> None:
     sources, said = watch()
     first, second = torch.ones(3), torch.ones(3)
     look = lambda i, p: sources.look("cond", i, {"x": torch.randn(4), "t": i, "p": p}, False)  # noqa: E731
-    assert [look(0, first), look(1, second), look(2, second)] == [TRUE, DOUBTFUL, STALE]
+    assert [look(0, first), look(1, second), look(2, second)] == [USABLE, DOUBTFUL, STALE]
     assert len(said) == 1
 
 
 def test_a_branch_that_was_not_called_at_a_step() -> None:
     sources, _ = watch()
     look = lambda branch, i: sources.look(branch, i, {"x": torch.randn(4), "t": i}, False)  # noqa: E731
-    assert [look("uncond", 0), look("uncond", 1), look("cond", 2), look("uncond", 3)] == [TRUE, TRUE, TRUE, STALE]
+    assert [look("uncond", 0), look("uncond", 1), look("cond", 2), look("uncond", 3)] == [USABLE, USABLE, USABLE, STALE]
 
 
 def test_the_same_latents_again() -> None:
     sources, said = watch()
     x = torch.randn(4)
     look = lambda i, leaping: sources.look("cond", i, {"x": x, "t": i, "p": NEW}, leaping)  # noqa: E731
-    assert [look(0, True), look(1, True)] == [TRUE, TRUE]  # a solver that has gone beyond a step gives them back
+    assert [look(0, True), look(1, True)] == [USABLE, USABLE]  # a solver that has gone beyond a step gives them back
     assert look(2, False) == STALE and len(said) == 1
     x.mul_(0.9)  # a static buffer that was written to
     sources.renewed("cond")
-    assert look(3, False) == TRUE
+    assert look(3, False) == USABLE
 
 
 def test_weights_by_their_version_counters() -> None:

@@ -1,1 +1,1 @@
-"""Doing: acts out on one denoiser what a policy decides."""
+"""The engine carries out, on one denoiser, what a policy decides."""

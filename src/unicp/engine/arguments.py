@@ -1,4 +1,4 @@
-"""What a module's forward takes, and what it was given, by name."""
+"""The arguments of a module's forward, by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def parameters(module: Any) -> list[str]:
-    """Names of what a module's forward takes."""
+    """Names of the arguments that a module's forward takes, without ``self``."""
     return list(inspect.signature(type(module).forward).parameters)[1:]
 
 

@@ -1,8 +1,8 @@
-"""Which generation, denoising step and guidance branch is this call?
+"""The clock finds out to which generation, denoising step and guidance branch a call belongs.
 
-Four sources, best first: where the call's timestep lies in the tensor of timesteps it was taken from; the scheduler's
-own step index; what the pipeline says through ``cache_context``; the order and the timesteps of the calls. Only the
-last one is read from the device. What none of them tells stays unknown, and is said.
+It has four sources, best first: where the call's timestep lies in the tensor of timesteps it was taken from; the
+scheduler's own step index; what the pipeline says through ``cache_context``; the order and the timesteps of the calls.
+Only the last one is read from the device. What none of them tells stays unknown, and the report says so.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ..errors import UnicpError
 from ..policies.base import Step
 from ..specs import TIMESTEPS, ModelSpec
 from ..tensors.extrapolation import levels_at
-from .solver.response import played
+from .solver.response import response_and_noise
 
 LEFT_OUT = {"LTXI2VLongMultiPromptPipeline": 1}
-"""Pipelines whose loop leaves out timesteps at the end, and how many."""
+"""Pipelines whose loop leaves out timesteps at the end, and how many they leave out."""
 
-TRAINED = 1000.0
-"""Steps of training that timesteps count, where no scheduler says."""
+TRAINING_STEPS = 1000.0
+"""Largest timestep where no scheduler gives the number of training steps."""
 
-LONGEST_GRID = 10_000
-"""Timesteps of a run are no more than this: a larger storage holds something else, too."""
+MAX_TIMESTEPS = 10_000
+"""Most timesteps of a run: a storage with more elements holds something else, too."""
 
-WINDOWS = (
+WINDOWS_NOTE = (
     "the denoiser is called several times at a step under the name {name!r}, and nothing tells the calls apart "
     "(context windows?): everything was computed; give each window a name of its own in cache_context"
 )
-FOREIGN = (
+FOREIGN_TIMESTEPS_NOTE = (
     "the timesteps of this run are not those of the pipeline's scheduler (a copy of the pipeline with one of its "
     "own?): everything was computed; accelerate the pipeline that is called"
 )
@@ -43,11 +43,15 @@ FOREIGN = (
 
 @dataclass(frozen=True)
 class Tick:
-    """One denoiser call, placed.
+    """The place of one denoiser call in a run.
 
     Attributes:
-        unknown: why this call has to be computed: which step or window of the video it is cannot be told.
-        stray: it belongs to a video that was left before another one began: nothing is known of it any more.
+        step: the denoising step.
+        branch: the guidance branch.
+        new_generation: whether the call begins a video.
+        new_step: whether it is the first call of its step.
+        unknown: why this call has to be computed; empty if its step and window are known.
+        stray: whether it belongs to an earlier video that was interrupted by the present one; nothing is kept of it.
     """
 
     step: Step
@@ -60,13 +64,13 @@ class Tick:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a timestep lies in the tensor it was taken from: as loops do, ``t.expand(batch)`` of ``timesteps[i]``.
+    """Where a timestep lies in the tensor it was taken from: loops pass ``t.expand(batch)`` of ``timesteps[i]``.
 
     Attributes:
         storage: address of that tensor's storage.
-        version: its version counter, which writing in place moves; ``None`` in inference mode.
-        offset: of the timestep, in elements.
-        count: elements in the storage.
+        version: version counter of the tensor, which in-place writes increase; ``None`` in inference mode.
+        offset: offset of the timestep, in elements.
+        count: number of elements in the storage.
     """
 
     storage: int
@@ -76,7 +80,10 @@ class Point:
 
     @classmethod
     def of(cls, timestep: Any) -> Point | None:
-        """``None`` for what is a tensor of its own, or of several elements. Nothing is read from the device."""
+        """The place of a timestep; ``None`` if it is a tensor of its own, or has several elements.
+
+        Nothing is read from the device.
+        """
         if not isinstance(timestep, torch.Tensor) or not timestep.numel():
             return None
         if any(stride and size > 1 for size, stride in zip(timestep.shape, timestep.stride(), strict=True)):
@@ -96,12 +103,12 @@ def version_of(tensor: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Grid:
-    """The timesteps of a run, as its calls show them.
+    """The timesteps of a run, found from a call's timestep.
 
     Attributes:
-        levels: all of them.
-        point: of the call that showed them.
-        held: keeps their storage from being given to another tensor.
+        levels: all timesteps.
+        point: place of the timestep from which they were found.
+        held: a tensor that keeps their storage from being reused.
     """
 
     levels: tuple[float, ...]
@@ -115,12 +122,13 @@ class Grid:
         return list(self.levels)
 
     def holds(self, point: Point) -> bool:
+        """Whether a timestep at this place is one of the grid's."""
         return dataclasses.replace(point, offset=self.point.offset) == self.point
 
     @classmethod
     def around(cls, timestep: Any, point: Point) -> Grid | None:
-        """Reads them, once a run. ``None`` if they neither fall nor rise: these are no timesteps of a run."""
-        if point.count > LONGEST_GRID:
+        """Read the timesteps around one, once a run. ``None`` if they neither fall nor rise, as those of a run do."""
+        if point.count > MAX_TIMESTEPS:
             return None
         whole = torch.empty(0, dtype=timestep.dtype, device=timestep.device)
         levels = whole.set_(timestep.untyped_storage(), 0, (point.count,), (1,)).tolist()
@@ -129,23 +137,31 @@ class Grid:
 
 
 def _same_run(one: Any, other: Any) -> bool:
-    """Whether two runs have the same timesteps: the very tensor, as ``set_timesteps`` makes a new one each time."""
+    """Whether two runs have the same tensor of timesteps; ``set_timesteps`` makes a new one each time."""
     both = isinstance(one, Grid) and isinstance(other, Grid)
     return one is other or (both and one.holds(other.point))
 
 
 class Clock:
-    """Tells the time of one denoiser.
+    """Keeps track of the generation, step and branch of one denoiser.
 
     A new generation begins when there are new timesteps, when the step index or the noise level goes back, or when a
-    branch is called twice at the first step; where nothing tells the index, also when a branch is called twice at one
-    step, or when the input's shape, dtype or device changes.
+    branch is called twice at the first step. Where nothing tells the index, it also begins when a branch is called
+    twice at one step, or when the input's shape, dtype or device changes.
 
-    Where frames have timesteps of their own and fall one after another (diffusion forcing), a step is a round of the
-    pipeline, and the noise level is the frames' mean.
+    Where frames have timesteps of their own and are denoised one after another (diffusion forcing), a step is one
+    iteration of the pipeline's loop, and its noise level is the mean over the frames.
+
+    Args:
+        pipe: the pipeline, if there is one; only a weak reference is kept.
+        timestep: name of the denoiser's timestep argument.
+        hidden: name of its argument with the latents.
+        rising: the timestep rises as the noise falls.
+        weigh: steps are to hold the solver's weights.
+        forecasts: steps are to say whether the sampler draws noise.
 
     Attributes:
-        beside: those of the pipeline's other denoisers.
+        beside: the clocks of the pipeline's other denoisers.
     """
 
     def __init__(
@@ -160,16 +176,17 @@ class Clock:
         self._pipe = weakref.ref(pipe) if pipe is not None else None
         self._timestep = timestep
         self._hidden = hidden
-        self._forecasts = forecasts  # steps are to know whether the sampler draws noise
-        self._weigh = weigh  # steps are to know what the solver makes of them
-        self._rising = rising  # the timestep rises as the noise falls
+        self._forecasts = forecasts
+        self._weigh = weigh
+        self._rising = rising
         self.beside: Sequence[Clock] = ()
-        self._left: deque[tuple[Any, int]] = deque(maxlen=4)  # timesteps of videos that were left, and where
+        # Timesteps of videos that another one interrupted, and the step they had come to.
+        self._unfinished: deque[tuple[Any, int]] = deque(maxlen=4)
         self.reset()
 
     @classmethod
     def of(cls, pipe: Any, spec: ModelSpec | None, weigh: bool = False, forecasts: bool = False) -> Clock:
-        """For a denoiser with this spec."""
+        """A clock for a denoiser with this spec."""
         if spec is None:
             return cls(pipe, weigh=weigh, forecasts=forecasts)
         return cls(pipe, spec.timestep, spec.hidden, spec.rising_timestep, weigh, forecasts)
@@ -180,24 +197,24 @@ class Clock:
         self._leaps = self._free = self._starts = self._throughout = False  # what the solver of this run can do
         self._noise: float | None = None
         self._mean: float | None = None
-        self._wave = False  # frames fall one after another: their mean tells how far the video is
+        self._wave = False  # frames are denoised one after another: their mean tells how far the video is
         self._branches: list[str] = []
         self._signatures: dict[str, tuple[Any, ...]] = {}
         self._timesteps: Any = None  # the scheduler's, or a Grid
         self._disowned: Any = None  # the scheduler's, where they are not this run's
         self._noise_levels: list[float] | None = None
-        self._run: tuple[float, ...] | None = None
+        self._run_sigmas: tuple[float, ...] | None = None
         self._weights: tuple[float, ...] | None = None
         self._began = 0
         self._noisy = False
         self._unknown = ""
         self._dtype: Any = None  # of timesteps
-        self._scale: tuple[bool, float] | None = None  # what share of the scheduler's timesteps calls are given
-        self._turned = False  # it rises as the scheduler's falls
+        self._scale: tuple[bool, float] | None = None  # how calls' timesteps relate to the scheduler's: (turned, scale)
+        self._turned = False  # calls' timesteps rise as the scheduler's fall
 
     @property
     def in_waves(self) -> bool:
-        """Whether frames fall one after another, each with a scheduler of its own."""
+        """Whether frames are denoised one after another, each with a scheduler of its own."""
         return self._wave
 
     @property
@@ -207,7 +224,7 @@ class Clock:
 
     @property
     def steps_known(self) -> bool:
-        """Whether the number of steps of this run is."""
+        """Whether the number of steps of this run is known."""
         return self.step is not None and self.step.count is not None
 
     @property
@@ -216,12 +233,15 @@ class Clock:
         return self._timesteps is not None and self._timesteps is getattr(self.scheduler(), "timesteps", None)
 
     def tick(self, context: Any, call: Mapping[str, Any]) -> Tick:
-        """Place a call.
+        """Find the place of a call.
 
         Args:
-            context: diffusers' cache context: an object with ``name`` and, since diffusers 0.41, the step's
-                ``step_index``, ``sigma`` and ``num_inference_steps``; a bare name before; or ``None``.
+            context: diffusers' cache context: since diffusers 0.41 an object with ``name`` and the step's
+                ``step_index``, ``sigma`` and ``num_inference_steps``; before that a bare name; or ``None``.
             call: the denoiser's arguments by name.
+
+        Raises:
+            UnicpError: the call has no timestep, and nothing else tells which step it is.
         """
         name = getattr(context, "name", context)
         told = getattr(context, "step_index", None)
@@ -259,7 +279,7 @@ class Clock:
                 if name in self._branches and self.step.position == 0:
                     fresh = True
                 elif name in self._branches:
-                    self._unknown = WINDOWS.format(name=name)
+                    self._unknown = WINDOWS_NOTE.format(name=name)
         if fresh:
             self._leave(timesteps)
             self.reset()
@@ -290,8 +310,8 @@ class Clock:
                 sigma = self._share(scheduler, mean if self._wave else noise)
             if fresh and (self._weigh or self._forecasts):
                 able = self.follows_scheduler and not self._wave
-                weights, self._noisy = played(scheduler) if able else (None, False)
-                self._weights = (weights or self._told(self._timesteps)) if self._weigh else None
+                weights, self._noisy = response_and_noise(scheduler) if able else (None, False)
+                self._weights = (weights or self._shared_weights(self._timesteps)) if self._weigh else None
             self.step = Step(
                 index=index,
                 count=count,
@@ -310,7 +330,7 @@ class Clock:
         return Tick(self.step, branch, fresh, moved, self._unknown)
 
     def _located(self, scheduler: Any, call: Mapping[str, Any]) -> tuple[Any, int | None]:
-        """The timesteps of this call's run, the scheduler's or a :class:`Grid`, and the index among them, if told."""
+        """The timesteps of this call's run, the scheduler's or a :class:`Grid`, and the call's index, if known."""
         own = getattr(scheduler, "timesteps", None)
         if own is self._disowned or not isinstance(own, torch.Tensor) or own.ndim != 1 or not len(own):
             own = None
@@ -342,7 +362,7 @@ class Clock:
         """The timesteps around a call's, read once."""
         if isinstance(self._timesteps, Grid) and self._timesteps.holds(point):
             return self._timesteps
-        known = next((g for g, _ in self._left if isinstance(g, Grid) and g.holds(point)), None)
+        known = next((g for g, _ in self._unfinished if isinstance(g, Grid) and g.holds(point)), None)
         return known or Grid.around(timestep, point)
 
     def _read(self, timesteps: Any) -> list[float]:
@@ -352,44 +372,48 @@ class Clock:
         return [float(t) for t in timesteps.tolist()]
 
     def _is_stray(self, timesteps: Any, index: int | None) -> bool:
-        """Whether a call goes on with a video that was left for the one in progress."""
+        """Whether a call continues a video that was interrupted by the one in progress."""
         if timesteps is None or index is None or self.step is None or _same_run(timesteps, self._timesteps):
             return False
-        return any(_same_run(timesteps, left) and index >= at for left, at in self._left)
+        return any(_same_run(timesteps, left) and index >= at for left, at in self._unfinished)
 
     def _leave(self, timesteps: Any) -> None:
-        """Another video begins: calls of this one may still come, if it is not over."""
-        kept = [(left, at) for left, at in self._left if not _same_run(left, timesteps)]
+        """Remember the video in progress, if it is not over, as another one begins: its calls may still come."""
+        kept = [(left, at) for left, at in self._unfinished if not _same_run(left, timesteps)]
         step = self.step
         going_on = step is not None and self._timesteps is not None and not step.is_last(1)
         if step is not None and going_on and not _same_run(timesteps, self._timesteps):
             kept.append((self._timesteps, step.index))
-        self._left = deque(kept, maxlen=self._left.maxlen)
+        self._unfinished = deque(kept, maxlen=self._unfinished.maxlen)
 
     def _name(self, call: Mapping[str, Any]) -> str:
-        """What the timestep is called."""
+        """Name of the timestep argument in this call."""
         return self._timestep if self._timestep in call else next((n for n in TIMESTEPS if n in call), self._timestep)
 
     def _window(self, name: str, call: Mapping[str, Any]) -> str:
-        """The name of a branch that is called again at a step, with the place of its window if it can be told."""
+        """The name of a branch that is called again at a step, with the place of its window if that is known."""
         place = window_of(call.get(self._hidden))
         return name if place is None else f"{name} at {place}"
 
     def _left_out(self) -> int:
-        """How many timesteps at the end of the run the pipeline leaves out."""
+        """Number of timesteps at the end of the run that the pipeline leaves out."""
         return LEFT_OUT.get(type(self._pipe() if self._pipe is not None else None).__name__, 0)
 
-    def leaps(self, free: bool, starts: bool, throughout: bool) -> Step:
-        """The solver of the run that has just begun can take longer steps; see :class:`Step` for what else it can."""
+    def allow_leaps(self, free: bool, starts: bool, throughout: bool) -> Step:
+        """Note that the solver of the run that has just begun can take longer steps; returns the step that says so.
+
+        Args:
+            free, starts, throughout: what else it can do; see :class:`Step`.
+        """
         self._leaps, self._free, self._starts, self._throughout = True, free, starts, throughout
         assert self.step is not None
         self.step = dataclasses.replace(self.step, leaps=True, free=free, starts=starts, throughout=throughout)
         return self.step
 
-    def movable(self, call: Mapping[str, Any]) -> bool:
-        """Whether the denoiser can be called at other noise levels than the pipeline's, by its timestep alone.
+    def can_move_timestep(self, call: Mapping[str, Any]) -> bool:
+        """Whether the denoiser can be called at other noise levels than the pipeline's by changing its timestep alone.
 
-        It takes one timestep for all tokens, and that is the scheduler's, or a fixed share of it.
+        That is so if it takes one timestep for all tokens, equal to the scheduler's or to a fixed share of it.
         """
         timestep = call.get(self._timestep)
         if self._rising or self._wave or self._timesteps is None or getattr(timestep, "ndim", 2) > 1:
@@ -398,14 +422,21 @@ class Clock:
         level, (own, _) = self._levels()[self.step.index], self._noise_level(call)
         return own is not None and any(_near(level, own * scale, self._dtype) for scale in (1.0, 1000.0))
 
-    def moved(
+    def move_timestep(
         self, index: int, place: float, names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A call's arguments with the timestep of a place of the grid in place of that of step ``index``."""
+        """A call's arguments with the timestep changed from that of step ``index`` to that of another place.
+
+        Args:
+            index: step of the call.
+            place: on the run's grid, in steps; may lie between two steps.
+            names: of the denoiser's arguments, in order.
+            args, kwargs: arguments of the call.
+        """
         here, there = levels_at(self._levels(), [index, place])
 
         def move(timestep: Any) -> Any:
-            moved = timestep * (there / here)  # whatever share of the scheduler's it is
+            moved = timestep * (there / here)  # right for any fixed share of the scheduler's timestep
             return moved if timestep.is_floating_point() else moved.round().to(timestep.dtype)
 
         if self._timestep in kwargs:
@@ -414,17 +445,17 @@ class Clock:
         return (*args[:where], move(args[where]), *args[where + 1 :]), kwargs
 
     def sigma_at(self, place: float) -> float:
-        """The noise level at a place of the grid."""
+        """The noise level at a place of the grid, in steps."""
         sigmas = self._sigmas(self.scheduler())
         assert sigmas is not None
         return levels_at([*sigmas, 0.0], [place])[0]
 
-    def _told(self, timesteps: Any) -> tuple[float, ...] | None:
-        """The solver's weights, if another denoiser's clock was asked when the run began: they are told before that."""
+    def _shared_weights(self, timesteps: Any) -> tuple[float, ...] | None:
+        """The solver's weights as another denoiser's clock found them; they can only be found before the first step."""
         return next((other._weights for other in self._of_this_run(timesteps)), None)
 
     def _of_this_run(self, timesteps: Any) -> list[Clock]:
-        """Other denoisers' clocks that were asked in this run before."""
+        """Clocks of other denoisers that were called earlier in this run."""
         return [other for other in self.beside if timesteps is not None and _same_run(other._timesteps, timesteps)]
 
     def _went_back(self, now: float | None, before: float | None) -> bool:
@@ -433,7 +464,7 @@ class Clock:
         return now < before if self._rising or self._turned else now > before
 
     def _iterations(self, call: Mapping[str, Any], steps: int) -> int:
-        """How often the pipeline goes round: more often than the scheduler has steps where frames take turns."""
+        """Iterations of the pipeline's loop: more than the scheduler's steps where frames are denoised by turns."""
         if getattr(call.get(self._timestep), "ndim", 0) < 2:
             return steps
         pipe = self._pipe() if self._pipe is not None else None
@@ -444,7 +475,7 @@ class Clock:
         return f"call {number}"
 
     def scheduler(self) -> Any:
-        """The pipeline's, if there is one."""
+        """The pipeline's scheduler, if there is one."""
         pipe = self._pipe() if self._pipe is not None else None
         return getattr(pipe, "scheduler", None)
 
@@ -453,7 +484,7 @@ class Clock:
         return () if hidden is None else (tuple(hidden.shape), hidden.dtype, hidden.device)
 
     def _noise_level(self, call: Mapping[str, Any]) -> tuple[float | None, float | None]:
-        """The largest timestep of a call and their mean; ``None`` where the scheduler has to do without."""
+        """The largest and the mean timestep of a call; ``None`` if it has none and the scheduler counts its steps."""
         timestep = call.get(self._name(call))
         if timestep is None:
             if self._counts(self.scheduler()):
@@ -482,10 +513,10 @@ class Clock:
         return self._noise_levels
 
     def _matches(self, level: float, noise: float) -> bool:
-        """Whether a timestep is this one of the scheduler's, or the same share of it as those before."""
-        for turned, scale in ((False, 1.0), (False, TRAINED), (True, 1.0), (True, TRAINED)):
+        """Whether a timestep equals this one of the scheduler's, or the share of it that earlier calls were given."""
+        for turned, scale in ((False, 1.0), (False, TRAINING_STEPS), (True, 1.0), (True, TRAINING_STEPS)):
             if self._scale in (None, (turned, scale)):
-                given = TRAINED - noise * scale if turned else noise * scale
+                given = TRAINING_STEPS - noise * scale if turned else noise * scale
                 if _near(level, given, self._dtype):
                     self._scale, self._turned = (turned, scale), turned
                     return True
@@ -502,9 +533,9 @@ class Clock:
                 if self._matches(level, noise):
                     return index
             if self.step is not None or not self._counts(scheduler):
-                # Not the scheduler of this run. Had it told when it began, nothing rests on it yet.
-                self._unknown = FOREIGN if self.step is not None else ""
-                self._disowned, self._timesteps, self._run = self._timesteps, None, None
+                # Not the scheduler of this run. At the first step nothing rests on it yet, so there is nothing to say.
+                self._unknown = FOREIGN_TIMESTEPS_NOTE if self.step is not None else ""
+                self._disowned, self._timesteps, self._run_sigmas = self._timesteps, None, None
         return 0 if self.step is None else self.step.index + 1
 
     @staticmethod
@@ -514,32 +545,32 @@ class Clock:
 
     def _sigmas(self, scheduler: Any) -> tuple[float, ...] | None:
         """The noise levels of the whole run, read from the scheduler once a generation."""
-        if self._run is None and not self._wave and self._timesteps is not None:
+        if self._run_sigmas is None and not self._wave and self._timesteps is not None:
             steps, sigmas = len(self._timesteps), getattr(scheduler, "sigmas", None)
             if self.follows_scheduler and sigmas is not None and len(sigmas) > steps:
                 levels = [float(sigma) for sigma in torch.as_tensor(sigmas)[:steps].tolist()]
-                self._run = tuple([1.0 - sigma if self._rising else sigma for sigma in levels])
+                self._run_sigmas = tuple([1.0 - sigma if self._rising else sigma for sigma in levels])
             else:
-                shares = max(self._levels()) <= 1.0  # already
-                levels = [TRAINED * level if shares else level for level in self._levels()]
-                self._run = tuple([self._share(None if shares else scheduler, level) for level in levels])
-        return self._run
+                shares = max(self._levels()) <= 1.0  # timesteps are shares already
+                levels = [TRAINING_STEPS * level if shares else level for level in self._levels()]
+                self._run_sigmas = tuple([self._share(None if shares else scheduler, level) for level in levels])
+        return self._run_sigmas
 
     def _share(self, scheduler: Any, noise: float | None) -> float:
-        """The timestep as a share of all: it stands in for sigma."""
-        levels = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or TRAINED
+        """The timestep as a share of the training steps, 0 to 1; it stands in for sigma."""
+        levels = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or TRAINING_STEPS
         sigma = (noise or 0.0) / levels
         return 1.0 - sigma if self._rising else sigma
 
 
 def _near(level: float, noise: float, dtype: Any) -> bool:
-    """Whether they are one timestep, as far as numbers of this type can tell."""
+    """Whether two timesteps are equal, up to the precision of this dtype."""
     floats = isinstance(dtype, torch.dtype) and dtype.is_floating_point
     return abs(level - noise) <= max(1e-3, torch.finfo(dtype).eps if floats else 0.0) * max(1.0, abs(noise))
 
 
 def window_of(hidden: Any) -> int | None:
-    """Where latents lie in a larger tensor that they are a part of, in elements; ``None`` if they are none."""
+    """Offset in elements of latents within a larger tensor; ``None`` if they are not a part of one."""
     if not isinstance(hidden, torch.Tensor):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Scalars from what was computed. Tensors are captured by ordinary module hooks, compared on the device."""
+"""Measurements of what was computed. Tensors are captured by ordinary module hooks and compared on the device."""
 
 from __future__ import annotations
 
@@ -17,9 +17,17 @@ from ..tensors.metrics import frame_difference, relative_change
 
 
 def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], sigma: float) -> Any:
-    """Relative L2 distance of the linear forecast from the output it would have replaced, of the worst sample.
+    """Relative L2 distance between an output and its linear forecast, of the worst sample.
 
-    A tensor (2,) like :meth:`Probe.compare`: NaN where there is nothing to forecast from yet, and no motion score.
+    Args:
+        output: what was computed, (B, ...).
+        kept: outputs of the last computed steps, newest first.
+        sigmas: their noise levels.
+        sigma: noise level of ``output``.
+
+    Returns:
+        A tensor (2,), as from :meth:`Probe.compare`: the error, NaN where there is nothing to forecast from yet, and
+        NaN for the motion score.
     """
     error = torch.full((), float("nan"), device=output.device)
     if kept and sigma not in sigmas and kept[0].shape == output.shape:
@@ -33,19 +41,22 @@ class Probe:
     """Captures one sub-layer's residual in the measured blocks of a denoiser, while it is ``armed``.
 
     The residual of a sub-layer, after its gate, is the hidden states where the next sub-layer begins minus the
-    hidden states where it begins itself: so no block's forward has to be known.
+    hidden states where the sub-layer itself begins. So no block's forward has to be known.
 
     Args:
         denoiser, spec: the transformer and its structure.
         needs: says what is measured, and in which blocks.
-        eagerly: given what would run a module, and the module: what runs it uncompiled.
+        eagerly: takes what would run a module, and the module; returns what runs it uncompiled.
+
+    Raises:
+        UnicpError: the blocks have no such sub-layer.
     """
 
     def __init__(self, denoiser: Any, spec: ModelSpec, needs: Needs, eagerly: Callable[[Any, Any], Any]) -> None:
         self.armed = False
         self._eagerly = eagerly
-        self.here: Callable[[], bool] = lambda: True  # whether a call is of the thread whose video is measured
-        self.group: Any = None  # processes over which the tokens are spread
+        self.here: Callable[[], bool] = lambda: True  # whether a call comes from the thread whose video is measured
+        self.group: Any = None  # processes among which the tokens are divided
         self._strides = needs.strides
         self._starts: dict[int, Any] = {}
         self._residuals: dict[int, Any] = {}
@@ -110,20 +121,20 @@ class Probe:
         return [entering, last.register_forward_pre_hook(stop, with_kwargs=True)]
 
     def place(self, gated: bool = False) -> None:
-        """Watch the measured blocks; where the denoiser is compiled, only while :meth:`run` runs one."""
+        """Watch the measured blocks; ``gated``, as for a compiled denoiser, only while :meth:`run` runs one."""
         if gated:
             self._detach()
         elif not self._handles:
             self._handles = [handle for place in self._places for handle in self._attach(*place)]
 
     def run(self, block: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a block of a compiled denoiser: uncompiled and watched if it is to be measured now, else as it is."""
+        """Run a block of a compiled denoiser: uncompiled and watched if it is measured in this call, else as it is."""
         place = next((place for place in self._places if place[0] is block), None)
         if place is None or not self.armed or self._handles:
             return forward(*args, **kwargs)
         _, first, start, last, stop = place
         handles = []
-        if first is block:  # we are inside of its call: too late for hooks on itself
+        if first is block:  # we are inside its call already: too late for hooks on the block itself
             start(block, args, kwargs)
         else:
             handles.append(first.register_forward_pre_hook(start, with_kwargs=True))
@@ -149,19 +160,26 @@ class Probe:
         self.disarm()
 
     def disarm(self) -> None:
-        """Forget what was captured in a call that did not come to its end."""
+        """Forget what was captured in a call that broke off."""
         self.armed = False
         self._starts.clear()
         self._residuals.clear()
 
     def compare(self, old: list[Any] | None, batch: int, frames: int) -> tuple[Any, list[Any]]:
-        """What was captured, compared with what was captured before.
+        """Compare what was captured with what was captured before.
+
+        Args:
+            old: residuals of the last comparison; ``None`` at the first.
+            batch: samples in the call.
+            frames: token frames of each sample.
 
         Returns:
             The change and the motion score, a tensor (2,) on the device, and the residuals, for the next comparison.
+            NaN stands for "not measured": the change at a first comparison; the motion if it is not asked for, or if
+            there are too few frames for it.
 
-        NaN stands for "not measured": the change at a first comparison, the motion if it is not asked for or there
-        are too few frames for it.
+        Raises:
+            UnicpError: nothing was captured.
         """
         self.armed = False
         found = [self._residuals[position] for position in sorted(self._residuals)]

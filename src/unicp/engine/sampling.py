@@ -1,4 +1,4 @@
-"""Is this a sampling run at all? Where it is not, the model is left to itself."""
+"""Tells calls of a sampling run from training, scoring and calls with key caches, which run the plain model."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ import torch
 
 from ..tensors.private import pytree
 
-TRAINING = (
+TRAINING_NOTE = (
     "the denoiser was called {how}: nothing is accelerated there, and such calls run the plain model; sample under "
     "torch.no_grad(), in eval mode"
 )
-KEYS = "the denoiser was called with a cache of keys ({name}), which every call fills or needs: such calls are computed"
+KEYS_NOTE = (
+    "the denoiser was called with a cache of keys ({name}), which every call fills or needs: such calls are computed"
+)
 KEY_CACHES = ("kv_cache", "past_key_values", "past_key_value", "key_value_cache")
-"""Arguments by which denoisers that go frame by frame are given their caches."""
+"""Arguments with which autoregressive denoisers, which go frame by frame, are given their caches."""
 
 
 def not_sampling(denoiser: Any, call: Mapping[str, Any]) -> str:
-    """Why a call is no step of a sampling run; empty if it may be one. Nothing is read from the device."""
+    """Why a call is not a step of a sampling run; empty if it may be one. Nothing is read from the device."""
     if denoiser.training:
-        return TRAINING.format(how="in training mode")
+        return TRAINING_NOTE.format(how="in training mode")
     if torch.is_grad_enabled() and _wants_gradient(denoiser, call):
-        return TRAINING.format(how="with gradients enabled")
+        return TRAINING_NOTE.format(how="with gradients enabled")
     name = next((name for name in KEY_CACHES if call.get(name) is not None), None)
-    return KEYS.format(name=name) if name is not None else ""
+    return KEYS_NOTE.format(name=name) if name is not None else ""
 
 
 def _wants_gradient(denoiser: Any, call: Mapping[str, Any]) -> bool:

@@ -1,8 +1,8 @@
-"""May a call be filled from what is kept? Answered on the host alone: nothing is read from the device.
+"""Decides whether a call may be filled from what is kept. It works on the host: nothing is read from the device.
 
-What is kept of a branch may stand in for its output as long as nothing that the output depends on has changed but
-latents and timestep: the other arguments, by identity and version; the weights, by their version counters and by what
-adapters are in force; and the branch was called at every step since.
+What is kept of a branch may stand in for its output as long as the branch is called at every step and nothing but
+latents and timestep changes. The other arguments are compared by identity and version, the weights by their version
+counters and by the adapters in force.
 """
 
 from __future__ import annotations
@@ -17,34 +17,36 @@ import torch
 from ..tensors.private import pytree
 from .clock import version_of, window_of
 
-INPUTS = (
+ARGUMENTS_NOTE = (
     "arguments of the denoiser changed in the middle of a run ({names}): the next call was computed, and forecasts "
     "began anew"
 )
-WEIGHTS = "weights or adapters changed in the middle of a run: the next call was computed, and forecasts began anew"
-SAME = "the same latents came again at another noise level: these were no steps of a sampler, and were computed"
-WINDOWS = (
+WEIGHTS_NOTE = (
+    "weights or adapters changed in the middle of a run: the next call was computed, and forecasts began anew"
+)
+LATENTS_NOTE = "the same latents came again at another noise level: these were no steps of a sampler, and were computed"
+WINDOWS_NOTE = (
     "calls of one step differ in their latents alone (context windows?), and nothing tells which is which: everything "
     "was computed; name each window in cache_context, or pass parts of one tensor"
 )
-PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
-ADAPTERS = ("scaling", "merged_adapters", "_disable_adapters", "_active_adapter")
-"""What peft's layers hold that changes their output without a tensor being written to."""
+PLAIN_TYPES = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+ADAPTER_ATTRIBUTES = ("scaling", "merged_adapters", "_disable_adapters", "_active_adapter")
+"""Attributes of peft's layers that change their output without a tensor being written to."""
 
 
 def identity(value: Any) -> Any:
-    """What stays the same as long as a value does: of a tensor, where it lies and how often it was written to."""
+    """A value that changes whenever ``value`` does: for a tensor, its address, layout and version counter."""
     if isinstance(value, torch.Tensor):
         try:
             where: Any = value.data_ptr()
         except (NotImplementedError, RuntimeError):  # a tensor without storage
             where = id(value)
         return where, tuple(value.shape), value.stride(), value.dtype, value.device, version_of(value)
-    return value if isinstance(value, PLAIN) else id(value)
+    return value if isinstance(value, PLAIN_TYPES) else id(value)
 
 
-TRUE, DOUBTFUL, STALE = "", "doubtful", "stale"
-"""What is kept of a branch may be used; may not be used now, but later; is of no use any more."""
+USABLE, DOUBTFUL, STALE = "", "doubtful", "stale"
+"""States of what is kept of a branch: it may be used; it may not be used now, but perhaps later; it is outdated."""
 
 
 @dataclass
@@ -52,14 +54,14 @@ class _Seen:
     """The last call of one branch.
 
     Attributes:
-        arguments: by name, the identities of their leaves.
-        held: what they are the identities of, so that no other one can take their place in memory.
+        arguments: identities of the leaves of each argument, by name.
+        held: those leaves themselves, so that nothing else can take their place in memory.
         hidden: the latents, and their version.
-        layout: shape, dtype and device of the latents, and where they lie in a larger tensor.
-        position: of the step.
-        anew: arguments that are made anew at every call: of these a change cannot be seen.
-        doubtful: those that were other ones at the second call than at the first: made anew, or changed.
-        calls: how many.
+        layout: shape, dtype and device of the latents, and their offset in a larger tensor.
+        position: position of the step in the run.
+        anew: arguments that are made anew at every call: a change of these cannot be seen.
+        doubtful: arguments that differed between the first and the second call: either made anew, or changed.
+        calls: number of calls so far.
     """
 
     arguments: dict[str, tuple[Any, ...]]
@@ -76,10 +78,10 @@ class Sources:
     """Watches the calls of one denoiser through a run.
 
     Args:
-        denoiser: whose weights count.
+        denoiser: the module whose weights are watched.
         hidden: name of the argument with the latents.
-        timesteps: names of those with the noise level.
-        say: is told what was computed for a reason found here, in one sentence each.
+        timesteps: names of the arguments with the noise level.
+        say: called with a note for the report where calls have to be computed.
     """
 
     def __init__(self, denoiser: Any, hidden: str, timesteps: Sequence[str], say: Callable[[str], None]) -> None:
@@ -94,9 +96,9 @@ class Sources:
         """Let go of what was held of a run."""
         self._seen: dict[str, _Seen] = {}
         self._stale: set[str] = set()
-        self._step: dict[Any, tuple[str, Any, int | None]] = {}  # this step's calls by what they are given
-        self._at = -1
-        self._windows = False  # that cannot be told apart
+        self._step: dict[Any, tuple[str, Any, int | None]] = {}  # this step's calls by their arguments
+        self._position = -1
+        self._windows = False  # there are windows that cannot be told apart
 
     def begin(self) -> None:
         """A run begins."""
@@ -104,20 +106,20 @@ class Sources:
         self._weights = tuple(_state(self._denoiser))
 
     def forget(self, branch: str) -> None:
-        """A branch is not called any more in this run."""
+        """Forget a branch, which is not called any more in this run."""
         self._seen.pop(branch, None)
 
     def look(self, branch: str, position: int, call: Mapping[str, Any], leaping: bool) -> str:
-        """Take note of a call.
+        """Take note of a call, and judge what is kept of its branch.
 
         Args:
-            branch, position: which, and the step as the denoiser counts them.
-            call: its arguments by name.
+            branch: guidance branch of the call.
+            position: how many steps of the run the denoiser has seen before.
+            call: arguments of the call by name.
             leaping: the solver goes beyond steps in this run, so that the same latents may come again.
 
         Returns:
-            One of :data:`TRUE`, :data:`DOUBTFUL` and :data:`STALE`, of what is kept of the branch. It stays stale until
-            :meth:`renewed` is told that it was dropped.
+            :data:`USABLE`, :data:`DOUBTFUL` or :data:`STALE`. It stays :data:`STALE` until :meth:`renewed` is called.
         """
         before = self._seen.get(branch)
         anew = before.anew if before is not None else set()
@@ -141,14 +143,14 @@ class Sources:
         else:
             made = before.doubtful & changed
             now.anew = anew | made
-            changed = (changed | before.doubtful) - made  # one that has not changed again was no such argument
+            changed = (changed | before.doubtful) - made  # what did not change again had really changed before
         if layout != before.layout:
             changed.add(self._hidden)
         if changed:
-            self._say(INPUTS.format(names=", ".join(sorted(changed))))
+            self._say(ARGUMENTS_NOTE.format(names=", ".join(sorted(changed))))
         same = position > before.position and not leaping and _one(hidden, before.hidden)
         if same:
-            self._say(SAME)
+            self._say(LATENTS_NOTE)
         if changed or same or position > before.position + 1:  # or it was not called at some step
             self._stale.add(branch)
         return self._state(branch, bool(now.doubtful))
@@ -156,53 +158,56 @@ class Sources:
     def _state(self, branch: str, doubt: bool) -> str:
         if branch in self._stale:
             return STALE
-        return DOUBTFUL if doubt or self._windows else TRUE
+        return DOUBTFUL if doubt or self._windows else USABLE
 
     def _look_beside(self, branch: str, position: int, arguments: Mapping[str, Any], latents: Any) -> None:
-        """Unnamed calls of one step with all but the latents in common are windows: known by their place, if at all."""
-        if position != self._at:
-            self._at, self._step = position, {}
+        """Look for windows among this step's calls: unnamed calls that differ in their latents alone.
+
+        Windows are told apart by their place in a larger tensor, if at all.
+        """
+        if position != self._position:
+            self._position, self._step = position, {}
         if not branch.startswith("call ") or latents is None or not arguments:
             return
         try:
             other, theirs, place = self._step.setdefault(
                 tuple(sorted(arguments.items())), (branch, latents, window_of(latents))
             )
-        except TypeError:  # a value that is neither a tensor nor hashed
+        except TypeError:  # a value that is neither a tensor nor hashable
             return
         if other != branch and theirs is not latents and None in (place, window_of(latents)) and not self._windows:
             self._windows = True
-            self._say(WINDOWS)
+            self._say(WINDOWS_NOTE)
 
     def renewed(self, branch: str) -> None:
-        """What was kept of a branch was dropped."""
+        """Note that what was kept of a branch was dropped."""
         self._stale.discard(branch)
 
     def weights_changed(self) -> bool:
-        """Whether the denoiser's weights are other ones than when this was asked before, or than when the run began."""
+        """Whether the denoiser's weights have changed since this was last called, or since the run began."""
         before, self._weights = self._weights, tuple(_state(self._denoiser))
         if before == self._weights:
             return False
-        self._say(WEIGHTS)
+        self._say(WEIGHTS_NOTE)
         self._stale.update(self._seen)
         return True
 
 
 def _one(new: tuple[Any, int | None] | None, old: tuple[Any, int | None] | None) -> bool:
-    """Whether these are one tensor that nobody wrote to in between; not if that cannot be told."""
+    """Whether these are the same tensor, not written to in between; ``False`` if that cannot be told."""
     if new is None or old is None or new[1] is None:
         return False
     return new[0]() is old[0]() and new[1] == old[1]
 
 
 def _state(denoiser: Any) -> Iterator[Any]:
-    """What moves when weights are written to, or when adapters are added, weighed, switched, fused or removed.
+    """Values that change when weights are written to, or when adapters are added, weighted, switched, fused or removed.
 
-    Writing through ``.data`` moves nothing.
+    Writing through ``.data`` changes none of them.
     """
     for module in denoiser.modules():
         for parameter in module._parameters.values():
             if parameter is not None:
                 yield version_of(parameter)
         if "_active_adapter" in vars(module):  # a layer of peft
-            yield repr([vars(module).get(name) for name in ADAPTERS])
+            yield repr([vars(module).get(name) for name in ADAPTER_ATTRIBUTES])

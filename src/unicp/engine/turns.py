@@ -1,4 +1,4 @@
-"""Whose turn is it? One video at a time is accelerated on a model, of whichever thread."""
+"""Threads that share a model take turns: one video at a time is accelerated on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Guest:
 
     Attributes:
         clocks: tell when it begins a video; one for each denoiser, by name.
-        heard: calls of the other thread's that had come when it last did.
+        heard: number of calls by the other thread when this one last began a video.
     """
 
     clocks: dict[str, Clock] = field(default_factory=dict)
@@ -33,22 +33,22 @@ class _Guest:
 
 
 class Turns:
-    """Threads that share a model: the one whose video is in progress has the turn, and the others do not wait for it.
+    """Gives the turn to one of the threads that share a model. The others do not wait: they run the plain model.
 
-    A thread gets the turn where a video of its own begins, and the one in progress is over, or its thread is, or
-    nothing was heard of it for a whole video: it may have broken off.
+    A thread gets the turn when it begins a video, provided that the video in progress is over, or its thread has ended,
+    or its thread made no call for the length of a whole video and so may have broken off.
 
     Args:
-        over: whether the video in progress is.
-        end: ends it where it broke off.
+        over: whether the video in progress is over.
+        end: ends the video in progress where it broke off.
     """
 
     def __init__(self, over: Callable[[], bool], end: Callable[[], None]) -> None:
         self._over, self._end = over, end
         self._lock = threading.Lock()
         self._owner: int | None = None
-        self._calls = 0  # of the owner
-        self._busy = False  # a call of the owner is in progress, in which nobody else gets the turn
+        self._calls = 0  # by the owner
+        self._busy = False  # a call by the owner is in progress, during which nobody else gets the turn
         self._guests: dict[int, _Guest] = {}
 
     def here(self) -> bool:
@@ -56,17 +56,17 @@ class Turns:
         return self._owner == threading.get_ident()
 
     def in_turn(self, act: Callable[[], None]) -> None:
-        """Do something if this thread has the turn, and let no other one get it meanwhile."""
+        """Call ``act`` if this thread has the turn; no other thread gets the turn meanwhile."""
         with self._lock:
             if self.here():
                 act()
 
     def take(self, name: str, make_clock: Callable[[], Clock], context: Any, call: Mapping[str, Any]) -> bool:
-        """Whether a call is of the thread that has the turn, or that gets it now.
+        """Whether the calling thread has the turn, or gets it now. :meth:`done` has to follow if it does.
 
         Args:
-            name: of the denoiser.
-            make_clock: a clock like the denoiser's.
+            name: name of the denoiser.
+            make_clock: makes a clock like the denoiser's.
             context, call: as for :meth:`Clock.tick`.
         """
         thread = threading.get_ident()
@@ -82,7 +82,7 @@ class Turns:
             return True
 
     def done(self) -> None:
-        """The call that :meth:`take` was asked for is over."""
+        """Note that the call for which :meth:`take` returned ``True`` is over."""
         self._busy = False
 
     def _may_begin(

@@ -88,7 +88,7 @@ def calibrate(
     check_number("tokens", tokens, low=1, whole=True)
     specs: dict[str, ModelSpec] = {}
     for name, denoiser in denoisers.items():
-        if hooks.find(denoiser, hooks.HOOK) is not None:
+        if hooks.find(denoiser, hooks.DENOISER_HOOK) is not None:
             raise UnicpError("the pipeline is accelerated; calibrate measures it as it is: unicp.restore(pipe) first")
         if group_of(denoiser) is not None:
             raise UnicpError("the pipeline is context-parallel; calibrate it in one process: profiles serve both")

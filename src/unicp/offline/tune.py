@@ -81,7 +81,7 @@ def tune(
     if call.get("generator") is not None:
         raise UnicpError("tune draws the noise of every prompt itself, from seed; leave generator out")
     check_number("seed", seed, low=0, whole=True)
-    if any(hooks.find(denoiser, hooks.HOOK) is not None for denoiser in denoisers.values()):
+    if any(hooks.find(denoiser, hooks.DENOISER_HOOK) is not None for denoiser in denoisers.values()):
         raise UnicpError("the pipeline is accelerated; tune measures it as it is: unicp.restore(pipe) first")
     acting = acting_inside(inside, effort) if inside is not None else None
     if acting is not None:

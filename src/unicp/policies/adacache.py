@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import UnicpError
-from .base import NO_COUNT, Decision, Needs, Policy, Step, no_numbers
+from .base import NO_COUNT_NOTE, Decision, Needs, Policy, Step, no_numbers
 from .config import Config, check_choice, check_flag, check_number, check_tuple, register
 
 
@@ -272,7 +272,11 @@ class AdaCachePolicy(Policy):
         return entries[-1][1] if c != float("inf") else 1
 
     def notes(self) -> list[str]:
-        said = [NO_COUNT.format(so="cooldown_steps cannot be kept to, nor a codebook rescaled")] if self.endless else []
+        said = (
+            [NO_COUNT_NOTE.format(so="cooldown_steps cannot be kept to, nor a codebook rescaled")]
+            if self.endless
+            else []
+        )
         return said + ([no_numbers(self.broken)] if self.broken else [])
 
     def why_idle(self) -> str:

@@ -209,7 +209,7 @@ class Policy(abc.ABC):
         """Why a whole run may have computed every step, and what to do: for the warning."""
 
 
-NO_COUNT = (
+NO_COUNT_NOTE = (
     "nothing tells how many steps this run has ({so}): accelerate the pipeline itself, or call the denoiser in "
     "cache_context(name, step_index=i, num_inference_steps=n)"
 )

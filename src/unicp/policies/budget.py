@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import UnicpError
-from .base import NO_COUNT, Decision, Needs, Policy, Step, no_numbers
+from .base import NO_COUNT_NOTE, Decision, Needs, Policy, Step, no_numbers
 from .config import Config, check_flag, check_number, checked_profile, register
 
 if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
@@ -260,14 +260,14 @@ class BudgetPolicy(Policy):
         self._compute: frozenset[int] = frozenset()
         self._conditional = self._inside = self._compute
         self._expected: Mapping[int, tuple[float, float]] = {}
-        self._fills: dict[int, Segment] = {}  # what each skipped step is a part of
+        self._segments: dict[int, Segment] = {}  # what each skipped step is a part of
         self._places: dict[int, float] = {}  # where computed steps are evaluated, if not at their own
         self._largest, self._measured = 0.0, 0  # forecast errors of this run
         self._extra = 0
         self._reserve = 0
         self._blind = False
         self._broken = 0
-        self._unheard = 0  # alarms that nothing was left for
+        self._unanswered = 0  # alarms that nothing was left for
         self._remarks: list[str] = []
         self._computed: list[int] = []
         self._throughout = False  # longer steps only where the plan has nothing else
@@ -289,7 +289,7 @@ class BudgetPolicy(Policy):
 
         config, count = self.config, step.count
         if count is None:
-            self._remarks.append(NO_COUNT.format(so="no plan can be made, and all were computed"))
+            self._remarks.append(NO_COUNT_NOTE.format(so="no plan can be made, and all were computed"))
             self._follow(StepPlan(steps=step.index + 1, compute=()))
             return
         self._throughout = step.throughout
@@ -359,13 +359,13 @@ class BudgetPolicy(Policy):
         self._compute = frozenset(plan.compute)
         self._conditional = frozenset(plan.conditional)
         self._inside = frozenset(plan.inside)
-        self._fills = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
+        self._segments = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
         self._places = dict(zip(plan.compute, plan.places, strict=True)) if plan.places else {}
 
     def decide(self, step: Step) -> Decision:
         if self._plan is None:
             self._begin(step)
-        segment = self._fills.get(step.index)
+        segment = self._segments.get(step.index)
         if segment is None or not self._computed or step.index in self._compute:
             return self._now(step, alone=step.index in self._conditional and not self._blind)
         if step.index < self._beyond:
@@ -401,7 +401,7 @@ class BudgetPolicy(Policy):
         if plan.places:  # leaps all the way; the next step may lie beyond the next noise level without one between
             self._beyond = next((s for s in plan.compute if s > step.index), plan.steps)
             return tuple([p for s, p in self._places.items() if s > step.index]) or (float(plan.steps),)
-        segment = self._fills.get(step.index + 1)
+        segment = self._segments.get(step.index + 1)
         if segment is None or not self._long(segment, plan):
             return None
         self._beyond = segment.until
@@ -422,7 +422,7 @@ class BudgetPolicy(Policy):
             self._extra += 1
             self._follow(changed)
         else:
-            self._unheard += 1
+            self._unanswered += 1
 
     def _long(self, segment: Segment, plan: StepPlan) -> bool:
         """Whether the solver takes one long step over these skipped steps."""
@@ -435,7 +435,7 @@ class BudgetPolicy(Policy):
         """The steps that the solver takes from this one on: it looks at how many are left."""
         while step < plan.steps:
             yield step
-            segment = self._fills.get(step + 1)
+            segment = self._segments.get(step + 1)
             step = segment.until if segment is not None and self._long(segment, plan) else step + 1
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
@@ -458,8 +458,10 @@ class BudgetPolicy(Policy):
         said = list(self._remarks)
         if self._extra:
             said.append(f"{self._extra} of {self._reserve} steps of the reserve were spent where forecasts failed")
-        if self._unheard:
-            said.append(f"forecasts failed at {self._unheard} steps with no reserve left; override_reserve gives more")
+        if self._unanswered:
+            said.append(
+                f"forecasts failed at {self._unanswered} steps with no reserve left; override_reserve gives more"
+            )
         return said + ([no_numbers(self._broken)] if self._broken else [])
 
     def why_idle(self) -> str:

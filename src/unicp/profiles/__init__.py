@@ -208,7 +208,7 @@ def resolve_config(config: Any) -> Config:
     )
 
 
-def played(config: Config) -> Config:
+def acting_config(config: Config) -> Config:
     """What carries a config out: of a budget whose plan has UniCP inside some steps, that UniCP over the budget.
 
     Args:

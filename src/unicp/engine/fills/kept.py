@@ -1,4 +1,4 @@
-"""What is kept along sigma and what is made of it: one piece of code for outputs, stacks and units."""
+"""Values kept along sigma, and the fills made from them: one piece of code for outputs, stacks and units."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Kept:
     A value is a list of leaves: tensors, and what is none. Each fill says what its value is.
 
     Args:
-        order: degree of the extrapolation it is to serve: one value more is kept.
-        steadiness: measure how steadily values change, and believe forecasts as far as they do.
+        order: degree of the extrapolation, from 0; ``order + 1`` values are kept.
+        steadiness: measure how steadily values change, and scale forecasts accordingly.
 
     Attributes:
         values: newest first.
         sigmas: their noise levels.
         steady: how steadily each leaf changes; ``None`` where it was not measured yet.
-        forecasts: what was filled since the last computed step, as (sigma, the solver's weight of that step, factors of
-            the kept values, newest first).
+        forecasts: the fills since the last computed step, as (sigma, the solver's weight of that step, factors of the
+            kept values, newest first).
     """
 
     def __init__(self, order: int = 0, steadiness: bool = False) -> None:
@@ -49,10 +49,10 @@ class Kept:
         Args:
             step: the step.
             value: its leaves.
-            own: nobody else may write into its tensors; else they are copied.
+            own: whether its tensors are ours alone; others are copied, as other code may write into them.
 
         Returns:
-            What goes on in its place: itself, or corrected by what forecasts before it were off by.
+            The value to go on with: ``value`` itself, or corrected for the errors of the forecasts before it.
         """
         steady = None
         if self._measures and len(self.values) > 1 and step.sigma not in self.sigmas:
@@ -71,18 +71,18 @@ class Kept:
         return given
 
     def used(self, decision: Decision) -> int:
-        """From how many kept values a fill is made."""
+        """Number of kept values from which a fill is made."""
         if decision.action != "forecast":
             return 1
         return len(self.sigmas[: None if decision.order is None else 1 + decision.order])
 
     def fill(self, step: Step, decision: Decision, weight: float | None = None) -> list[Any]:
-        """What stands in for the value at a step; one that is only repeated is the kept one itself.
+        """The value that stands in at a step; where it is only repeated, it is the kept one itself.
 
         Args:
             step: the step.
-            decision: says from how many kept values, and how damped.
-            weight: the solver's weight of this step's output, if it is to be corrected later.
+            decision: gives the order and the damping.
+            weight: the solver's weight of this step's output, if a later step is to correct for its error.
         """
         used = self.used(decision)
         factors = extrapolation.weights(self.sigmas[:used], step.sigma, decision.damping)
@@ -98,25 +98,24 @@ class Kept:
         return filled
 
     def _share(self, place: int) -> Any:
-        """Share of a leaf's forecasts that is believed. None of it, where there are too few values to tell."""
+        """Share of a leaf's forecasts that is applied; 0 where there are too few values to tell."""
         return 0.0 if self.steady is None else extrapolation.share(self.steady[place])
 
     def _corrected(self, step: Step, value: list[Any], steady: Sequence[Any] | None) -> list[Any]:
-        """A computed value, and what the forecasts before it were off by.
+        """A computed value, corrected for the errors of the forecasts before it.
 
-        With the new value the skipped ones can be told better: the polynomial through it and the two values before,
-        between its nodes now instead of beyond them. What the solver has been given too much or too little is
-        ``sum_s w_s (better_s - forecast_s)``, with the solver's weights ``w``; divided by the weight of this step and
-        added to its value, the latents get it all at once. The sum is linear in the kept values, so nothing but a few
-        factors had to be remembered. How much of it is added follows from the length of the steps
-        (:func:`~unicp.tensors.extrapolation.firmness`) and from how steadily the values change
-        (:func:`~unicp.tensors.extrapolation.steadiness`): where they do not, what lies between two of them is not to be
-        told from them.
+        With the new value the skipped ones can be estimated better: the polynomial through it and the two values before
+        is now evaluated between its nodes instead of beyond them. What the solver was given too much or too little is
+        ``sum_s w_s (better_s - forecast_s)``, with the solver's weights ``w``. Divided by the weight of this step and
+        added to its value, it reaches the latents at once. The sum is linear in the kept values, so only a few factors
+        had to be remembered. How much of it is added depends on the length of the steps
+        (:func:`~unicp.tensors.extrapolation.firmness`) and on how steadily the values change
+        (:func:`~unicp.tensors.extrapolation.steadiness`): where they change unsteadily, interpolation tells nothing.
 
         Args:
-            step: whose value it is.
+            step: step of the value.
             value: what was computed; it is not changed.
-            steady: of its leaves; ``None`` where there are too few values to tell.
+            steady: steadiness of each leaf; ``None`` where there are too few values to tell.
         """
         skipped, self.forecasts = self.forecasts, []
         weight, known = step.weight, step.sigma in self.sigmas
@@ -126,7 +125,7 @@ class Kept:
             return value
         nodes = [step.sigma, *self.sigmas[:2]]
         better, filled = [0.0] * (1 + len(self.sigmas)), [0.0] * (1 + len(self.sigmas))
-        reused = 0.0  # of the newest kept value, where a forecast is not believed in full
+        reused = 0.0  # weight of the newest kept value, for the share of forecasts that is not applied
         for at, w, used in skipped:
             for place, factor in enumerate(extrapolation.weights(nodes, at)):
                 better[place] += w / weight * factor

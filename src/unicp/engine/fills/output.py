@@ -12,12 +12,12 @@ from .kept import Kept
 
 
 def leading(output: Any) -> Any:
-    """The first tensor in a denoiser's output: of the video, where there is sound too."""
+    """The first tensor in a denoiser's output: the video's, where there is sound too."""
     return next(x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor))
 
 
 class OutputFill:
-    """Outputs of the last computed steps, whatever they are made of: tensors, tuples, diffusers' own classes."""
+    """Keeps outputs of the last computed steps, whatever their type: tensors, tuples, diffusers' own classes."""
 
     def __init__(self, needs: Needs) -> None:
         self.kept = Kept(needs.order, needs.steadiness)
@@ -32,13 +32,13 @@ class OutputFill:
         return [leading(value) for value in self.kept.values]
 
     def keep(self, step: Step, output: Any) -> Any:
-        """Keep a computed output. What comes back is for the solver: the output itself, or a corrected one."""
+        """Keep a computed output. Returns the output for the solver: itself, or a corrected one."""
         leaves, self._structure = pytree.tree_flatten(output)
-        given = self.kept.keep(step, leaves, own=False)  # pipelines may go on to change what they were given
+        given = self.kept.keep(step, leaves, own=False)  # pipelines may change in place what they were given
         return output if given is leaves else pytree.tree_unflatten(given, self._structure)
 
     def fill(self, step: Step, decision: Decision, weight: float | None = None) -> Any:
-        """The output that stands in at a step; nothing of it is what is kept. See :meth:`Kept.fill`."""
+        """The output that stands in at a step, sharing no memory with what is kept. See :meth:`Kept.fill`."""
         held = {id(leaf) for leaf in self.kept.tensors()}
         leaves = [leaf.clone() if id(leaf) in held else leaf for leaf in self.kept.fill(step, decision, weight)]
         return pytree.tree_unflatten(leaves, self._structure)

@@ -1,4 +1,4 @@
-"""The fill of a stack of blocks: what all of them together add to what enters the first one."""
+"""The fill of a stack of blocks: the residual that all of them together add to the input of the first one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Forward = Callable[..., Any]
 
 
 class StackFill:
-    """The stack's residual in one guidance branch: one tensor a stream, in the last block's layout."""
+    """The stack's residual in one guidance branch: one tensor per stream, in the last block's layout."""
 
     def __init__(self) -> None:
         self.kept = Kept()
-        self.blocks = 0  # how many of them acted when it was kept
+        self.blocks = 0  # number of blocks that acted when the residual was kept
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held."""
         return self.kept.tensors()
 
     def keep(self, step: Step, entered: list[Any], left: list[Any]) -> None:
-        """Keep what was added to each stream; ``None`` for a stream that is not there (a video without sound)."""
+        """Keep the residual of each stream; ``None`` stands for a stream that is missing (a video without sound)."""
         pairs = zip(entered, left, strict=True)
         self.kept.keep(step, [None if before is None else (after - before).detach() for before, after in pairs])
 
@@ -50,8 +50,8 @@ class StackCall:
     batch: int
     frames: int
     entry: list[Any] = field(default_factory=list)  # the streams as they enter the first block
-    acted: int = 0  # blocks whose acts did
-    left: bool = False  # and the last one's among them, behind the first one's
+    acted: int = 0  # number of blocks whose acts have run
+    left: bool = False  # whether the last block's act has run, after the first one's
 
 
 class Stack:
@@ -59,10 +59,10 @@ class Stack:
 
     Args:
         denoiser, spec: the transformer and its structure.
-        watched: runs a block, given its forward and its arguments, where something measures in some of them.
+        watched: called with a block, its forward and its arguments to run it, if something measures in some blocks.
 
     Attributes:
-        acts: what is to stand in for the forward of each block; the host puts it there.
+        acts: pairs of a block and the function that replaces its forward; the host puts it there.
     """
 
     def __init__(self, denoiser: Any, spec: ModelSpec, watched: Callable[..., Any] | None = None) -> None:
@@ -111,14 +111,14 @@ class Stack:
         return act
 
     def whole(self, call: StackCall) -> bool:
-        """Whether a call that has ended was acted on by all blocks that there are, as far as can be told."""
+        """Whether, in a call that has ended, all blocks that there are have acted, as far as can be told."""
         if call.left and call.acted >= (1 if call.decision.runs else call.fill.blocks):
             call.fill.blocks = call.acted
             return True
         return False
 
     def _entered(self, call: StackCall, described: BlockList) -> list[Any]:
-        """The streams that entered the stack, as far as they are kept, in the last block's layout."""
+        """The kept streams as they entered the stack, in the last block's layout."""
         video, *others = call.entry
         entered = relayout(video, self._first, described.layout, call.batch, call.frames)
         return [entered, *others][: self._spec.kept]
@@ -135,7 +135,7 @@ class Stack:
         call.fill.keep(call.step, entered, outputs)
 
     def _check(self, name: str, described: BlockList, values: list[Any], output: Any) -> None:
-        """Whether a block has returned its streams, each in the shape in which it came.
+        """Check that a block has returned each stream in the shape in which it came.
 
         Raises:
             UnicpError: it has not.

@@ -1,1 +1,1 @@
-"""Attention modules that run on less than the whole: sliced along their channels, or on old maps."""
+"""Attention modules that do only part of their work: sliced along their channels, or on old maps."""

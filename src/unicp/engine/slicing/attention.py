@@ -48,7 +48,7 @@ class Ranks:
 
 
 def rank_grid(head_size: int) -> tuple[int, ...]:
-    """Ranks worth trying: multiples of 16 up to the head size, of 8 for head sizes of 64 or less, of 4 for 16 or less.
+    """Ranks worth trying: multiples of 16 up to the head size; of 8 for head sizes up to 64, of 4 for those up to 16.
 
     >>> rank_grid(64)
     (8, 16, 24, 32, 40, 48, 56, 64)
@@ -58,14 +58,14 @@ def rank_grid(head_size: int) -> tuple[int, ...]:
 
 
 MAX_RANK_SHARE = 0.75
-"""A module that needs more than this part of its head size is left unsliced."""
+"""A module that needs more than this share of its head size is left unsliced."""
 
 
 def choose_ranks(errors: Mapping[int, tuple[float, float, float]], head_size: int, limit: float) -> Ranks | None:
     """The smallest head size whose measured slicing error is within the limit.
 
-    Queries, keys and values are padded to one head size, as the fused kernels want it, so that unequal ranks would
-    save nothing: one rank serves both.
+    Queries, keys and values are padded to one head size, as the fused kernels require, so unequal ranks would save
+    nothing: one rank serves both.
 
     Args:
         errors: by rank, the relative change of the module's output when queries, keys and values, only queries and
@@ -97,7 +97,7 @@ class _Projected:
 
 
 class Folded:
-    """``W_v P_v`` and ``P_v^T W_o``, and the weights they were made from."""
+    """The folded weights ``W_v P_v`` and ``P_v^T W_o``, and a record of the weights they were made from."""
 
     def __init__(self, attn: Any, p_v: Any) -> None:
         self.made_from = self.state(attn)
@@ -120,7 +120,7 @@ class Folded:
         """Identity and version of the weights that a fold depends on; ``None`` where nothing may be folded."""
         out = attn.to_out[0] if isinstance(getattr(attn, "to_out", None), list | torch.nn.ModuleList) else None
         value = getattr(attn, "to_v", None)
-        # Exactly these: a LoRA layer, or a quantised one, is more than its weight; so is one with an offloading hook.
+        # Exactly this class: a LoRA layer, a quantised one or one with an offloading hook is more than its weight.
         if type(value) is not torch.nn.Linear or type(out) is not torch.nn.Linear:
             return None
         if any(type(m.weight) not in (torch.nn.Parameter, torch.Tensor) for m in (value, out)):
@@ -182,7 +182,7 @@ class SlicedAttention:
         try:
             return forward(*args, **kwargs)
         except _ValuesReshaped:
-            # Its processor infers no head size from the values: from now on they are projected online.
+            # Its processor does not infer the head size from the values: from now on they are projected online.
             self._may_fold, self._folded = False, None
             return forward(*args, **kwargs)
         finally:
@@ -195,20 +195,20 @@ class SlicedAttention:
         return self._twin[1]
 
     def renew(self) -> None:
-        """Fold again at the next call, whatever the weights look like.
+        """Fold again at the next call, even if the weights seem unchanged.
 
-        Adapters are fused through ``weight.data``, which neither moves a weight nor counts up its version.
+        Adapters are fused through ``weight.data``, which changes neither a weight's address nor its version.
         """
         self._folded = None
 
     @property
     def stale(self) -> bool:
-        """Whether weights are to be folded before the next call: none are yet, or they changed since."""
+        """Whether weights have to be folded before the next call: for the first time, or because they changed."""
         state = Folded.state(self.attn) if self._may_fold else None
         return state is not None and (self._folded is None or self._folded.made_from != state)
 
     def refold(self) -> None:
-        """Fold again if weights changed since: a state dict loaded, an adapter put on, the model moved."""
+        """Fold again if weights changed: a state dict was loaded, an adapter put on, or the model moved."""
         if not self._may_fold:
             return
         if self.stale:
@@ -242,7 +242,7 @@ class SlicedAttention:
             value = torch.einsum(into, value, self._like("v", self.p_v, value))
         width = value.shape[-1]
         size = max(query.shape[-1], width)
-        # Fused kernels take one head size; zeros change neither the products nor, cut off again, the output.
+        # Fused kernels take one head size. Zeros change neither the products nor, as they are cut off, the output.
         query, key, value = (
             F.pad(t, (0, size - t.shape[-1])) if t.shape[-1] < size else t for t in (query, key, value)
         )
@@ -250,6 +250,6 @@ class SlicedAttention:
         return torch.einsum(back, out, self._like("v", self.p_v, out)) if sliced_here else out
 
     def tensors(self) -> list[Any]:
-        """Everything it holds beside the module: bases and folded weights."""
+        """Everything it holds besides the module: bases and folded weights."""
         held = [*self._cast.values(), *(p for p in (self.p_qk, self.p_v) if p is not None)]
         return held + (self._folded.tensors if self._folded is not None else [])

@@ -1,4 +1,4 @@
-"""Attention processors whose call of the attention kernel goes elsewhere."""
+"""Copies of attention processors whose call of the attention kernel is redirected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 
 AttentionHandler = Callable[..., Any]
-"""``handler(attend, heads_first, query, key, value, *args, **kwargs)``: stands in for an attention call.
+"""``handler(attend, heads_first, query, key, value, *args, **kwargs)`` replaces an attention call.
 
 ``attend`` is the call it replaces; query, key and value are (B, H, T, d) if ``heads_first``, else (B, T, H, d).
 """
@@ -21,7 +21,7 @@ SDPA = "scaled_dot_product_attention"
 
 
 class _Functional:
-    """``torch.nn.functional`` with one function exchanged."""
+    """``torch.nn.functional`` with one function replaced."""
 
     def __init__(self, attention: Callable[..., Any]) -> None:
         self.scaled_dot_product_attention = attention
@@ -34,13 +34,13 @@ def instrumented(processor: Any, handler: AttentionHandler, view: Callable[[Any]
     """A copy of an attention processor whose call of the attention kernel goes through ``handler``.
 
     The processor's own code runs, with its own projections, norms and rotary embedding: only the name by which it
-    calls the kernel (diffusers' ``dispatch_attention_fn`` or torch's ``scaled_dot_product_attention``) means
-    something else in the copy. No class and no module is changed.
+    calls the kernel (diffusers' ``dispatch_attention_fn`` or torch's ``scaled_dot_product_attention``) refers to
+    ``handler`` in the copy. No class and no module is changed.
 
     Args:
         processor: an attention processor of diffusers, or one written like them.
         handler: see :data:`AttentionHandler`.
-        view: what the processor sees instead of the attention module.
+        view: makes, from the attention module, what the processor sees instead of it.
 
     Returns:
         The copy, or ``None`` where the processor calls neither function by a global name.
@@ -65,7 +65,7 @@ def instrumented(processor: Any, handler: AttentionHandler, view: Callable[[Any]
     )
     function.__kwdefaults__ = original.__kwdefaults__
 
-    # diffusers looks at the signature of a processor's call to decide what to give it: `wraps` passes it on.
+    # diffusers looks at the signature of a processor's call to decide what to pass: `wraps` preserves it.
     @functools.wraps(original)
     def call(self: Any, attn: Any, *args: Any, **kwargs: Any) -> Any:
         return function(self, view(attn) if view else attn, *args, **kwargs)

@@ -1,8 +1,8 @@
 """Attention maps that outlive a step: softmax(q k^T) is kept, and only its product with new values is computed.
 
 UniCP's windows look at attention outputs and at attention maps (arXiv 2502.04393); how maps are used is our
-reconstruction. A map takes ``T * T`` values a head, so this is for short attention, such as the temporal attention of
-factorised models.
+reconstruction. A map has ``T * T`` values per head, so this is for short sequences, such as those of the temporal
+attention of factorised models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .instrumented import instrumented
 def attention_map(query: Any, key: Any, mask: Any = None, scale: float | None = None) -> Any:
     """softmax(q k^T * scale + mask) of queries and keys (B, H, T, d): (B, H, T, T) in their precision.
 
-    A query that the mask lets look at nothing (padding) gets zeros, as from torch's own attention.
+    A query for which the mask excludes every key (padding) gets zeros, as from torch's own attention.
     """
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = torch.matmul(query.float(), key.float().transpose(-1, -2)) * factor
@@ -32,7 +32,7 @@ def attention_map(query: Any, key: Any, mask: Any = None, scale: float | None = 
 
 
 class _WithoutQueries:
-    """An attention module as its processor sees it when queries and keys do not matter: they are zeros, for free."""
+    """An attention module as its processor sees it when queries and keys do not matter: it returns zeros for them."""
 
     def __init__(self, attn: Any) -> None:
         self._attn = attn
@@ -48,11 +48,11 @@ class _WithoutQueries:
 
 
 class MapAttention:
-    """One attention module that can give its maps away, and run on old ones.
+    """One attention module that can return its maps, and run on old ones.
 
     Args:
         attn: the module; its processor is read at every call.
-        allow: given the bytes of a map, says whether it may be kept.
+        allow: takes the bytes of a map, and returns whether it may be kept.
     """
 
     def __init__(self, attn: Any, allow: Callable[[int], bool]) -> None:
@@ -64,20 +64,20 @@ class MapAttention:
 
     @property
     def works(self) -> bool:
-        """Whether the module's processor and projections are of a kind that this is possible with."""
+        """Whether the module's processor and projections allow this."""
         plain = all(isinstance(getattr(self.attn, name, None), torch.nn.Linear) for name in ("to_q", "to_k", "to_v"))
         fused = getattr(self.attn, "fused_projections", False)
         return plain and not fused and instrumented(self.attn.processor, self._keep) is not None
 
     def compute(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Run in full. Returns the output and the maps; ``None`` instead of them where they would be too large."""
+        """Run in full. Returns the output and the maps, or ``None`` in place of maps that would be too large."""
         self._made, self._refused = [], False
         output = self._run(forward, args, kwargs, self._keep, None)
         maps, self._made = self._made, []
         return output, None if self._refused else maps
 
     def reuse(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], maps: Any) -> Any:
-        """Run on old maps: new values, output projection, and nothing else of the attention."""
+        """Run on old maps: only the values and the output projection are computed anew."""
         self._used = list(maps)
         return self._run(forward, args, kwargs, self._apply, _WithoutQueries)
 

@@ -1,1 +1,1 @@
-"""The pipeline's solver: what it makes of the outputs it is given, and longer steps of it."""
+"""The pipeline's solver: the weights it gives to outputs, and the longer steps it can take."""

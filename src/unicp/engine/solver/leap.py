@@ -1,8 +1,8 @@
 """Longer solver steps: from one computed step straight to the next.
 
-A multistep solver can take fewer, longer steps; that is what "fewer steps" does for a whole run. Here it does so
-between two steps of a run that goes on as planned elsewhere. The solver is shown the noise levels of the steps it
-really takes, and its own code does the rest; at the steps in between neither the denoiser nor the solver acts.
+A multistep solver can take fewer, longer steps; that is what a run of fewer steps does from end to end. Here it does so
+between two steps of a run that otherwise goes on as planned. The solver is shown the noise levels of the steps it
+really takes, and its own code does the rest. At the steps in between neither the denoiser nor the solver acts.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ...tensors.extrapolation import levels_at
 from .response import InPlace
 
 SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler")
-"""Their steps look at nothing but noise levels, the step's number and what they were given. Solvers of first order gain
-nothing: a forecast is better than one long step of Euler's."""
+"""Schedulers whose steps look at nothing but noise levels, the step's number and the outputs they were given. Solvers
+of first order are left out: a forecast is better than one long step of Euler's method."""
 
 VARIANCE_PRESERVING = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMScheduler")
-"""Their steps look at two or three timesteps. Repeating an output is not what a longer step of theirs is: it holds the
-clean sample, which follows from the output and the latents."""
+"""Schedulers whose steps look at two or three timesteps. For these a longer step differs from repeating an output: it
+holds the clean sample constant, which follows from the output and the latents."""
 
 SOLVERS_WITH_A_SHORT_START = ("UniPCMultistepScheduler", "DEISMultistepScheduler")
-"""Those whose long steps gain from a short one before them; DPM-Solver++ loses more than that (benchmarks/promise.py).
-"""
+"""Schedulers whose long steps gain from a short one before them. DPM-Solver++ loses more by it than it gains
+(benchmarks/promise.py)."""
 
 
 def leaps(scheduler: Any) -> bool:
@@ -45,17 +45,17 @@ def leaps(scheduler: Any) -> bool:
 
 
 class Leaper:
-    """Stands before a scheduler's ``step``, on the instance, for the length of one run.
+    """Replaces a scheduler's ``step``, on the instance, for the length of one run.
 
-    Where a run goes on after ``restore``, it stays until the last step if there was a leap: what was leapt over stays
-    so, and the solver has to see its path.
+    If a run with a leap goes on after ``restore``, the replacement stays until the last step: steps that were leapt
+    over cannot be taken any more, and the solver has to see its path.
 
     Args:
-        scheduler: gives the pipeline's scheduler, if there is one.
+        scheduler: returns the pipeline's scheduler, if there is one.
         wanted: whether the method takes longer steps at all.
 
     Attributes:
-        alone: the pipeline has no other denoiser, whose turn might begin within a longer step.
+        alone: whether the pipeline has no other denoiser, whose turn might begin within a longer step.
     """
 
     def __init__(self, scheduler: Callable[[], Any], wanted: bool = True) -> None:
@@ -73,11 +73,11 @@ class Leaper:
         self._told: tuple[int, tuple[float, ...]] | None = None
 
     def go(self, index: int, decision: Decision) -> None:
-        """Where the solver is to go from a computed step."""
+        """Note where the solver is to go from the computed step ``index``."""
         self._told = None if decision.until is None else (index, (decision.until, *decision.further))
 
     def begin(self) -> None:
-        """A run begins; its timesteps are set. Schedulers that cannot leap, or are under way, are left alone."""
+        """Begin a run, whose timesteps are set. A scheduler that cannot leap, or is under way, is left alone."""
         scheduler = self._find()
         if scheduler is not None and scheduler is self._scheduler and scheduler.timesteps is self._timesteps:
             return  # it is still that run
@@ -96,12 +96,12 @@ class Leaper:
         self._signature = self._placed.__signature__
 
     def end(self) -> None:
-        """The run is over, or goes on without us."""
+        """End the run, or let it go on without us."""
         if not self._leapt:
             self._leave()
 
     def _leave(self) -> None:
-        """The scheduler is as it was."""
+        """Put the scheduler's own ``step`` back."""
         scheduler, self._scheduler = self._scheduler, None
         self._forget()
         if scheduler is not None and vars(scheduler).get("step") is self._placed:
@@ -129,7 +129,7 @@ class Leaper:
         return index < self._until
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Stands in for the scheduler's ``step``."""
+        """Replaces the scheduler's ``step``."""
         scheduler = self._scheduler
         if scheduler is None or scheduler.timesteps is not self._timesteps:
             self._leave()  # another run, of which we know nothing
@@ -144,7 +144,7 @@ class Leaper:
         return result
 
     def _take(self, index: int, call: BoundArguments) -> Any:
-        """A step of the solver, from a step of the run that was just computed."""
+        """Take a step of the solver, from the step of the run that was just computed."""
         self._taken.append(self._next)
         steps = len(self._timesteps)
         if self._told is not None and self._told[0] == index:
@@ -160,33 +160,33 @@ class Leaper:
 
 
 class Path(Protocol):
-    """One run of a scheduler, whose timesteps are set. Calls are those of its ``step``."""
+    """One run of a scheduler whose timesteps are set. A ``call`` is one of its ``step``."""
 
     @property
     def under_way(self) -> bool:
-        """Whether the run has had steps already that were not seen here and that count."""
+        """Whether the run has taken steps that were not seen here and that its later steps depend on."""
 
     def index(self, call: BoundArguments) -> int:
-        """Which step of the run is to be taken."""
+        """Index of the step of the run that is to be taken."""
 
     def stay(self, call: BoundArguments) -> Any:
-        """What ``step`` returns where the solver has gone beyond this step: the latents as they are."""
+        """The result of ``step`` where the solver has gone beyond this step: the latents as they are."""
 
     def step(
         self, own: Callable[..., Any], call: BoundArguments, taken: Sequence[float], ahead: Sequence[float]
     ) -> Any:
-        """The solver's own step.
+        """Call the solver's own ``step``, showing it the path that it really takes.
 
         Args:
-            own: its ``step``.
-            call: what the pipeline calls it with.
-            taken: places of the steps that were taken, and of this one; they count in steps of the run.
-            ahead: places of those that follow; the end of the run, if there are none.
+            own: the solver's ``step``.
+            call: the arguments that the pipeline passes.
+            taken: places of the steps that were taken, and of this one, in steps of the run.
+            ahead: places of the steps that follow; the end of the run, if there are none.
         """
 
 
 class ByIndex:
-    """A multistep solver: it counts its steps, and finds noise levels by their number."""
+    """The path of a multistep solver, which counts its steps and finds noise levels by their number."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
@@ -210,7 +210,7 @@ class ByIndex:
     def step(
         self, own: Callable[..., Any], call: BoundArguments, taken: Sequence[float], ahead: Sequence[float]
     ) -> Any:
-        """It is shown nothing before this step but those that it took, and those ahead behind it."""
+        """Show the solver only the noise levels of the steps it took and of those ahead."""
         scheduler = self._scheduler
         known = scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps, scheduler.step_index
         path = [*taken, *(place for place in ahead if place < len(known[1]))]
@@ -231,10 +231,10 @@ class ByIndex:
 
 
 class ByTimestep:
-    """A solver that is told its timestep at each step and keeps nothing: DDIM, and CogVideoX's DPM-Solver++.
+    """The path of a solver that is given its timestep at each step and keeps nothing: DDIM, CogVideoX's DPM-Solver++.
 
-    It goes ``num_train_timesteps // num_inference_steps`` timesteps on. CogVideoX's DPM-Solver++ is told the timestep
-    before, too, and the clean sample it made of the output there.
+    Such a solver moves on by ``num_train_timesteps // num_inference_steps`` timesteps. CogVideoX's DPM-Solver++ is also
+    given the timestep before, and the clean sample from there.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -262,7 +262,7 @@ class ByTimestep:
     def step(
         self, own: Callable[..., Any], call: BoundArguments, taken: Sequence[float], ahead: Sequence[float]
     ) -> Any:
-        """It is told the timesteps of this step and the one before, and a number of steps with which it goes so far."""
+        """Give it the timesteps of this step and the one before, and a number of steps that makes it go far enough."""
         assert self._next is not None
         index, scheduler, known = self._next, self._scheduler, self._scheduler.num_inference_steps
         path = [*taken[-2:], *ahead, len(self._grid) - 1][: len(taken[-2:]) + 1]
@@ -273,7 +273,7 @@ class ByTimestep:
                 call.arguments["timestep"] = torch.full_like(like, here) if isinstance(like, torch.Tensor) else here
                 if before and call.arguments.get("timestep_back") is not None:
                     call.arguments["timestep_back"] = before[0]
-                # Of whole numbers, the quotient would go as far for a few lengths of steps only.
+                # With a whole number of steps, the quotient would be right for a few lengths of steps only.
                 scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, here - there)
             result = own(*call.args, **call.kwargs)
         finally:

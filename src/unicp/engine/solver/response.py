@@ -1,4 +1,4 @@
-"""What a scheduler makes of the outputs it is given: its own weight for each of them, without running a model."""
+"""The weight that a scheduler gives to each output in the final latents, found without running a model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 ARGUMENTS_OF_A_STEP = ("sample", "model_output", "generator")
-"""Arguments of ``step`` that are not the run's own when it is played on a few numbers."""
+"""Arguments of ``step`` that are replaced when a run is simulated on a few numbers."""
 
 
 class InPlace:
-    """What stands on a scheduler in place of its ``step``. A copy of the scheduler gets the plain one of its class.
+    """Replaces the ``step`` of a scheduler instance. A copy of the scheduler gets the plain ``step`` of its class.
 
     Args:
-        scheduler: whose ``step`` it is.
-        act: is called instead.
+        scheduler: the scheduler whose ``step`` it replaces.
+        act: called instead.
     """
 
     def __init__(self, scheduler: Any, act: Callable[..., Any]) -> None:
@@ -41,36 +41,37 @@ def _plain(scheduler: Any) -> Any:
 
 
 class Solver:
-    """A scheduler as it was before its first step, and what it was called with at each.
+    """A copy of a scheduler from before its first step, and the arguments of its calls.
 
     Args:
-        scheduler: with its timesteps set, nothing stepped.
+        scheduler: its timesteps are set, and no step was taken.
         step: its own ``step``.
     """
 
     def __init__(self, scheduler: Any, step: Any) -> None:
         self._fresh = copy.deepcopy(scheduler)
-        self._fresh.__dict__.pop("step", None)  # a watched one would be the original's
+        self._fresh.__dict__.pop("step", None)  # a replaced one would act on the original
         self._signature = inspect.signature(step)
         self._calls: list[dict[str, Any]] = []
         self._shapes: list[torch.Size] = []
 
     def called(self, *args: Any, **kwargs: Any) -> None:
-        """Remember a call of ``step``; its samples are not kept."""
+        """Remember the arguments of a call of ``step``, except its samples."""
         named = dict(self._signature.bind(*args, **kwargs).arguments)
         sample = named.get("sample")
         self._shapes.append(sample.shape if isinstance(sample, torch.Tensor) else torch.Size())
         self._calls.append({name: value for name, value in named.items() if name not in ARGUMENTS_OF_A_STEP})
 
     def response(self) -> list[float] | None:
-        """How much of each output is in the latents at the end, all other outputs being as they are.
+        """The weight of each output in the final latents.
 
-        The samplers of diffusion models are linear in what the model returns. So one run of the sampler tells it, on
-        latents of as many numbers as there are steps, which start at zero and get a one at their own step.
+        The samplers of diffusion models are linear in what the model returns. So one run of the sampler yields all
+        weights: its latents are as many numbers as there are steps, they start at zero, and at each step the output is
+        one for that step's own number.
 
         Returns:
-            One weight a step; for Euler on flow matching the difference of neighbouring sigmas. ``None`` if the
-            scheduler cannot be run so: it asks for more than the latents, or is not linear.
+            One weight per step; for Euler on flow matching the difference of neighbouring sigmas. ``None`` if the
+            scheduler cannot be run like this, because it needs more than the latents or is not linear.
         """
         count = len(self._calls)
         # Two samples: ones and twos, to see whether it is linear.
@@ -88,50 +89,51 @@ class Solver:
                     result = scheduler.step(**{**call, "model_output": output, "sample": sample})
                     sample = result[0] if isinstance(result, tuple) else result.prev_sample
             once, twice = (sample.double() / scales[..., None]).reshape(2, count)
-        except Exception:  # whatever a scheduler makes of latents so small: it is not needed for this
+        except Exception:  # schedulers may fail in any way on latents this small; weights are optional
             return None
         linear = bool(once.isfinite().all()) and torch.allclose(once, twice, rtol=1e-3, atol=1e-6)
         return [float(value) for value in once] if linear and bool((once != 0).any()) else None
 
 
 def planned_response(scheduler: Any) -> tuple[float, ...] | None:
-    """:meth:`Solver.response` of a run that is about to begin, called as pipelines do.
+    """:meth:`Solver.response` of a run that is about to begin, with ``step`` called as pipelines call it.
 
-    What was found is kept: as long as nothing about the scheduler changes, it is the same at every generation.
+    The result is cached: as long as nothing about the scheduler changes, it is the same at every generation.
 
     Returns:
-        ``None`` if the scheduler wants to be called otherwise, is not linear, draws noise, or is under way.
+        One weight per step, or ``None`` if the scheduler needs other arguments, is not linear, draws noise, or is under
+        way.
     """
-    return played(scheduler)[0]
+    return response_and_noise(scheduler)[0]
 
 
 def draws_noise(scheduler: Any) -> bool:
-    """Whether a run that is about to begin draws noise at its steps: played twice, it ends elsewhere.
+    """Whether a run that is about to begin draws noise at its steps: simulated twice, it gives different results.
 
-    Not where the scheduler wants to be called otherwise than with an output, a timestep and a sample.
+    ``False`` if the scheduler needs other arguments than an output, a timestep and a sample.
     """
-    return played(scheduler)[1]
+    return response_and_noise(scheduler)[1]
 
 
-def played(scheduler: Any) -> tuple[tuple[float, ...] | None, bool]:
-    """What :func:`planned_response` and :func:`draws_noise` tell, of one look at the scheduler."""
+def response_and_noise(scheduler: Any) -> tuple[tuple[float, ...] | None, bool]:
+    """The results of :func:`planned_response` and :func:`draws_noise`, from one look at the scheduler."""
     timesteps = getattr(scheduler, "timesteps", None)
     index = getattr(scheduler, "step_index", None)
     if timesteps is None or (index is not None and index > 0):
         return None, False  # it is under way: the denoiser runs in another pipeline than this one
     bare = copy.copy(scheduler)
-    bare.__dict__.pop("step", None)  # a watched one would be the original's
+    bare.__dict__.pop("step", None)  # a replaced one would act on the original
     state = io.BytesIO()
     try:
         _ByValue(state).dump(bare)
         weights, noisy = _known_response(type(bare), state.getvalue())  # type: ignore[arg-type]  # classes can be hashed
     except Exception:  # it holds something that cannot be pickled
         weights, noisy = _response(bare), _noisy(bare)
-    return (weights if index is None else None), noisy  # one that counts already scales its samples, too
+    return (weights if index is None else None), noisy  # a scheduler that has its index already also scales samples
 
 
 class _ByValue(pickle.Pickler):
-    """Equal tensors are equal bytes: torch's own way has addresses in it."""
+    """Pickles equal tensors to equal bytes; torch's own pickles contain addresses."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -141,9 +143,10 @@ class _ByValue(pickle.Pickler):
 
 @functools.lru_cache(maxsize=8)
 def _known_response(kind: type, state: bytes) -> tuple[tuple[float, ...] | None, bool]:
-    """:func:`_response` and :func:`_noisy` of a scheduler of this class (a name may mean another one later) and state.
+    """:func:`_response` and :func:`_noisy` of a scheduler of this class and state.
 
-    All of the state counts, not the config alone: whatever is changed about a scheduler, its weights are new.
+    The key is the class itself, as its name may refer to another class later, and the whole state, not only the config:
+    whatever is changed about a scheduler, its weights are computed anew.
     """
     return _response(pickle.loads(state)), _noisy(pickle.loads(state))
 
@@ -156,10 +159,10 @@ def _noisy(scheduler: Any) -> bool:
             for seed in (0, 1):
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed means all devices
                 player, latents = copy.deepcopy(scheduler), sample
-                for t in player.timesteps[:2]:  # some draw none at their first step, others none at their last
+                for t in player.timesteps[:2]:  # some draw no noise at their first step, others none at their last
                     latents = player.step(0.1 * sample, t, latents, return_dict=False)[0]
                 found.append(latents)
-    except Exception:  # it wants more than an output, a timestep and a sample
+    except Exception:  # it needs more than an output, a timestep and a sample
         return False
     return not torch.equal(*found)
 

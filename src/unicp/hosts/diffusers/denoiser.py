@@ -19,7 +19,7 @@ from ...engine.report import Generation
 from ...engine.run import Parts, Run
 from ...engine.sampling import not_sampling
 from ...engine.solver.leap import Leaper
-from ...engine.sources import STALE, TRUE, Sources
+from ...engine.sources import STALE, USABLE, Sources
 from ...engine.turns import Turns
 from ...errors import UnicpError, UnicpWarning
 from ...policies.base import Decision
@@ -30,12 +30,14 @@ from . import compiled, hooks, parallel
 BLOCK_HOOK = "unicp_block"
 UNIT_HOOK = "unicp_unit"
 
-STRAY = (
+STRAY_CALLS_NOTE = (
     "calls of another video came in the middle of this one, and were computed: of several videos at a time on one "
     "model, one is accelerated"
 )
-LEAPT = "the solver took longer steps: latents taken out in mid-run are those of a later step (leap=0.0 keeps to all)"
-DRAWN = "this sampler draws noise at its steps, which outputs follow: they were repeated instead of forecast"
+LEAPS_NOTE = (
+    "the solver took longer steps: latents taken out in mid-run are those of a later step (leap=0.0 keeps to all)"
+)
+NOISE_NOTE = "this sampler draws noise at its steps, which outputs follow: they were repeated instead of forecast"
 
 
 class HookedDenoiser:
@@ -83,7 +85,7 @@ class HookedDenoiser:
         times = {spec.timestep} if spec is not None else set(TIMESTEPS)
         self.sources = Sources(denoiser, hidden, sorted(times), self._remark)
         self._warned: set[str] = set()
-        self._followed = False  # the run in progress is of the pipeline's scheduler
+        self._follows_scheduler = False  # the run in progress is of the pipeline's scheduler
         self._placed: list[hooks.Placed] = []  # on blocks and units
         try:
             self._install(pipe)
@@ -122,7 +124,7 @@ class HookedDenoiser:
         if getattr(whole, "profile", None) is not None:
             whole.profile.opened(self.denoiser, self.name, pipe)
             parts.book = whole.profile.book(whole)
-        hooks.install(self.denoiser, self.hook, hooks.HOOK)
+        hooks.install(self.denoiser, self.hook, hooks.DENOISER_HOOK)
         if spec is not None and needs.keep == "stack":
             parts.stack = Stack(self.denoiser, spec, parts.probe.run if parts.probe is not None else None)
             self._placed += [placed(block, self._in_turn(act), BLOCK_HOOK) for block, act in parts.stack.acts]
@@ -166,7 +168,7 @@ class HookedDenoiser:
         self.end()
         for placed in self._placed:
             placed.remove()
-        hooks.uninstall(self.denoiser, self.hook, hooks.HOOK)
+        hooks.uninstall(self.denoiser, self.hook, hooks.DENOISER_HOOK)
         if self.parts.probe is not None:
             self.parts.probe.remove()
         self._placed, self.parts = [], Parts()
@@ -178,14 +180,14 @@ class HookedDenoiser:
         call = named(self._parameters, args, kwargs)
         why = not_sampling(self.denoiser, call)
         if why:
-            return self._plainly(why, forward, args, kwargs)
+            return self._run_plain(why, forward, args, kwargs)
         if not self.turns.take(self.name, self._make_clock, self.hook.contexts.current, call):
-            self._remark(STRAY)
+            self._remark(STRAY_CALLS_NOTE)
             return forward(*args, **kwargs)
         try:
             tick = self.clock.tick(self.hook.contexts.current, call)
             if tick.stray:
-                self._remark(STRAY)
+                self._remark(STRAY_CALLS_NOTE)
                 return forward(*args, **kwargs)
             if tick.new_generation:
                 self._place(compiled.how_compiled(self.denoiser, forward))
@@ -193,11 +195,11 @@ class HookedDenoiser:
             run, step = self.run, tick.step
             assert run is not None
             decided = run.decide(step, tick.branch)
-            decision = self._sound(run, tick, decided, call)
-            if decided.runs and self._followed:
+            decision = self._checked(run, tick, decided, call)
+            if decided.runs and self._follows_scheduler:
                 self.leaper.go(step.index, run.decision)
             if decision.place is not None:
-                args, kwargs = self.clock.moved(step.index, decision.place, self._parameters, args, kwargs)
+                args, kwargs = self.clock.move_timestep(step.index, decision.place, self._parameters, args, kwargs)
             hidden = call.get(self.spec.hidden) if self.spec is not None else None
             batch = hidden.shape[0] if hidden is not None else 1
             frames = self.spec.frames(self.denoiser, call) if self.spec is not None else 1
@@ -227,24 +229,26 @@ class HookedDenoiser:
         generation = self._opened(self)
         self.run = Run(self.config, name=self.name, parts=self.parts, generation=generation)
         self.sources.begin()
-        self._followed = self.clock.follows_scheduler and not self.clock.in_waves
-        if self._followed:
+        self._follows_scheduler = self.clock.follows_scheduler and not self.clock.in_waves
+        if self._follows_scheduler:
             self.leaper.begin()
-        if not self._followed or not self.leaper.active:
+        if not self._follows_scheduler or not self.leaper.active:
             return tick
-        step = self.clock.leaps(self.clock.movable(call), self.leaper.starts, self.leaper.throughout)
+        step = self.clock.allow_leaps(self.clock.can_move_timestep(call), self.leaper.starts, self.leaper.throughout)
         return dataclasses.replace(tick, step=step)
 
-    def _sound(self, run: Run, tick: Tick, decision: Decision, call: Mapping[str, Any]) -> Decision:
+    def _checked(self, run: Run, tick: Tick, decision: Decision, call: Mapping[str, Any]) -> Decision:
         """What was decided, as far as what is kept may stand in for what is skipped; else to compute the call."""
         branch, step = tick.branch, tick.step
-        state = self.sources.look(branch, step.position, call, self._followed and self.leaper.active)
+        state = self.sources.look(branch, step.position, call, self._follows_scheduler and self.leaper.active)
         if tick.unknown:
             run.remark(tick.unknown)
             state = STALE
         if decision.action == "leap":
-            if self._followed and self.leaper.over(step.index):  # whatever this call returns, the solver looks at none
-                run.remark(LEAPT)
+            if self._follows_scheduler and self.leaper.over(
+                step.index
+            ):  # whatever this call returns, the solver looks at none
+                run.remark(LEAPS_NOTE)
                 return decision
             return run.instead()  # the scheduler did not go where it was to go
         filling = decision.action != "compute"
@@ -253,14 +257,14 @@ class HookedDenoiser:
         if state == STALE:
             run.drop(branch)
             self.sources.renewed(branch)
-        if state != TRUE and filling:
+        if state != USABLE and filling:
             return run.instead()
         if decision.action == "forecast" and step.noisy:
-            run.remark(DRAWN)
+            run.remark(NOISE_NOTE)
             return dataclasses.replace(decision, action="reuse")
         return decision
 
-    def _plainly(self, why: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_plain(self, why: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model itself, which is said once."""
         self._remark(why)
         if why not in self._warned:

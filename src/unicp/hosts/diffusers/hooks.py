@@ -19,7 +19,7 @@ from ...errors import UnicpError
 from ...tensors import private
 from . import compiled
 
-HOOK = "unicp"
+DENOISER_HOOK = "unicp"
 """Name of the hook on a whole denoiser."""
 
 

@@ -12,7 +12,7 @@ from ...engine.report import Generation, SessionReport, StepRecord
 from ...engine.turns import Turns
 from ...errors import UnicpError, UnicpWarning
 from ...policies import Config, Needs, make_policy
-from ...profiles import played, read, resolve_config
+from ...profiles import acting_config, read, resolve_config
 from ...specs import ModelSpec, find_spec, known_specs
 from ...specs.discovery import discover
 from . import hooks
@@ -223,7 +223,7 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
     """
     denoisers, pipe = find_denoisers(pipe_or_module)
     resolved = resolve_config(config)
-    acting = played(read(resolved))
+    acting = acting_config(read(resolved))
     needs = make_policy(acting).needs()
     for denoiser in denoisers.values():
         check_denoiser(denoiser, pipe, resolved.method, needs, group)
@@ -242,7 +242,7 @@ def _in_force(denoisers: Iterable[Any]) -> dict[Session, list[str]]:
     """The sessions that act on these denoisers, and what they call them."""
     found: dict[Session, list[str]] = {}
     for denoiser in denoisers:
-        hook = hooks.find(denoiser, hooks.HOOK)
+        hook = hooks.find(denoiser, hooks.DENOISER_HOOK)
         known = _SESSIONS.get(hook.owner) if hook is not None else None
         session = known() if known is not None else None
         if session is not None:
@@ -272,6 +272,6 @@ def restore(pipe_or_module: Any) -> None:
         if session is not None and session.of(pipe):
             session.leave_all_but(list(denoisers.values()))
     for denoiser in denoisers.values():
-        hook = hooks.find(denoiser, hooks.HOOK)
+        hook = hooks.find(denoiser, hooks.DENOISER_HOOK)
         if hook is not None:
             hook.owner.remove()
