@@ -1,7 +1,7 @@
-"""What a denoiser looks like: structure only, no behaviour.
+"""Descriptions of denoisers: structure only, no behaviour.
 
-One small file a family, each calling :func:`register_spec`. Policies that act on the denoiser's whole output need
-no spec; those that act on its blocks do, though for whole blocks ``discovery`` may find one.
+There is one small file per family, which calls :func:`register_spec`. Policies that act on the denoiser's whole output
+need no spec. Those that act on its blocks do, though for whole blocks ``discovery`` may find one.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 from ..errors import UnicpError, unknown
 
 TIMESTEPS = ("timestep", "timesteps", "t", "sigma", "time")
-"""Names that the timestep goes by, likeliest first."""
+"""Names of the timestep argument, likeliest first."""
 
 LAYOUTS = ("tokens", "spatial", "temporal")
 
 ATTENTION_KINDS = ("self_attention", "spatial_attention", "temporal_attention", "joint_attention")
-"""Attention among video tokens: all of them, those of a frame, those of a place; or with the text's tokens."""
+"""Attention among video tokens: all of them, those of one frame, those at one place in all frames, or all of them
+together with the text's tokens."""
 UNIT_KINDS = (*ATTENTION_KINDS, "cross_attention", "mlp")
 
 
@@ -32,10 +33,10 @@ class BlockList:
 
     Attributes:
         path: attribute path of the ``nn.ModuleList`` in the denoiser.
-        layout: shape of the hidden states the blocks see. With B samples, F token frames, S tokens a frame:
+        layout: shape of the hidden states that the blocks see. With B samples, F token frames and S tokens per frame:
             ``"tokens"`` (B, F*S, C), ``"spatial"`` (B*F, S, C), ``"temporal"`` (B*S, F, C).
         streams: names of the hidden-state arguments (the video's first) that a block takes, in the order in which it
-            returns them. ``("hidden_states",)`` is a block that returns one tensor.
+            returns them. ``("hidden_states",)`` describes a block that returns one tensor.
         residuals: where in a block its sub-layers begin, in order: ``{"self_attention": None, "mlp": "norm3"}``
             says that self-attention's residual is added between the block's input and the input of its submodule
             ``norm3``, and the MLP's from there to the block's output.
@@ -43,11 +44,11 @@ class BlockList:
             attention it is taken in the temporal blocks (AdaCache's reference does so).
         units: submodules of a block whose output may be kept for later steps while the rest of the block runs, with
             their kind (one of :data:`UNIT_KINDS`), in the order in which they run: ``{"attn1": "self_attention"}``.
-            One that is ``None`` in a block (the text's MLP in a last block) is passed over.
-        stacked: the list is part of the stack that is passed over as a whole. A control branch beside it is not: its
-            blocks run at every step that the denoiser does, though their units may be kept.
-        plain_values: the attention processors use values as ``to_v`` returns them and infer the head size from them,
-            so that a basis of the values may be folded into the weights around them.
+            A submodule that is ``None`` in some block (the text's MLP in a last block) is left out there.
+        stacked: whether the list is part of the stack that is skipped as a whole. A control branch beside it is not:
+            its blocks run whenever the denoiser is called, though the outputs of their units may be kept.
+        plain_values: whether the attention processors use values as ``to_v`` returns them and infer the head size from
+            them, so that a basis of the values may be folded into the weights around them.
     """
 
     path: str
@@ -85,15 +86,16 @@ class ModelSpec:
 
     Attributes:
         family: short name for tables and messages.
-        classes: names of the transformer classes it describes.
+        classes: names of the transformer classes that it describes.
         block_lists: every list of blocks of the stack, in the order of their first blocks' execution.
         interleaved: the lists alternate (block 0 of each, then block 1 of each) instead of running one after another.
-        frames: number of token frames of a call, from the denoiser and its arguments by name.
+        frames: function that returns the number of token frames of a call, given the denoiser and its arguments by
+            name.
         timestep: name of the argument that carries the timestep.
         hidden: name of the argument that carries the latents, samples first.
-        rising_timestep: the timestep rises as the noise falls (Mochi).
-        kept: how many of the last block's streams the model goes on to use, from the first; ``None`` is all. The others
-            are not filled.
+        rising_timestep: whether the timestep rises as the noise falls (Mochi).
+        kept: how many of the last block's streams, from the first, the model uses afterwards; ``None`` means all. The
+            others are not filled.
 
     Register your own with :func:`register_spec`, or pass it to ``accelerate(..., spec=...)``.
     """
@@ -109,7 +111,11 @@ class ModelSpec:
     kept: int | None = None
 
     def blocks(self, denoiser: Any) -> list[tuple[str, Any, BlockList]]:
-        """All blocks in order of execution: (name, module, its list)."""
+        """All blocks in order of execution: (name, module, its list).
+
+        Raises:
+            UnicpError: the denoiser has no such list of blocks.
+        """
         lists = []
         for described in self.block_lists:
             try:
@@ -125,7 +131,7 @@ class ModelSpec:
         return [block for group in lists for block in group]
 
     def stack(self, denoiser: Any) -> list[tuple[str, Any, BlockList]]:
-        """The blocks that are passed over together, as :meth:`blocks`."""
+        """The blocks that are skipped together, as from :meth:`blocks`."""
         return [block for block in self.blocks(denoiser) if block[2].stacked]
 
     def units(self, denoiser: Any) -> list[Unit]:
@@ -142,7 +148,14 @@ _SPECS: dict[str, ModelSpec] = {}
 
 
 def register_spec(spec: ModelSpec) -> ModelSpec:
-    """Make a spec known for all denoisers of its classes; the last one registered for a class counts."""
+    """Make a spec known for all denoisers of its classes; the last one registered for a class counts.
+
+    Returns:
+        The spec.
+
+    Raises:
+        UnicpError: it has an unknown layout or kind of unit.
+    """
     for described in spec.block_lists:
         if described.layout not in LAYOUTS:
             raise UnicpError(f"layout of {described.path!r} must be one of {', '.join(LAYOUTS)}")
@@ -162,9 +175,9 @@ def known_specs() -> dict[str, ModelSpec]:
 
 
 def tested() -> dict[str, dict[str, Any]]:
-    """By transformer class, what the contract is run for: ``pipelines``, ``cases`` and whether any were ``sliced``.
+    """What the contract is run for, by transformer class: ``pipelines``, ``cases`` and whether any were ``sliced``.
 
-    Written from the tests' own lists (``python -m tests.coverage``), and compared with them by a test.
+    ``python -m tests.coverage`` writes it from the tests' own lists, and a test compares the two.
     """
     path = importlib.resources.files(__name__) / "tested.json"
     found: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
@@ -172,7 +185,7 @@ def tested() -> dict[str, dict[str, Any]]:
 
 
 def find_spec(denoiser: Any) -> ModelSpec | None:
-    """The spec of a denoiser by its class or a base class of it, or ``None``."""
+    """The spec of a denoiser's class or of one of its base classes, or ``None``."""
     known = known_specs()
     for kind in type(denoiser).__mro__:
         if kind.__name__ in known:

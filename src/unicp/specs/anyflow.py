@@ -1,4 +1,4 @@
-"""AnyFlow: blocks as Wan, one timestep a frame, and the one it goes to; latents (B, F, C, H, W)."""
+"""AnyFlow: blocks like Wan's, one timestep per frame, and the timestep it goes to; latents (B, F, C, H, W)."""
 
 from __future__ import annotations
 

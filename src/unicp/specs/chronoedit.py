@@ -1,4 +1,4 @@
-"""ChronoEdit: blocks as Wan; latents (B, C, F, H, W)."""
+"""ChronoEdit: blocks like Wan's; latents (B, C, F, H, W)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ConsisID: blocks as CogVideoX; attention to the face runs between them; latents (B, F, C, H, W)."""
+"""ConsisID: blocks like CogVideoX's; attention to the face runs between them; latents (B, F, C, H, W)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The structure of a denoiser that no spec describes, as far as its modules show it."""
+"""Finds the structure of a denoiser that no spec describes, as far as its modules show it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from . import TIMESTEPS, BlockList, ModelSpec
 
 MIN_PARAMETER_SHARE = 0.5
-"""The list of blocks holds more than this part of the denoiser's parameters."""
+"""The list of blocks has to hold more than this share of the denoiser's parameters."""
 
 
 def discover(denoiser: Any) -> ModelSpec | None:
     """A spec for a denoiser whose parameters lie mostly in one list of blocks of one class, or ``None``.
 
-    The blocks are taken to change the first argument of their forward and to return it, a tensor of the same shape;
-    what does not hold shows at the first call, in an error that names block and shapes. Attention modules are not
-    looked for, so that the spec has no units; the residual of a whole block stands for self-attention's. The number
-    of frames is not known, so that no motion is measured.
+    The blocks are assumed to change the first argument of their forward and to return it, as a tensor of the same
+    shape. If that is wrong, the first call raises an error that names block and shapes. Attention modules are not
+    looked for, so the spec has no units, and the residual of a whole block takes the place of self-attention's. The
+    number of frames is not known, so no motion is measured.
     """
     whole = _size(denoiser)
     path, blocks = max(_lists(denoiser), key=lambda found: _size(found[1]), default=("", None))
@@ -41,7 +41,7 @@ def discover(denoiser: Any) -> ModelSpec | None:
 
 
 def _lists(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Lists of two or more modules of one class, by path; not those inside of another one."""
+    """Lists of two or more modules of one class, by path; lists inside such a list are left out."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if type(child).__name__ == "ModuleList" and len(child) > 1 and len({type(block) for block in child}) == 1:

@@ -1,4 +1,4 @@
-"""Framepack: HunyuanVideo whose tokens begin with those of frames made before, at several scales."""
+"""Framepack: HunyuanVideo with the tokens of earlier frames in front, at several scales."""
 
 from __future__ import annotations
 

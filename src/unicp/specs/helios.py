@@ -1,4 +1,4 @@
-"""Helios: blocks as Wan; the tokens begin with those of frames made before, at several scales."""
+"""Helios: blocks like Wan's; with the tokens of earlier frames in front, at several scales."""
 
 from __future__ import annotations
 

@@ -32,6 +32,6 @@ SPEC = register_spec(
             ),
         ),
         frames=_frames,
-        kept=1,  # the text is dropped behind the blocks
+        kept=1,  # the text is dropped after the blocks
     )
 )

@@ -25,7 +25,7 @@ SPEC = register_spec(
                     "cross_attention": "video_dec_block.cross_attention_norm",
                     "mlp": "video_dec_block.feed_forward_norm",
                 },
-                # Those of the video; the sound's are computed.
+                # Units of the video; those of the sound are always computed.
                 units={
                     "video_dec_block.self_attention": "self_attention",
                     "video_dec_block.cross_attention": "cross_attention",

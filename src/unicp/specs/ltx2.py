@@ -26,7 +26,7 @@ SPEC = register_spec(
                     "audio": "audio_to_video_norm",
                     "mlp": "norm3",
                 },
-                # Those of the video; the sound's are computed.
+                # Units of the video; those of the sound are always computed.
                 units={
                     "attn1": "self_attention",
                     "attn2": "cross_attention",

@@ -21,7 +21,7 @@ SPEC = register_spec(
                 path="transformer_blocks",
                 streams=("hidden_states", "encoder_hidden_states"),
                 residuals={"self_attention": None, "mlp": "norm3"},
-                # The last block leaves the text as it came, and has no MLP for it.
+                # The last block returns the text unchanged, and has no MLP for it.
                 units={"attn1": "joint_attention", "ff": "mlp", "ff_context": "mlp"},
             ),
         ),

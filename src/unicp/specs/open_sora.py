@@ -9,7 +9,7 @@ from . import BlockList, ModelSpec, register_spec
 
 
 def _frames(denoiser: Any, call: Mapping[str, Any]) -> int:
-    return -(-int(call["x"].shape[2]) // int(denoiser.patch_size[0]))  # a broken patch is padded
+    return -(-int(call["x"].shape[2]) // int(denoiser.patch_size[0]))  # an incomplete patch is padded
 
 
 SPEC = register_spec(
@@ -17,7 +17,7 @@ SPEC = register_spec(
         family="open-sora",
         classes=("STDiT3",),
         block_lists=(
-            # Each folds its tokens into the batch inside of itself: both see (B, F*S, C).
+            # Each block folds its tokens into the batch by itself: both kinds see (B, F*S, C).
             BlockList(
                 path="spatial_blocks",
                 streams=("x",),

@@ -1,4 +1,4 @@
-"""SANA-WM: linear attention along a camera's path, in some blocks softmax; one timestep a frame; (B, C, F, H, W)."""
+"""SANA-WM: linear attention along a camera's path, in some blocks softmax; one timestep per frame; (B, C, F, H, W)."""
 
 from __future__ import annotations
 

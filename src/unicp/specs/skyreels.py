@@ -1,4 +1,4 @@
-"""SkyReels-V2: blocks as Wan, timesteps one a frame where it forces diffusion; latents (B, C, F, H, W)."""
+"""SkyReels-V2: blocks like Wan's; with diffusion forcing one timestep per frame; latents (B, C, F, H, W)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ UNSUPPORTED: dict[str, str] = {
     "SanaWMLTX2RefinerTransformer3DModel": "goes frame by frame with a cache of keys: its calls are no denoising steps",
     "WanAnimate2Transformer3DModel": "takes lists of latents, and the first call of a run fills a cache of keys",
 }
-"""By class name. Methods that keep the whole output need no spec; by their structure others may be found."""
+"""Reasons by class name. Methods that keep the whole output need no spec, and others may find the structure."""
 
 KEEPS_KEYS = ("AnyFlowFARTransformer3DModel", "SanaWMLTX2RefinerTransformer3DModel", "WanAnimate2Transformer3DModel")
-"""Those that no method may pass over: a call fills the cache that the next ones need."""
+"""Classes of which no method may skip a call: each call fills the cache that the next ones need."""

@@ -1,4 +1,4 @@
-"""Wan Animate: blocks as Wan; attention to the face runs between them, and is in the residual of the stack."""
+"""Wan Animate: blocks like Wan's; attention to the face runs between them, and is in the residual of the stack."""
 
 from __future__ import annotations
 

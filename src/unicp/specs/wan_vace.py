@@ -18,7 +18,7 @@ SPEC = register_spec(
         family="wan-vace",
         classes=("WanVACETransformer3DModel",),
         block_lists=(
-            # Not part of the stack: should it end in a hint, that is added behind what is filled.
+            # Not part of the stack: if the branch ends in a hint, it is added after the filled residual.
             BlockList(
                 path="vace_blocks",
                 streams=("control_hidden_states",),

@@ -1,1 +1,1 @@
-"""Pure functions on tensors: no model, no state."""
+"""Functions on tensors and counts of what tensors cost, without knowledge of any model."""

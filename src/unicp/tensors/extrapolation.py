@@ -1,6 +1,6 @@
-"""What stands in for a value that was not computed. Pure tensor functions, no state of a model.
+"""Forecasts of values that were not computed, and their corrections. Pure tensor functions, no state of a model.
 
-Extrapolation runs along sigma, not along the step index: sigmas are unevenly spaced.
+Extrapolation runs along sigma, not along the step index, because sigmas are unevenly spaced.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2}
 
 
 MIN_WEIGHT = 0.2
-"""A computed step whose output weighs less than this in the solver, relative to the skipped ones before it, is not
-given their correction: it would have to be too large."""
+"""A computed step whose output weighs less than this in the solver, relative to the heaviest skipped one before it,
+gets no correction: the correction would have to be too large."""
 
 
 def carries(weight: float, skipped: Iterable[float]) -> bool:
@@ -40,10 +40,12 @@ def reach(sigmas: Sequence[float], sigma: float) -> float:
 def weights(sigmas: Sequence[float], sigma: float, damping: float = 1.0) -> list[float]:
     """Weights of the last computed values in the extrapolation to ``sigma``.
 
-    The Lagrange polynomial through the points ``sigmas`` (newest first), shrunk towards plain reuse of the newest
-    beyond the spacing of its nodes: ``w = c * lagrange + (1 - c) * (1, 0, ...)``, ``c = damping ** (n * (r - 1))`` for
-    a polynomial of degree ``n`` at a distance of ``r > 1`` spacings (:func:`reach`). So, with a damping below 1, no
-    weight grows with the distance: that of a linear one is at most 2.7 at 0.85. The weights always sum to one.
+    They are those of the Lagrange polynomial through the points ``sigmas`` (newest first), shrunk towards plain reuse
+    of
+    the newest value beyond one spacing of the nodes: ``w = c * lagrange + (1 - c) * (1, 0, ...)`` with
+    ``c = damping ** (n * (r - 1))`` for a polynomial of degree ``n`` at a distance of ``r > 1`` spacings
+    (:func:`reach`). So, with a damping below 1, weights are bounded however large the distance is: at 0.85 those of a
+    linear forecast are at most 2.7. The weights always sum to one.
 
     Args:
         sigmas: noise levels of the computed values, newest first, all different; 1 to 3 of them.
@@ -69,11 +71,11 @@ def weights(sigmas: Sequence[float], sigma: float, damping: float = 1.0) -> list
 
 
 def steadiness(newest: Any, before: Any, oldest: Any) -> Any:
-    """How steadily the outputs change: a tensor (B, 1, ...), from 0 to 1, one value a sample.
+    """How steadily the outputs change: a tensor (B, 1, ...), from 0 to 1, with one value per sample.
 
-    Twice the cosine between the last change and the one before, at most 1: 1 where the outputs go on as they went, 0
-    where they turn off at a right angle or go back, as they do where steps are long. Measured on the device; nothing
-    is read. Forecasts and corrections go by it (:func:`share`, :func:`firmness`).
+    It is twice the cosine between the last change and the one before, cut to [0, 1]: 1 where the outputs go on as they
+    went, 0 where they turn at a right angle or go back, as they do where steps are long. It is computed on the device,
+    and nothing is read from there. Forecasts (:func:`share`) and corrections are multiplied by it.
 
     Args:
         newest, before, oldest: the last three computed outputs, (B, ...).
@@ -87,24 +89,24 @@ def steadiness(newest: Any, before: Any, oldest: Any) -> Any:
 
 
 def share(steady: Any) -> Any:
-    """Share of a forecast's change that is believed: a half where outputs turn at every step, all where they do not."""
+    """Share of a forecast's change that is applied: 0.5 where outputs turn at every step, 1 where they are steady."""
     return 0.5 + 0.5 * steady
 
 
 def firmness(weight: float, left: float, newest: float) -> float:
-    """Share of a correction that is safe, by the solver's weights and steps alone.
+    """Share of a correction that is safe, judged by the solver's weights and steps alone.
 
-    A correction puts an error ``e`` of the latents right at the end of a step. Had the denoiser not seen the error,
-    its output would show all of the forecasts' fault, and ``-e`` would be right. Where it sees the error in full
-    (``dv/dx = 1/sigma``: what lies off the data is pulled back), the step itself shrinks ``e`` by ``left'/left``, and
-    its output shows the fault too large, by ``1 + newest/left``. Between those two, the share whose larger remainder
-    is the smaller one: ``(left + left') / (2 left + newest)``. It is 1 for short steps, and the remainder is never
-    more than ``e``, so what comes back through later forecasts cannot grow by it.
+    A correction removes an error ``e`` of the latents at the end of a step. If the output does not depend on the error,
+    it shows the forecasts' fault as it is, and ``-e`` is the right correction. If the output depends on the error in
+    full (``dv/dx = 1/sigma``, as for errors off the data, which the denoiser pulls back), the step itself shrinks ``e``
+    by ``left'/left``, and the output shows the fault too large, by ``1 + newest/left``. The share
+    ``(left + left') / (2 left + newest)`` makes the larger of the two remainders smallest. It is 1 for short steps, and
+    the remainder is never more than ``e``, so errors cannot grow through later forecasts.
 
     Args:
-        weight: the solver's weight of this step's output, in size.
-        left: sum of the solver's weights from this step on, in size; for Euler on flow matching, sigma.
-        newest: weight of this step's output in what is to be put right, in size.
+        weight: absolute value of the solver's weight of this step's output.
+        left: sum of the absolute values of the solver's weights from this step on; for Euler on flow matching, sigma.
+        newest: absolute value of the weight of this step's output in the correction.
 
     >>> firmness(0.02, 0.9, 0.02), firmness(0.2, 0.4, 0.4)
     (0.978021978022, 0.5)
@@ -115,10 +117,12 @@ def firmness(weight: float, left: float, newest: float) -> float:
 def extrapolate(values: Sequence[Any], factors: Sequence[float], part: Any = None) -> Any:
     """``sum_j factors[j] * values[j]``, accumulated in float32 (or wider) and returned in the values' dtype.
 
-    A single value with weight one is returned as it is, so that plain reuse is exact and costs nothing.
+    A single value with weight one is returned as it is, so plain reuse is exact and costs nothing.
 
     Args:
-        part: share of the way from the first value to the sum, a tensor (B, 1, ...); ``None`` is all of it.
+        values: tensors of one shape (B, ...).
+        factors: one number for each.
+        part: share of the way from the first value to the sum, a tensor (B, 1, ...); ``None`` means 1.
     """
     if len(values) == 1 and factors[0] == 1.0:
         return values[0]
@@ -132,14 +136,14 @@ def extrapolate(values: Sequence[Any], factors: Sequence[float], part: Any = Non
 
 
 def levels_at(levels: Sequence[float], places: Iterable[float]) -> list[float]:
-    """Noise levels at places that count in steps and may lie between two of them.
+    """Noise levels at places on the grid of a run, given in steps; a place may lie between two steps.
 
-    Between two steps it is the cubic through the four nearest, which for the grids in use is what the scheduler would
-    have made of fewer steps, to a thousandth; it stays between its two neighbours.
+    Between two steps the level is the cubic through the four nearest ones, kept between its two neighbours. For the
+    grids in use it agrees to a thousandth with what the scheduler would have made of fewer steps.
 
     Args:
-        levels: of all steps of the run, falling.
-        places: at most the last level's.
+        levels: noise levels of all steps of the run, falling.
+        places: from 0 to that of the last level.
 
     >>> levels_at([1.0, 0.75, 0.5, 0.25, 0.0], [0, 1.5])
     [1.0, 0.625]

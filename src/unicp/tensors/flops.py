@@ -1,8 +1,8 @@
-"""Floating-point operations of what runs, at the shapes at which it runs.
+"""Counts the floating-point operations of what runs, at the shapes at which it runs.
 
-Counted are matrix products, convolutions and attention, a multiplication and an addition each, by the formulas of
-``torch.utils.flop_counter`` and, for attention kernels that it has none for, by the same one. What is done element by
-element is not counted: of a video transformer it is less than a thousandth.
+Matrix products, convolutions and attention are counted by the formulas of ``torch.utils.flop_counter``, a
+multiplication and an addition as two operations. Attention kernels that are missing there are counted by the same
+formula as the others. Elementwise operations are not counted: in a video transformer they are less than a thousandth.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import private
 aten = torch.ops.aten
 
 ATTENTION_NAMES = ("attn", "attention")
-"""Parts of the names by which operators of other libraries are known for attention kernels."""
+"""Parts of names by which attention kernels of other libraries are recognised."""
 KERNELS_HEADS_FIRST = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_fused_attention_overrideable",
@@ -27,7 +27,7 @@ KERNELS_HEADS_FIRST = (
 )
 """Fused attention of torch itself, on (B, H, T, d), without a formula in torch's registry."""
 METADATA = ("size", "stride", "numel", "dim", "storage_offset", "is_contiguous", "layout", "device")
-"""Questions about a tensor, which tensor subclasses are asked as if they were operators."""
+"""Queries of a tensor's metadata, which reach tensor subclasses as if they were operators."""
 LINEAR = {aten.mm, aten.addmm, aten.linear, aten._scaled_mm, aten.convolution}
 """Operators of layers that look at one token, or one patch, at a time."""
 
@@ -59,7 +59,7 @@ def _shapes(values: Iterable[Any]) -> list[Any]:
 
 
 def _foreign_attention(func: Any, args: tuple[Any, ...]) -> int | None:
-    """Operations of an attention kernel of another library, on (B, T, H, d) as they all are; ``None`` for others."""
+    """Operations of an attention kernel of another library, which all take (B, T, H, d); ``None`` for other kernels."""
     name = func._schema.name.rpartition("::")[2].lower()
     known = func.namespace in ("aten", "prims", "prim") or not any(part in name for part in ATTENTION_NAMES)
     if known or len(args) < 3 or any(getattr(value, "ndim", 0) != 4 for value in args[:3]):
@@ -69,9 +69,9 @@ def _foreign_attention(func: Any, args: tuple[Any, ...]) -> int | None:
 
 
 def operations(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> int | None:
-    """Operations of one call of an operator; ``None`` where there is no formula, as for all that is elementwise."""
+    """Operations of one call of an operator; ``None`` where there is no formula, as for elementwise operators."""
     packet = func._overloadpacket
-    if packet in flop_registry:  # those formulas look at tensors, and at the shape of what comes out
+    if packet in flop_registry:  # those formulas look at tensors, and at the shape of the output
         return int(flop_registry[packet](*args, **kwargs, out_val=output))
     if packet in EXTRA:
         return EXTRA[packet](*_shapes(args))
@@ -81,11 +81,11 @@ def operations(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], outp
 
 
 class Counter(private.dispatch.TorchDispatchMode):
-    """Counts the operations of all that runs while it is entered. What runs is not changed by it.
+    """Counts the operations of everything that runs while it is entered, without changing it.
 
     Attributes:
         total: operations so far.
-        scopes: by name, of what ran while :meth:`scope` was open.
+        scopes: operations that ran while a scope was open (:meth:`begin`), by its name.
         attended: names of scopes in which more than linear layers ran.
     """
 
@@ -99,7 +99,7 @@ class Counter(private.dispatch.TorchDispatchMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What runs inside of this block does not count."""
+        """Do not count what runs inside this block."""
         self._counting = False
         try:
             yield
@@ -107,7 +107,7 @@ class Counter(private.dispatch.TorchDispatchMode):
             self._counting = True
 
     def begin(self, name: str) -> None:
-        """Open a scope. One that is open already is counted once."""
+        """Open a scope. Operations count once for a scope that is opened several times."""
         self.scopes.setdefault(name, 0)
         self._open.append(name)
 
@@ -126,7 +126,7 @@ class Counter(private.dispatch.TorchDispatchMode):
         if packet.__name__.removeprefix("sym_") in METADATA:
             return NotImplemented
         if packet not in flop_registry and packet not in EXTRA and packet is not aten.linear:
-            with self:  # in inference mode operators arrive here before they are taken apart
+            with self:  # in inference mode operators arrive here before they are decomposed
                 made = func.decompose(*args, **kwargs)
             if made is not NotImplemented:
                 return made
@@ -149,7 +149,7 @@ class Counter(private.dispatch.TorchDispatchMode):
 
 @contextmanager
 def scoped(counter: Counter, modules: Iterable[tuple[str, Any]]) -> Iterator[None]:
-    """Count what each of these modules does under its name, until the end of the block; names may be shared."""
+    """Count the operations of each of these modules under its name, within the block; several may share a name."""
     handles = []
     try:
         for name, module in modules:

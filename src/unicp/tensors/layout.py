@@ -1,4 +1,4 @@
-"""Hidden states between the layouts of ``BlockList``: one place for the reshapes."""
+"""Conversion of hidden states between the layouts of ``BlockList``: one place for the reshapes."""
 
 from __future__ import annotations
 

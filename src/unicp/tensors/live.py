@@ -1,4 +1,4 @@
-"""How many bytes of tensors there are at a time."""
+"""Counts the bytes of tensors that are alive."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class LiveBytes:
-    """Adds up storages as they come, and takes them off again when they go.
+    """Adds up storages as they appear, and subtracts them again when they are freed.
 
     Attributes:
-        now: bytes of those that are there.
-        peak: the most that there were.
+        now: bytes of the storages that are alive.
+        peak: the most that ``now`` has been.
     """
 
     def __init__(self) -> None:
@@ -19,11 +19,11 @@ class LiveBytes:
         self._known: set[int] = set()
 
     def leave_out(self, tensor: Any) -> None:
-        """Do not count what this tensor lies in: it was there before."""
+        """Do not count this tensor's storage: it was there before."""
         self._known.add(tensor.untyped_storage()._cdata)
 
     def note(self, tensor: Any) -> None:
-        """Count what this tensor lies in, once."""
+        """Count this tensor's storage, once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:

@@ -1,6 +1,6 @@
-"""How far apart two tensors or two videos are. Pure functions; everything is computed in floating point.
+"""Distances between two tensors or two videos. Pure functions; everything is computed in floating point.
 
-The image metrics come from torchmetrics; only what the field has no standard library for is written here.
+SSIM comes from torchmetrics; the other metrics are written here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 CHUNK = 2**24
-"""Numbers of a sample that are compared at a time. Larger tensors are never copied whole to be measured."""
+"""Elements of a sample that are compared at a time. Larger tensors are never copied as a whole to be measured."""
 
 
 def distance_sums(new: Any, old: Any) -> tuple[Any, Any]:
@@ -31,7 +31,7 @@ def distance_sums(new: Any, old: Any) -> tuple[Any, Any]:
 
 
 def relative_change(new: Any, old: Any) -> Any:
-    """``rel(a, b) = sum|a - b| / sum|b|`` of each sample, then the worst sample (methods: one decision a batch).
+    """``rel(a, b) = sum|a - b| / sum|b|`` of each sample, and of these the largest: there is one decision per batch.
 
     Args:
         new, old: tensors of one shape (B, ...).
@@ -126,7 +126,7 @@ def motion_ratio(video: Any, reference: Any) -> float:
 
 
 def temporal_psnr(video: Any, reference: Any) -> float:
-    """PSNR in dB of the changes between neighbouring frames, which lie in [-1, 1]: is it the same motion?"""
+    """PSNR in dB of the changes between neighbouring frames, which lie in [-1, 1]; it compares motion."""
     a, b = _pair(video, reference)
     if len(a) < 2:
         return math.inf

@@ -1,7 +1,7 @@
 """What unicp uses of torch, diffusers and accelerate that they do not call public, each with the reason.
 
-Nowhere else is one of these names written (``tests/test_house.py``). A new release may move any of them: the tests of
-hooks, compiling, leaping and parallel runs see it, and ``make test-compat`` with the oldest release.
+None of these names is written anywhere else (``tests/test_house.py``). A new release may move any of them: the tests of
+hooks, compiling, leaping and parallel runs notice, and so does ``make test-compat`` with the oldest release.
 """
 
 from __future__ import annotations
@@ -23,63 +23,63 @@ COMPILED_CALL = "_compiled_call_impl"
 COMPILED_ORIGINAL = "_orig_mod"
 """The module that ``torch.compile(module)`` wraps."""
 HOOK_REGISTRY = "_diffusers_hook"
-"""Where diffusers keeps a module's hooks. It has no way to ask whether there are any without making a registry."""
+"""Where diffusers keeps a module's hooks. One cannot ask whether there are any without creating a registry."""
 FORWARD_BELOW = "_old_forward"
-"""Where accelerate keeps the forward that its own hook stands before, and which it puts back."""
+"""Where accelerate keeps the forward that its own hook replaces, and which it puts back."""
 PARALLEL_CONFIG = "_parallel_config"
-"""On a model and its attention processors: how diffusers has spread the tokens over processes."""
+"""On a model and its attention processors: how diffusers has divided the tokens among processes."""
 PARALLEL_PLAN = "_cp_plan"
-"""On a class of models: how diffusers would spread its tokens."""
+"""On a class of models: how diffusers would divide its tokens."""
 CACHE_CONFIG = "_cache_config"
 """On a model: which of diffusers' own caches acts on it."""
 CACHE_DIT = "_is_cached"
-"""On a model: one of cache-dit's acts on it."""
+"""On a model: whether one of cache-dit's caches acts on it."""
 PROGRESS_BAR = "_progress_bar_config"
-"""On a pipeline: the settings of its progress bar, which it can be given but not asked for."""
+"""On a pipeline: the settings of its progress bar, which can be set but not read publicly."""
 
 
 def uncompiled(function: Callable[..., Any], why: str) -> Callable[..., Any]:
-    """Dynamo does not look into the function's own frame, and goes on with those that it calls.
+    """Keep dynamo out of the function's own frame, but not out of those that it calls.
 
-    ``torch.compiler.disable`` would keep it from these, too. ``why`` is what a user reads under ``fullgraph=True``.
+    ``torch.compiler.disable`` would keep it out of these, too. A user reads ``why`` under ``fullgraph=True``.
     """
     function._torchdynamo_disable_msg = why  # type: ignore[attr-defined]
     return skip(function)
 
 
 def call_of(module: Any) -> Callable[..., Any]:
-    """What runs a module with its hooks, and not what it was compiled to."""
+    """The method that runs a module with its hooks, and not the code that it was compiled to."""
     return module._call_impl
 
 
 def hook_order(registry: Any) -> list[str]:
-    """Names of a module's hooks in diffusers' registry, the innermost first: it removes rightly the last one only."""
+    """Names of a module's hooks in diffusers' registry, innermost first: it only removes the last one correctly."""
     return registry._hook_order
 
 
 def hook_references(registry: Any) -> list[Any]:
-    """What links a module's hooks to each other, in the same order."""
+    """The objects that link a module's hooks to each other, in the same order."""
     return registry._fn_refs
 
 
 def mesh_group(parallel_config: Any) -> Any:
-    """The processes over which diffusers has spread a model's tokens; ``None`` for no context-parallel config."""
+    """The processes among which diffusers has divided a model's tokens; ``None`` without a context-parallel config."""
     mesh = getattr(parallel_config, "_flattened_mesh", None)
     return None if mesh is None else mesh.get_group()
 
 
 def parallel_config(context: Any) -> Any:
-    """diffusers' config around a context-parallel one: ``enable_parallelism`` makes it, and asks for an accelerator."""
+    """diffusers' config around a context-parallel one; ``enable_parallelism``, which makes it, needs an accelerator."""
     from diffusers.models._modeling_parallel import ParallelConfig
 
     return ParallelConfig(context_parallel_config=context)
 
 
 def find_first_step(scheduler: Any, timestep: Any) -> None:
-    """Has a scheduler find the step that it begins with, as it does by itself at its first ``step``."""
+    """Make a scheduler find the step that it begins with, as it does by itself at its first ``step``."""
     scheduler._init_step_index(timestep)
 
 
 def set_step(scheduler: Any, index: int) -> None:
-    """Puts a scheduler to a step; it can be asked for it, and told only where it begins."""
+    """Set the step of a scheduler. It can be asked for its step, but told only where it begins."""
     scheduler._step_index = index
