@@ -1,1 +1,1 @@
-"""Hosts: what calls the denoiser. One package each."""
+"""Hosts call the denoiser; each has a package of its own."""

@@ -1,4 +1,4 @@
-"""Motif-Video: blocks like HunyuanVideo's, with an optional attention to the text; the last single blocks are decoders."""
+"""Motif-Video: blocks like HunyuanVideo's, optionally with text attention; the last single blocks are decoders."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Pipelines of diffusers: the only place that knows its hooks, ``torch.compile`` and context parallelism."""
+"""The host for diffusers' pipelines: the only place that knows its hooks, ``torch.compile`` and context parallelism."""

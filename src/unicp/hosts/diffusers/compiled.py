@@ -1,9 +1,9 @@
-"""``torch.compile``: our hooks stay outside of compiled code, and what they call is compiled as the user asked.
+"""Support for ``torch.compile``: our hooks stay outside compiled code, and what they call stays compiled.
 
 Dynamo traces through hooks. A decision would become a guard, and each of a model's blocks would be compiled again, as
-each has a hook of its own. So where a denoiser is compiled, whole or block by block, hooks do not stand in ``forward``
-but as gates in front of the compiled code. All gates are of one class and hold nothing that dynamo looks at: blocks go
-on sharing one graph.
+each has a hook of its own. So where a denoiser is compiled, whole or block by block, we do not hook ``forward`` but put
+gates in front of the compiled code. All gates are of one class and hold nothing that dynamo looks at, so blocks still
+share one graph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Act = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Resumed:
-    """A forward that is called from outside of compiled code, and compiled itself."""
+    """A forward that is called from outside compiled code, but runs compiled."""
 
     def __init__(self, forward: Callable[..., Any], compiler: Any) -> None:
         self.forward, self._compiler = forward, compiler
@@ -58,14 +58,14 @@ def outside(act: Act, forward: Callable[..., Any], args: tuple[Any, ...], kwargs
 
 
 class Gate:
-    """Stands in front of a module's compiled code, or inside of compiled code instead of a module's forward."""
+    """Stands in front of a module's compiled code or, inside compiled code, in place of a module's forward."""
 
     def __init__(self, act: Act, module: Any, place: str) -> None:
         self._act, self.place = act, place
         self.before = module.__dict__.get(place)
         self.inner = getattr(module, place)
 
-    @_uncompiled  # itself, as dynamo would guard on whatever it read of the instance
+    @_uncompiled  # this method too, as dynamo would guard on whatever it reads of the instance
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return outside(self._act, self.inner, args, kwargs)
 
@@ -74,7 +74,12 @@ class Gate:
 
 
 def place_of(module: Any, whole: bool) -> str:
-    """Where a gate has to stand. Compiled code does not look at what its parts were compiled to by themselves."""
+    """The attribute in which a gate has to stand. Compiled code ignores what its parts were compiled to by themselves.
+
+    Args:
+        module: the module.
+        whole: whether compiled code runs it.
+    """
     return COMPILED_CALL if module.__dict__.get(COMPILED_CALL) is not None and not whole else "forward"
 
 
@@ -91,7 +96,7 @@ def stands(module: Any, gate: Gate, whole: bool) -> bool:
 
 
 def take(module: Any, gate: Gate) -> None:
-    """Take a gate away again. One that somebody else holds on to by now only passes through from here on."""
+    """Take a gate away again. If other code holds on to it by now, the gate only passes calls through from here on."""
     if module.__dict__.get(gate.place) is not gate:
         gate._act = pass_through
     elif gate.before is None:
@@ -101,27 +106,29 @@ def take(module: Any, gate: Gate) -> None:
 
 
 def pass_through(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An :data:`Act` that changes nothing.
-
-    Of a hook or a gate that cannot be taken away, as somebody else holds on to it.
-    """
+    """An :data:`Act` that changes nothing, for hooks and gates that stay because other code holds on to them."""
     return forward(*args, **kwargs)
 
 
 def how_compiled(denoiser: Any, forward: Callable[..., Any]) -> str:
-    """How a denoiser is compiled that is called with this ``forward``: ``"whole"``, ``"parts"`` or not (``""``)."""
+    """How a denoiser that is called with this ``forward`` is compiled: ``"whole"``, in ``"parts"`` or not (``""``)."""
     if isinstance(forward, Resumed):
         return "whole"
     return "parts" if any(module.__dict__.get(COMPILED_CALL) is not None for module in denoiser.modules()) else ""
 
 
 def original(module: Any) -> Any:
-    """The module that ``torch.compile(module)`` wraps; any other one itself."""
+    """The module that ``torch.compile`` has wrapped; a module that is not wrapped, itself."""
     return getattr(module, COMPILED_ORIGINAL, module)
 
 
 def eagerly(forward: Callable[..., Any], module: Any) -> Callable[..., Any]:
-    """What runs a module uncompiled, hooks on its parts included, given what would run it."""
+    """A function that runs a module uncompiled, hooks on its parts included.
+
+    Args:
+        forward: the function that would run it.
+        module: the module.
+    """
     while isinstance(forward, Resumed):
         forward = forward.forward
     gate = module.__dict__.get(COMPILED_CALL)
@@ -129,12 +136,12 @@ def eagerly(forward: Callable[..., Any], module: Any) -> Callable[..., Any]:
 
 
 def uncompiled() -> Any:
-    """A context in which nothing runs compiled code, whatever is compiled. What was compiled stays so."""
+    """A context in which no compiled code runs. What was compiled stays compiled."""
     return torch.compiler.set_stance("force_eager")
 
 
 def refused(error: Unsupported, module: Any) -> UnicpError:
-    """The error for a module that was compiled as one graph, into which a method looks."""
+    """The error for a module that was compiled as one graph, though a method has to look into it."""
     return UnicpError(
         f"{type(module).__name__} was compiled with fullgraph=True, and this method decides on parts of it at every "
         "step; compile without fullgraph=True, or use a method that passes over whole steps"

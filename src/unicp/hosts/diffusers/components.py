@@ -1,4 +1,4 @@
-"""Which components of a pipeline are its denoisers."""
+"""Finds the denoisers among the components of a pipeline."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ DENOISERS = ("transformer", "transformer_2")
 
 
 def find_denoisers(target: Any) -> tuple[dict[str, Any], Any]:
-    """The denoisers of a pipeline by name, and the pipeline; of a module itself, and ``None``.
+    """The denoisers of a pipeline by name, and the pipeline. For a module: the module as its own denoiser, and
+    ``None``.
 
     Raises:
-        UnicpError: it is neither, or a pipeline without a denoiser.
+        UnicpError: ``target`` is neither, or a pipeline without a denoiser.
     """
     if isinstance(target, torch.nn.Module):
         return {"transformer": original(target)}, None

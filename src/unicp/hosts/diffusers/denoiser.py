@@ -1,4 +1,4 @@
-"""One denoiser of a diffusers pipeline: our hooks on it, and the run that is under way."""
+"""One denoiser of a diffusers pipeline, with our hooks on it and the run that is under way."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class HookedDenoiser:
 
     Args:
         denoiser: the transformer.
-        name: how records call it.
-        config: what to do.
-        spec: its structure; ``None`` will do for configs that look at nothing inside.
+        name: its name in records.
+        config: the method, with profiles read.
+        spec: its structure; may be ``None`` for configs that look at nothing inside.
         pipe: its pipeline, if there is one.
-        opened: returns where records of a video go, given that this denoiser begins one.
+        opened: called when this denoiser begins a video; returns where the records go.
         ended: called when this denoiser's run is over.
-        group: processes over which the tokens are spread, where diffusers does not know of it.
+        group: processes among which the tokens are divided, where diffusers does not know of it.
 
     Attributes:
         run: the video that is under way here, if any.
@@ -74,7 +74,7 @@ class HookedDenoiser:
             Clock.of, pipe, spec, weigh=self.needs.weights, forecasts=self.needs.order > 0
         )
         self.clock = self._make_clock()
-        self.turns = Turns(self.is_over, self.end)  # of a session, where there is one
+        self.turns = Turns(self.is_over, self.end)  # a session sets its own
         self.leaper = Leaper(self.clock.scheduler, self.needs.leap)
         self.parts = Parts()
         self.run: Run | None = None
@@ -101,14 +101,14 @@ class HookedDenoiser:
             raise
 
     def _remark(self, note: str) -> None:
-        """Say something of the video in progress, once."""
+        """Note something in the report of the video in progress, once."""
         if self.run is not None:
             self.run.remark(note)
 
     # -- installing and removing -----------------------------------------------------------------------------------
 
     def _install(self, pipe: Any) -> None:
-        """Make the parts that runs look into, and place their acts on the modules."""
+        """Make the parts that runs look into, and put our hooks on the modules."""
         parts, spec, needs, placed = self.parts, self.spec, self.needs, hooks.Placed
         parts.meter = Meter(self.denoiser, spec)
         if spec is not None and needs.metric is not None:
@@ -138,7 +138,7 @@ class HookedDenoiser:
         self._place(compiled.how_compiled(self.denoiser, self.denoiser.forward))
 
     def _in_turn(self, act: compiled.Act) -> compiled.Act:
-        """What a module's hook does, but for calls of other threads: these go through."""
+        """A module's ``act`` for the thread whose turn it is; calls from other threads pass through."""
 
         def acts(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return act(forward, args, kwargs) if self.turns.here() else forward(*args, **kwargs)
@@ -146,7 +146,14 @@ class HookedDenoiser:
         return acts
 
     def _place(self, how: str) -> None:
-        """Act by gates where the denoiser is compiled, by hooks where it is not: people compile before or after."""
+        """Act through gates if the denoiser is compiled, else through hooks; people compile before or after.
+
+        Args:
+            how: see :func:`compiled.how_compiled`.
+
+        Raises:
+            UnicpError: the denoiser is compiled and context-parallel, and the method acts on its blocks.
+        """
         group = self._group or parallel.group_of(self.denoiser)
         self.parts.shards = (self._group or parallel.shards_of(self.denoiser)) if self.needs.check else None
         if group is not None and how and self._placed:
@@ -164,7 +171,7 @@ class HookedDenoiser:
             self.parts.units.spread(group)
 
     def remove(self) -> None:
-        """Take all hooks off again. Doing it twice, or after others took our place, does no harm."""
+        """Take all hooks off again. It does no harm to do it twice, or after other code has replaced our hooks."""
         self.end()
         for placed in self._placed:
             placed.remove()
@@ -176,7 +183,7 @@ class HookedDenoiser:
     # -- one call --------------------------------------------------------------------------------------------------
 
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Stands in for the denoiser's forward."""
+        """Replaces the denoiser's forward."""
         call = named(self._parameters, args, kwargs)
         why = not_sampling(self.denoiser, call)
         if why:
@@ -214,7 +221,7 @@ class HookedDenoiser:
                 self.sources.forget(tick.branch)
             return output
         except BaseException as error:
-            self.end()  # whatever happened, the next call begins afresh
+            self.end()  # whatever happened, the next call begins a new video
             if isinstance(error, compiled.Unsupported):
                 raise compiled.refused(error, self.denoiser) from error
             raise
@@ -222,10 +229,10 @@ class HookedDenoiser:
             self.turns.done()
 
     def _begin(self, tick: Tick, call: Mapping[str, Any]) -> Tick:
-        """A video begins with this call. Returns its step, told what the solver can do."""
+        """Begin a video with this call. Returns the tick, whose step now says what the solver can do."""
         if self.run is not None:
             self.run.close()
-            self.run = None  # it is over, also for the session, which has yet to report it
+            self.run = None  # the session, which has yet to report it, sees that it is over
         generation = self._opened(self)
         self.run = Run(self.config, name=self.name, parts=self.parts, generation=generation)
         self.sources.begin()
@@ -238,7 +245,7 @@ class HookedDenoiser:
         return dataclasses.replace(tick, step=step)
 
     def _checked(self, run: Run, tick: Tick, decision: Decision, call: Mapping[str, Any]) -> Decision:
-        """What was decided, as far as what is kept may stand in for what is skipped; else to compute the call."""
+        """The decision, if what is kept may stand in for what it skips; else the decision to compute the call."""
         branch, step = tick.branch, tick.step
         state = self.sources.look(branch, step.position, call, self._follows_scheduler and self.leaper.active)
         if tick.unknown:
@@ -250,7 +257,7 @@ class HookedDenoiser:
             ):  # whatever this call returns, the solver looks at none
                 run.remark(LEAPS_NOTE)
                 return decision
-            return run.instead()  # the scheduler did not go where it was to go
+            return run.instead()  # the scheduler did not go where it was told to go
         filling = decision.action != "compute"
         if (filling or run.corrects(branch)) and self.sources.weights_changed():
             state = STALE
@@ -265,7 +272,7 @@ class HookedDenoiser:
         return decision
 
     def _run_plain(self, why: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The model itself, which is said once."""
+        """Run the plain model, and say so once."""
         self._remark(why)
         if why not in self._warned:
             self._warned.add(why)
@@ -273,16 +280,16 @@ class HookedDenoiser:
         return forward(*args, **kwargs)
 
     def is_over(self) -> bool:
-        """Whether the video in progress has seen its last call."""
+        """Whether the video in progress had its last call."""
         run = self.run
         return run is None or (run.generation.complete and self.clock.steps_known and not run.tensors())
 
     def _reset(self) -> None:
-        """A pipeline says that its run is over: the one in progress, or that of another thread."""
+        """End the video in progress as the pipeline asks to, unless it is that of another thread."""
         self.turns.in_turn(self.end)
 
     def rest(self) -> None:
-        """Another denoiser has taken over; see :meth:`Run.rest`."""
+        """Free what is kept, as another denoiser has taken over; see :meth:`Run.rest`."""
         if self.run is not None:
             self.run.rest()
 

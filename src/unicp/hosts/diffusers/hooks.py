@@ -1,8 +1,8 @@
-"""Our hooks on ``diffusers.hooks``: registered on instances, removable in any order.
+"""Our hooks, built on ``diffusers.hooks``: they are registered on instances and can be removed in any order.
 
-``HookRegistry.remove_hook`` is only right for the hook that was registered last: where the next outer hook replaces
-the forward, it overwrites that replacement and thereby switches the outer hook off. Both directions are mended here:
-others may remove theirs under ours, and we may remove ours under others.
+``HookRegistry.remove_hook`` is correct only for the hook that was registered last: where the next outer hook replaces
+the forward, it overwrites that replacement and thereby switches the outer hook off. This module mends both directions:
+others may remove their hooks under ours, and we may remove ours under theirs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DENOISER_HOOK = "unicp"
 
 
 class ContextReceiver(StateManager):
-    """Takes the cache context that a pipeline sets, of each thread its own; keeps no state beside."""
+    """Receives the cache context that a pipeline sets, separately for each thread; it holds no other state."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -32,7 +32,7 @@ class ContextReceiver(StateManager):
 
     @property
     def current(self) -> Any:
-        """That of this thread."""
+        """The context of this thread."""
         return getattr(self._of_thread, "context", None)
 
     def set_context(self, context: Any) -> None:
@@ -43,7 +43,7 @@ class ContextReceiver(StateManager):
 
 
 class _GuardedReference(HookFunctionReference):
-    """Where diffusers relinks ``forward`` after an inner hook is removed, only what lies inside of us may change."""
+    """Keeps our forward when diffusers relinks ``forward`` after removing an inner hook: only the inner one changes."""
 
     def __init__(self, replacement: Callable[..., Any], inner: Callable[..., Any]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _GuardedReference(HookFunctionReference):
 
 
 class ReplacingHook(ModelHook):
-    """A hook that may run the module's forward or not. ``act(forward, args, kwargs)`` decides."""
+    """A hook whose ``act(forward, args, kwargs)`` decides whether the module's forward runs."""
 
     def __init__(self, act: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ReplacingHook(ModelHook):
         self.installed: Any = None
 
     def __deepcopy__(self, memo: Any) -> Any:
-        # A copy would go on deciding for the original.
+        # A copy would decide for the original.
         raise UnicpError("an accelerated model cannot be copied: unicp.restore(...) it, copy it, accelerate both")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -97,11 +97,11 @@ class DenoiserHook(ReplacingHook):
 def install(module: Any, hook: ReplacingHook, name: str, part: bool = False) -> None:
     """Register a hook on a module instance.
 
-    On ``part`` of a denoiser it goes inside of the hooks by which diffusers spreads the hidden states over processes
-    and collects them again: that has to happen whether the part runs or not.
+    On a ``part`` of a denoiser, it goes inside the hooks with which diffusers divides hidden states among processes and
+    collects them again: those have to run whether the part runs or not.
 
-    Where an accelerate hook stands outermost (CPU offload), ours goes inside of it: accelerate removes its hook by
-    putting back the forward it found, and offloading a model does so after every run.
+    If an accelerate hook is outermost (CPU offload), ours goes inside it: accelerate removes its hook by putting back
+    the forward it found, and offloading a model does so after every run.
     """
     registry = HookRegistry.check_if_exists_or_initialize(module)
     around = module.__dict__.get("forward")
@@ -138,9 +138,9 @@ def find(module: Any, name: str) -> Any:
 
 
 def uninstall(module: Any, hook: ReplacingHook, name: str) -> None:
-    """Remove a hook of ours, wherever it stands among others. Nothing of ours stays on the module.
+    """Remove a hook of ours completely, wherever it stands among others.
 
-    A hook that is no longer there, or whose name another one bears by now, is left alone.
+    Nothing happens if the hook is no longer there, or if another hook has its name by now.
     """
     registry = getattr(module, private.HOOK_REGISTRY, None)
     if registry is None or registry.hooks.get(name) is not hook:
@@ -156,7 +156,7 @@ def uninstall(module: Any, hook: ReplacingHook, name: str) -> None:
         outer.original_forward = inner
     elif outer is not None and outer.forward is hook.installed:
         outer.forward = inner
-    else:  # something unknown holds on to our forward: from now on it only passes through
+    else:  # other code holds on to our forward: from now on it only passes calls through
         hook.act = compiled.pass_through
     del registry.hooks[name]
     private.hook_order(registry).pop(index)
@@ -170,12 +170,14 @@ def uninstall(module: Any, hook: ReplacingHook, name: str) -> None:
 
 
 class Placed:
-    """What acts in a module's stead: by a hook on its forward, or by a gate where the denoiser is compiled.
+    """An act placed on a module: through a hook on its forward, or through a gate where the denoiser is compiled.
 
     Args:
-        module, act, name: as in :func:`install`.
-        nested: it is part of a block, and so of compiled code also where blocks are compiled one by one.
-        gate_only: nothing is to be done while the denoiser is not compiled.
+        module: the module.
+        act: called in place of the module's forward.
+        name: name of the hook.
+        nested: whether the module is inside a block, and so in compiled code even where blocks are compiled one by one.
+        gate_only: whether nothing is placed while the denoiser is not compiled.
     """
 
     def __init__(
@@ -187,7 +189,7 @@ class Placed:
         self._gate: compiled.Gate | None = None
 
     def place(self, how: str) -> None:
-        """Put it where it belongs, given how the denoiser is compiled; if it is there, nothing changes."""
+        """Put the act where it belongs, given how the denoiser is compiled (:func:`compiled.how_compiled`)."""
         if how:
             whole = self._nested or how == "whole"
             if self._gate is None or not compiled.stands(self.module, self._gate, whole):
@@ -209,6 +211,6 @@ class Placed:
 
 
 def _forget_children(registry: HookRegistry) -> None:
-    # Since diffusers 0.41 a registry remembers its children's registries from the first cache_context on.
+    # Since diffusers 0.41 a registry caches its children's registries at the first cache_context.
     if hasattr(registry, "invalidate_child_registries_cache"):
         registry.invalidate_child_registries_cache()

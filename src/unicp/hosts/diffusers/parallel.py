@@ -1,7 +1,7 @@
 """Context parallelism: each process has some of a video's tokens, and all have to decide the same.
 
-So what is measured is measured on the whole sequence, by the processes of the model's own group and no others:
-replicas of a model are not in it, and never wait for each other.
+So measurements are taken on the whole sequence, by the processes of the model's own group and no others: replicas of a
+model are not in it, and never wait for each other.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from ...tensors import private
 
 
 def check_spread(kind: type, heads: Any, size: int) -> None:
-    """Refuse a class of denoiser that diffusers cannot spread over ``size`` processes.
+    """Refuse a class of denoiser whose tokens diffusers cannot divide among ``size`` processes.
 
     Args:
-        heads: of its attention, as its configuration says it; anything but a number is not checked.
+        kind: the class.
+        heads: number of its attention heads, from its configuration; anything but a whole number is not checked.
+        size: number of processes.
 
     Raises:
         UnicpError: it has no plan for context parallelism, or its heads do not divide evenly.
@@ -38,10 +40,11 @@ def check_spread(kind: type, heads: Any, size: int) -> None:
 
 
 def spread(denoisers: Sequence[Any], device: torch.device) -> None:
-    """Spread the tokens of denoisers over all processes of the default group, by diffusers' Ulysses attention.
+    """Divide the tokens of denoisers among all processes of the default group, with diffusers' Ulysses attention.
 
     Args:
-        device: of this process; the denoisers are on it.
+        denoisers: the modules.
+        device: the device of this process, on which the denoisers are.
 
     Raises:
         UnicpError: see :func:`check_spread`.
@@ -59,7 +62,7 @@ def spread(denoisers: Sequence[Any], device: torch.device) -> None:
         if device.type != "cpu":
             denoiser.enable_parallelism(config=context)
             continue
-        # `enable_parallelism` asks for an accelerator, which nothing of what it does needs. This is what it does.
+        # `enable_parallelism` demands an accelerator, though nothing that it does needs one. This is what it does.
         config = private.parallel_config(context)
         config.setup(dist.get_rank(), size, device, mesh=mesh)
         for module in denoiser.modules():
@@ -71,10 +74,10 @@ def spread(denoisers: Sequence[Any], device: torch.device) -> None:
 
 
 def group_of(denoiser: Any) -> Any:
-    """The processes over which diffusers has spread a denoiser's tokens; ``None`` if it has not.
+    """The processes among which diffusers has divided a denoiser's tokens; ``None`` if it has not divided them.
 
     Raises:
-        UnicpError: it has, in parts of different sizes.
+        UnicpError: the parts have different sizes.
     """
     config = getattr(getattr(denoiser, private.PARALLEL_CONFIG, None), "context_parallel_config", None)
     group = private.mesh_group(config)
@@ -89,9 +92,9 @@ def group_of(denoiser: Any) -> Any:
 
 
 def shards_of(denoiser: Any) -> Any:
-    """The processes over which FSDP has sharded a denoiser's weights; ``None`` if it has not.
+    """The processes among which FSDP has sharded a denoiser's weights; ``None`` if it has not sharded them.
 
-    They have to run the same parts of the model at the same time, whatever video each of them makes.
+    These processes have to run the same parts of the model at the same time, whatever video each of them makes.
     """
     modules = list(denoiser.modules())
     names = {kind.__name__ for module in modules for kind in type(module).__mro__}
@@ -105,10 +108,10 @@ def shards_of(denoiser: Any) -> Any:
 
 
 def check_shards(denoiser: Any, method: str, measures: bool, group: Any) -> None:
-    """Refuse to decide by measurements of one process where weights are sharded over several.
+    """Refuse to decide from the measurements of one process where weights are sharded among several.
 
     Raises:
-        UnicpError: processes of one group would compute other steps than each other, and wait for ever.
+        UnicpError: the processes of one group would compute different steps, and wait for each other for ever.
     """
     if measures and group is None and group_of(denoiser) is None and shards_of(denoiser) is not None:
         raise UnicpError(

@@ -1,4 +1,4 @@
-"""What a denoiser must not be or have to be accelerated."""
+"""Refuses denoisers that cannot be accelerated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .parallel import check_shards
 
 
 def check_denoiser(denoiser: Any, pipe: Any, method: str, needs: Needs, group: Any) -> None:
-    """Refuse a denoiser on which no call may be passed over, or not by this method.
+    """Refuse a denoiser of which no call may be skipped, or not by this method.
 
     Raises:
         UnicpError: it keeps keys from one call to the next, another cache acts on it, or its weights are sharded over
@@ -31,7 +31,7 @@ def check_denoiser(denoiser: Any, pipe: Any, method: str, needs: Needs, group: A
 
 
 def other_cache(denoiser: Any, pipe: Any) -> tuple[str, str]:
-    """The cache of others on a denoiser, and how it is turned off; empty if there is none."""
+    """Name of another library's cache on a denoiser, and how to turn it off; empty if there is none."""
     config = getattr(denoiser, private.CACHE_CONFIG, None)
     if config is not None:
         return f"diffusers' {type(config).__name__.removesuffix('Config')}", "transformer.disable_cache()"

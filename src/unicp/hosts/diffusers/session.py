@@ -1,4 +1,4 @@
-"""``accelerate`` and ``restore``: a config put on a pipeline or a module, and taken off again."""
+"""``accelerate`` puts a config on a pipeline or a module, and ``restore`` takes it off again."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from .denoiser import HookedDenoiser
 from .refusals import check_denoiser
 
 KEPT_REPORTS = 100
-"""Of a session: the records of a video take some 50 kB, and a server makes videos without end."""
+"""Reports that a session keeps: the records of a video take some 50 kB, and a server makes videos without end."""
 
 _SESSIONS: weakref.WeakKeyDictionary[HookedDenoiser, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 
 
 class Session:
-    """An acceleration in force. A context manager: leaving it restores.
+    """An acceleration in force, made by :func:`accelerate`. It holds an independent state for each denoiser.
 
-    Made by :func:`accelerate`. Holds one independent state for each denoiser.
+    It is a context manager: leaving the block restores the model.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Session:
             raise
 
     def _install(self, names: Iterable[str]) -> None:
-        """Act on these denoisers, and no longer by what acted on them before."""
+        """Act on these denoisers, in place of what acted on them before."""
         found = {each.name: each for each in self._hooked}
         for name in names:
             found[name] = hooked = HookedDenoiser(
@@ -67,7 +67,7 @@ class Session:
             hooked.clock.beside = [each.clock for each in self._hooked if each is not hooked]
 
     def put_back(self, names: Iterable[str]) -> None:
-        """Act on these denoisers again, as another session that should replace this one could not begin."""
+        """Act on these denoisers again, after the session that was to replace this one could not begin."""
         try:
             self._install(names)
         except Exception as error:
@@ -89,7 +89,7 @@ class Session:
         return self._generation
 
     def _close(self) -> None:
-        """Turn the generation in progress into a report, once none of the denoisers is in it any more."""
+        """Turn the generation in progress into a report, once no denoiser is in it any more."""
         generation = self._generation
         if generation is None or any(each.run is not None for each in self._hooked):
             return
@@ -101,7 +101,7 @@ class Session:
             warnings.warn(f"unicp {self.config.method} never acted in this run: {why}", UnicpWarning, stacklevel=2)
 
     def _notes(self, generation: Generation) -> list[str]:
-        """What the method could not do, in the words of the denoisers; where they differ, whose words."""
+        """The notes of all denoisers; where these differ, with the denoiser's name."""
         under_way = {each.name: each.run.notes() for each in self._hooked if each.run is not None}
         every = {name: list(dict.fromkeys(notes)) for name, notes in {**generation.said, **under_way}.items()}
         said = {each.name: every[each.name] for each in self._hooked if every.get(each.name)}
@@ -111,7 +111,7 @@ class Session:
         return common + [f"{name}: {note}" for name, notes in said.items() for note in notes if note not in common]
 
     def _end_if_complete(self) -> None:
-        """Close the video whose last step was seen. One that is in progress is left alone: it may go on."""
+        """Close the video if its last step was seen. A video in progress is left alone: it may go on."""
         for each in self._hooked:
             if each.run is not None:
                 each.run.settle()
@@ -120,7 +120,7 @@ class Session:
                 each.end()
 
     def _is_over(self) -> bool:
-        """Whether the video in progress has seen its last call."""
+        """Whether the video in progress had its last call."""
         return all(each.is_over() for each in self._hooked)
 
     def _end(self) -> None:
@@ -128,14 +128,17 @@ class Session:
             each.end()
 
     def warn_again(self) -> None:
-        """Let the next video say it, too, if nothing was skipped: else a session says so once."""
+        """Warn again if the next video skips nothing; otherwise a session warns once."""
         self._warned = False
 
     def report(self) -> SessionReport:
-        """What was done for the last video; for the one in progress, or broken off, so far.
+        """The report of the last video; for a video that is in progress or broke off, what was done so far.
 
         Raises:
             UnicpError: no video was begun yet.
+
+        Warns:
+            UnicpWarning: the pipeline has another denoiser by now, so this is the report of an earlier video.
         """
         self._end_if_complete()
         if self._generation is not None:
@@ -148,7 +151,7 @@ class Session:
         return self._reports[-1]
 
     def _swapped(self) -> str:
-        """What was put in the place of a denoiser since it was accelerated, and what to do; empty if nothing was."""
+        """Says that a denoiser was replaced since it was accelerated, and what to do; empty if none was."""
         pipe = self._pipe()
         names = [n for n, own in self._denoisers.items() if original(getattr(pipe, n, own)) is not own]
         if pipe is None or not names:
@@ -159,11 +162,11 @@ class Session:
         )
 
     def of(self, pipe: Any) -> bool:
-        """Whether it acts on this pipeline."""
+        """Whether the session acts on this pipeline."""
         return pipe is not None and self._pipe() is pipe
 
     def leave_all_but(self, denoisers: Iterable[Any]) -> None:
-        """Act no longer on what was swapped for one of these."""
+        """Stop acting on every denoiser that is not one of these, as those were swapped out."""
         for each in self._hooked:
             if not any(each.denoiser is denoiser for denoiser in denoisers):
                 each.remove()
@@ -176,15 +179,15 @@ class Session:
 
     @property
     def records(self) -> list[StepRecord]:
-        """What was done so far for the video in progress; for a progress bar, as some measurements are still due."""
+        """Records of the video in progress so far. They suit a progress bar: some measurements may still be missing."""
         return list(self._generation.records) if self._generation is not None else []
 
     def cached_tensors(self) -> list[Any]:
-        """The tensors that are kept at this moment; none between two videos."""
+        """The tensors that are kept at this moment; there are none between two videos."""
         return [tensor for each in self._hooked if each.run is not None for tensor in each.run.tensors()]
 
     def restore(self) -> None:
-        """Take everything of ours off again. Doing it twice does no harm."""
+        """Remove everything of unicp from the denoisers. Doing it twice does no harm."""
         for each in self._hooked:
             each.remove()
         self._hooked, self._denoisers, self._specs = [], {}, {}
@@ -200,17 +203,17 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
     """Make a diffusers video pipeline faster, in place.
 
     Args:
-        pipe_or_module: a diffusers pipeline, or its transformer alone. Of a pipeline with two denoisers (Wan 2.2)
-            both are accelerated, each with a state of its own. Give the pipeline where you can: its scheduler tells
-            how many steps there are and where a video begins.
+        pipe_or_module: a diffusers pipeline, or its transformer alone. If a pipeline has two denoisers (Wan 2.2), both
+            are accelerated, each with a state of its own. Pass the pipeline where you can: its scheduler tells how many
+            steps there are and where a video begins.
         config: a config such as ``AdaCacheConfig()``, the name of a method (``"adacache"``), a :class:`Profile` or the
             path of one.
-        spec: the structure of a model that is not built in. Without one, methods that look at blocks only take the
-            list of blocks that holds most of the denoiser's parameters, and check at the first call that it will do.
-        group: processes over which a model's tokens are spread (dimension 1 of its hidden states, evenly). Only for
-            models that are split by hand: what diffusers' ``enable_parallelism`` has split is known without it.
-            Or processes that run one branch of guidance each: all then decide by what the branches measure together;
-            not with ``moreg``, which would take the one branch's frames for a sequel of the other's.
+        spec: the structure of a model that is not built in. Without one, methods that look only at blocks take the list
+            of blocks that holds most of the denoiser's parameters, and check at the first call that it is suitable.
+        group: processes among which a model's tokens are divided (dimension 1 of its hidden states, evenly). It is only
+            for models that are split by hand: a split by diffusers' ``enable_parallelism`` is found without it.
+            Or processes that run one branch of guidance each: all then decide from what the branches measure together.
+            Do not combine that with ``moreg``, which would treat one branch's frames as a continuation of the other's.
 
     Returns:
         The :class:`Session`. An earlier acceleration of the same denoisers by unicp is replaced; if this one is
@@ -218,8 +221,8 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
 
     Raises:
         UnicpError: the target or the config is none of these; the method looks into the blocks of a denoiser whose
-            structure is not known; the denoiser keeps keys from call to call, or another cache acts on it; its weights
-            are sharded over processes that would decide apart.
+            structure is not known; a profile is missing, damaged or of another model; the denoiser keeps keys from call
+            to call, or another cache acts on it; its weights are sharded among processes that would decide apart.
     """
     denoisers, pipe = find_denoisers(pipe_or_module)
     resolved = resolve_config(config)
@@ -239,7 +242,7 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
 
 
 def _in_force(denoisers: Iterable[Any]) -> dict[Session, list[str]]:
-    """The sessions that act on these denoisers, and what they call them."""
+    """The sessions that act on these denoisers, with their names for them."""
     found: dict[Session, list[str]] = {}
     for denoiser in denoisers:
         hook = hooks.find(denoiser, hooks.DENOISER_HOOK)
@@ -251,7 +254,11 @@ def _in_force(denoisers: Iterable[Any]) -> dict[Session, list[str]]:
 
 
 def _spec_of(denoiser: Any, config: Config, needs: Needs) -> ModelSpec | None:
-    """What is known of a denoiser: registered, or where the method must know it, found by structure."""
+    """The registered spec of a denoiser or, if the method needs one and none is registered, one found by its structure.
+
+    Raises:
+        UnicpError: the method needs a spec, and there is none.
+    """
     found = find_spec(denoiser)
     if found is None and needs.inside and not needs.units:
         found = discover(denoiser)
@@ -266,7 +273,14 @@ def _spec_of(denoiser: Any, config: Config, needs: Needs) -> ModelSpec | None:
 
 
 def restore(pipe_or_module: Any) -> None:
-    """Remove everything of unicp from a pipeline or module, in whatever order other hooks came and went."""
+    """Remove everything of unicp from a pipeline or module, in whatever order other hooks came and went.
+
+    Args:
+        pipe_or_module: what was given to :func:`accelerate`, or its denoiser.
+
+    Raises:
+        UnicpError: it is neither a pipeline with a denoiser nor a module.
+    """
     denoisers, pipe = find_denoisers(pipe_or_module)
     for session in {known() for known in _SESSIONS.values()}:
         if session is not None and session.of(pipe):
