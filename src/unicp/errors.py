@@ -7,19 +7,20 @@ from collections.abc import Iterable
 
 
 class UnicpError(ValueError, RuntimeError):
-    """Anything unicp refuses: a wrong value, an unknown model, a broken file.
+    """Raised for everything that unicp refuses: a wrong value, an unknown model, a broken file.
 
-    It is a ``ValueError`` and a ``RuntimeError``, so that callers who expect either catch it. The message is one
-    or two lines: what was wrong, with which value, and what to do.
+    It is a ``ValueError`` and a ``RuntimeError``, so that callers who expect either catch it. The message has one or
+    two
+    lines: what was wrong, with which value, and what to do.
     """
 
 
 class UnicpWarning(UserWarning):
-    """Something works, but not as the user probably meant it."""
+    """Warns that something works, but probably not as the user meant it."""
 
 
 def unknown(kind: str, value: object, known: Iterable[object]) -> UnicpError:
-    """The error for a name that is not in a list of names, with the nearest one suggested.
+    """The error for a name that is not in a list of names; it suggests the nearest one.
 
     >>> print(unknown("method", "adacash", ["none", "adacache"]))
     unknown method 'adacash'; known: none, adacache. Did you mean 'adacache'?
@@ -40,7 +41,8 @@ def missing_extra(library: str, extra: str, purpose: str) -> UnicpError:
 
 
 def first_line(error: BaseException, longest: int = 300) -> str:
-    """An error in a line; our own speak for themselves, others begin with their class.
+    """The first line of an error's message, at most ``longest`` characters; errors other than ours begin with their
+    class.
 
     >>> first_line(KeyError())
     'KeyError'

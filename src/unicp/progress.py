@@ -1,4 +1,4 @@
-"""Progress of long work, shown on standard error: one bar for all verbs and functions."""
+"""Shows the progress of long work on standard error: one bar for all verbs and functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import Any
 
 
 def bar(console: Any, fields: tuple[str, ...] = (), expand: bool = True) -> Any:
-    """A bar of rich that vanishes at the end; ``fields`` are templates of what stands behind the counts."""
+    """A progress bar that vanishes at the end.
+
+    Args:
+        console: the console of rich that shows it.
+        fields: templates of the columns after the counts.
+        expand: whether it takes the full width.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -34,12 +40,12 @@ def bar(console: Any, fields: tuple[str, ...] = (), expand: bool = True) -> Any:
 def progress_bar(
     progress: bool | Callable[[str, int, int], None], verb: str, first: str | None = None
 ) -> Iterator[Callable[[str, int, int], None]]:
-    """Something that shows progress: what is done, how many, of how many; and says something first.
+    """A function that shows progress, given what is being done, how many are done, and of how many.
 
     Args:
-        progress: whether to show it, or what is to be told instead.
-        verb: what is being done.
-        first: a sentence ahead.
+        progress: whether to show a bar, or a function to call instead.
+        verb: the name of the work, for the bar.
+        first: a sentence to print before the bar.
     """
     if callable(progress):
         yield progress

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, known by their digest, gone on with where they end."""
+"""Files that are written whole or not at all, their digests, checkpoints of long work, and videos."""

@@ -1,4 +1,4 @@
-"""What a long measurement has found so far, in a JSON file from which it can go on."""
+"""A JSON file with the results of a long measurement so far, from which it can resume."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .whole import staged
 
 
 class Checkpoint:
-    """A file of plain values; none, if there is no path.
+    """A file of plain values. Without a path, nothing is saved or loaded.
 
     Args:
-        path: of the file.
-        identity: tells what is measured from what the file may be of.
+        path: path of the file, or ``None``.
+        identity: identifies the measurement, so that the file of another one is refused.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
@@ -24,16 +24,16 @@ class Checkpoint:
         self.identity = identity
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write it, whole or not at all."""
+        """Write the state, whole or not at all."""
         if self.path is not None:
             with staged(self.path) as part:
                 part.write_text(json.dumps({"identity": self.identity, **state}), "utf-8")
 
     def load(self) -> dict[str, Any] | None:
-        """What is there, or nothing.
+        """The saved state, or ``None`` if there is none.
 
         Raises:
-            UnicpError: the file is something else, or of another tuning.
+            UnicpError: the file is something else, or belongs to another tuning.
         """
         if self.path is None or not self.path.exists():
             return None
@@ -50,5 +50,6 @@ class Checkpoint:
         return saved
 
     def remove(self) -> None:
+        """Remove the file, if it is there."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)

@@ -19,13 +19,16 @@ from . import whole
 MIN_SHOWN_SIDE = 288
 """Pixels of the short side up to which :func:`default_scale` enlarges small mp4 and gif videos."""
 STRIP = 8
-"""Frames of a png strip, at most."""
+"""Most frames of a png strip."""
 GAP = 4
-"""Pixels between two videos in one picture; even, as h264 wants it."""
+"""Pixels between two videos in one picture; even, as h264 requires."""
 
 
 def to_uint8(frames: Any) -> Any:
-    """Frames as uint8, from floats in [0, 1] (what lies outside is cut off).
+    """Frames (F, H, W, 3) as uint8, from uint8 or from floats in [0, 1], which are clipped.
+
+    Raises:
+        UnicpError: they have another shape.
 
     >>> to_uint8(np.full((1, 1, 1, 3), 0.5)).ravel().tolist()
     [128, 128, 128]
@@ -39,7 +42,7 @@ def to_uint8(frames: Any) -> Any:
 
 
 def default_scale(height: int, width: int, suffix: str) -> int:
-    """The whole factor by which a video is enlarged unless asked otherwise; a png strip is not.
+    """The whole factor by which a video is enlarged by default; a png strip is not enlarged.
 
     >>> default_scale(96, 96, ".mp4"), default_scale(480, 832, ".mp4"), default_scale(96, 96, ".png")
     (3, 1, 1)
@@ -87,7 +90,7 @@ def side_by_side(left: Any, right: Any, labels: tuple[str, str], *, stacked: boo
 
 
 def comparison(left: Any, right: Any, labels: tuple[str, str], suffix: str) -> Any:
-    """:func:`side_by_side` as it suits a format: strips of frames are long, so one is put below the other."""
+    """:func:`side_by_side` as suits the format: strips of frames are wide, so for png one is put below the other."""
     if suffix == ".png":
         return side_by_side(strip(left), strip(right), labels, stacked=True)
     return side_by_side(left, right, labels)
@@ -106,10 +109,10 @@ def _ffmpeg(frames: Any, target: Path, fps: float, arguments: list[str]) -> None
 
 
 def _write_mp4(frames: Any, target: Path, fps: float) -> None:
-    # With colours at half resolution the sides must be even: an odd one gets its last pixels twice.
+    # With colours at half resolution the sides must be even: an odd side repeats its last pixel.
     odd = [size % 2 for size in frames.shape[1:3]]
     frames = np.pad(frames, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
-    # Players take an untagged video's colours for those of whichever standard they guess from its size.
+    # For an untagged video, players guess the colour standard from its size.
     tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
     colours = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,{tags}"]
     quality = ["-c:v", "libx264", "-crf", "14", "-pix_fmt", "yuv420p"]
@@ -129,11 +132,14 @@ def _write_png(frames: Any, target: Path, fps: float) -> None:
 
 
 WRITERS: dict[str, Callable[[Any, Path, float], None]] = {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_png}
-"""What writes a file, by its suffix."""
+"""Functions that write a file, by its suffix."""
 
 
 def check_suffix(path: str | Path) -> str:
     """The suffix of a video's path in lower case.
+
+    Raises:
+        UnicpError: no such format can be written.
 
     >>> check_suffix("a.MP4")
     '.mp4'
@@ -153,14 +159,14 @@ def write(frames: Any, target: Path, *, suffix: str, fps: float, scale: int = 1)
 
 
 def save(frames: Any, path: str | Path, *, fps: float, scale: int | None = None) -> Path:
-    """Write a video whole or not at all; what was there is replaced.
+    """Write a video whole or not at all, and replace an existing file.
 
     Args:
         frames: (F, H, W, 3), floats in [0, 1] or uint8.
-        path: the ending says the format: ``.mp4``, ``.gif`` or ``.png``.
-        fps: frames a second.
+        path: path of the file; its suffix gives the format: ``.mp4``, ``.gif`` or ``.png``.
+        fps: frames per second.
         scale: every pixel becomes ``scale`` x ``scale``; by default small videos are enlarged until their short side
-            has 288 pixels (:func:`default_scale`).
+            has at least 288 pixels (:func:`default_scale`).
 
     Raises:
         UnicpError: an unknown format, an unfit shape, or a folder that cannot be written to.

@@ -15,12 +15,12 @@ from ..errors import UnicpError
 
 @contextmanager
 def staged(path: Path, what: str = "", parents: bool = True) -> Iterator[Path]:
-    """A file beside ``path`` to write into; it becomes ``path`` at the end, or vanishes at any exception.
+    """A file beside ``path`` to write into; it becomes ``path`` at the end, and is removed after any exception.
 
     Args:
-        path: of the file.
-        what: is written, for errors.
-        parents: make the folders that are missing.
+        path: path of the finished file.
+        what: what is being written, for errors; it ends with a space.
+        parents: whether to make missing folders.
 
     Raises:
         UnicpError: the folder cannot be made or written to.
@@ -41,14 +41,14 @@ def staged(path: Path, what: str = "", parents: bool = True) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that cannot be made, before the long work of which it is the outcome.
+    """Refuse a file that cannot be made, before the long work whose result it will hold.
 
-    It is tried, and nothing stays behind: who is root is told that every folder may be written to.
+    A temporary file is written, and nothing stays behind: permissions alone would not do, as root may write everywhere.
 
     Raises:
         UnicpError: there is a file where a folder should be, or the system does not let us write there.
     """
-    # Not Path.exists: it raises where one may not look.
+    # Not Path.exists, which raises where we may not look.
     nearest = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not nearest.is_dir():
         raise UnicpError(f"cannot write {path}: {nearest} is not a folder")

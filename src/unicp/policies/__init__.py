@@ -1,7 +1,7 @@
-"""When to compute: pure state machines over scalars, testable without a model.
+"""Policies decide when to compute: pure state machines over scalars, testable without a model.
 
-A policy is found by the type of its config. A new policy is one new module in this package: a frozen config
-dataclass, a :class:`Policy`, and ``@register`` on it. The command line, the contract tests and the documentation
+A policy is found by the type of its config. A new policy is one new module in this package, with a frozen config
+dataclass and a :class:`Policy` decorated with ``@register``. The command line, the contract tests and the documentation
 enumerate :func:`config_types`.
 """
 

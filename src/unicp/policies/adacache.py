@@ -34,7 +34,7 @@ CODEBOOKS: dict[str, Codebook] = {
         ((0.039, 4), (0.05, 3), (0.07, 2), (1.0, 1)), 50, "ours, derived from the demo model: benchmarks/codebook.py"
     ),
 }
-"""Codebooks by name. Only the three Open-Sora ones are the paper's."""
+"""Codebooks by name. Only the three for Open-Sora come from the paper."""
 
 METRIC_KINDS = ("self_attention", "cross_attention", "mlp", "block")
 LOCATIONS = ("start", "mid", "end", "all")
@@ -61,13 +61,13 @@ class AdaCacheConfig(Config):
     with that of the last computed step: ``c = sum|p_t - p_s| / sum|p_s| / rate``. The first codebook entry whose
     threshold lies above ``c`` gives the next rate ``r``: the next ``r - 1`` steps reuse.
 
-    Where we differ from the reference implementation: one tensor (the stack's residual) is kept instead of four a
-    block, which is the same sum (tests/reference/adacache_per_block.py); a batch is as different as its most
+    Where we differ from the reference implementation: one tensor (the stack's residual) is kept instead of four per
+    block, which gives the same sum (tests/reference/adacache_per_block.py); the change of a batch is that of its most
     different sample; all state is reset for every video; codebooks are rescaled to other step counts.
 
     Attributes:
-        codebook: a name of :data:`CODEBOOKS`, or entries ((threshold, rate), ...) with rising thresholds above 0 and
-            whole rates of 1 or more. ``((1.0, 1),)`` computes every step. The paper's three were made for Open-Sora
+        codebook: a name from :data:`CODEBOOKS`, or entries ((threshold, rate), ...) with rising thresholds of 0 or more
+            and whole rates of 1 or more. ``((1.0, 1),)`` computes every step. The paper's three were made for Open-Sora
             at 30 and 100 steps; ``"demo-50"`` is ours, for the demo model at 50.
         rescale: fit a named codebook to the run's number of steps (:func:`rescale`; ours).
         moreg: multiply the change by the Motion Regularization, so that videos that move more reuse less.
@@ -75,19 +75,20 @@ class AdaCacheConfig(Config):
         moreg_scale, moreg_power: ``m = (motion / scale) ** power``. The constants of the reference belong to
             Open-Sora; for another model take the median motion score over some prompts as the scale.
         moreg_gradient: weight of the motion gradient ``g = weight * (m_t - m_s) / rate``.
-        moreg_window: part of the run in which it acts, as fractions of the number of steps; outside of it, where the
-            number of steps is unknown, and for a single frame, ``m`` is 1.
+        moreg_window: part of the run in which ``m`` is used, as fractions of the number of steps. Outside that window,
+            where the number of steps is unknown, and for a single frame, ``m`` is 1.
         moreg_strides: distances, in token frames, of the compared frames.
         metric_location: block(s) that are measured: ``"start"``, ``"mid"``, ``"end"`` or ``"all"`` (paper, ablation).
-            Models with separate temporal attention are measured there.
+            In models with separate temporal attention, only temporal blocks are measured.
         metric_kind: sub-layer whose residual, after its gate, is measured: ``"self_attention"``,
             ``"cross_attention"``, ``"mlp"`` or the whole ``"block"``.
-        guidance: ``"shared"``: one decision a step, by the branch that is called first; ``"separate"``: one a branch.
+        guidance: ``"shared"`` takes one decision per step, by the branch that is called first; ``"separate"`` takes one
+            for each branch.
         fill: ``"residual"`` adds the cached stack residual (the paper). ``"forecast"`` extrapolates the denoiser's
-            output along sigma, and nothing of it runs at a skipped step (ours).
-        correct: for ``"forecast"``: at a computed step, make good what the forecasts before it were off by, as far as
-            the new output shows it (ours; docs/methods/budget.md).
-        damping: for ``"forecast"``: weight of the extrapolation per spacing of the last outputs (see
+            output along sigma, and no part of the denoiser runs at a skipped step (ours).
+        correct: for ``"forecast"``: at a computed step, correct for the errors of the forecasts before it, as far as
+            the new output shows them (ours; docs/methods/budget.md).
+        damping: for ``"forecast"``: weight of the extrapolation per spacing of the last outputs, 0 to 1 (see
             ``ScheduleConfig``).
         warmup_steps, cooldown_steps: first and last steps that are always computed (reference: 2 and 2).
 
@@ -120,7 +121,7 @@ class AdaCacheConfig(Config):
 
     @classmethod
     def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
-        """The default codebook with its thresholds scaled: the paper's fill, with MoReg, and our forecast."""
+        """The default codebook with its thresholds scaled, with the paper's fill, with MoReg, and with our forecast."""
         book = CODEBOOKS[str(cls.codebook)]
         entries = rescale(book.entries, book.steps, steps)
         scaled = {
@@ -194,7 +195,7 @@ class AdaCachePolicy(Policy):
         self.longest = 1
         self.observed = 0
         self.broken = 0
-        self.endless = False  # nobody says how many steps there are
+        self.endless = False  # the number of steps is unknown
 
     def needs(self) -> Needs:
         config = self.config

@@ -1,4 +1,7 @@
-"""What a policy is: it sees a step, says what to do there, and names what it wants measured. Plain values only."""
+"""The base of all policies. A policy sees a step, says what to do there, and names what it wants measured.
+
+It handles plain values only.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 ACTIONS = ("compute", "reuse", "forecast", "leap", "partial", "conditional")
-"""What can be decided for a step: all of the denoiser runs; what was kept stands in; its output is extrapolated; the
-solver has gone beyond the step, so that no output counts; some units of it run; it runs, but for the unconditional
-branch, whose output is extrapolated."""
+"""What can be decided for a step, in this order: the whole denoiser runs; what was kept stands in; its output is
+extrapolated; the solver has gone beyond the step, so the output does not matter; some of its units run; it runs for all
+branches but the unconditional one, whose output is extrapolated."""
 UNIT_ACTIONS = ("compute", "reuse", "map", "slice", "blend", "delta")
 """What can happen to a unit in a partial call: it ran in full; its kept output was used; it ran on its kept attention
 map; it ran sliced; the sliced and the kept output were mixed; the kept output was moved by the change of the sliced."""
@@ -28,23 +31,23 @@ def unconditional(branch: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Where in a generation a decision is asked for.
+    """The step of a generation for which a decision is needed.
 
     Attributes:
         index: denoising step, 0 for the first.
-        count: number of denoising steps, or ``None`` where nobody says.
-        position: how many steps of this generation this denoiser has seen before. It differs from ``index`` for
-            the second of two denoisers (Wan 2.2).
-        began: the run's first step, of whichever denoiser: above 0 for a video made from another one (``strength``).
+        count: number of denoising steps, or ``None`` if it is unknown.
+        position: how many steps of this generation this denoiser has seen before. It differs from ``index`` for the
+            second of two denoisers (Wan 2.2), and where a run begins later.
+        began: the run's first step, of any denoiser: above 0 for a video made from another one (``strength``).
         sigma: noise level, falling over the run.
-        sigmas: noise levels of all steps of the run, or ``None`` where nobody says.
-        weights: what the pipeline's solver makes of the output of each step (``engine/solver/response.py``), where a
-            policy asked for it and it can be told.
-        leaps: the solver can take longer steps, where a policy asked for it.
-        free: and to noise levels that lie between those of the run.
-        starts: and a short first step before the long ones is worth its cost.
-        throughout: its longer steps are worth it in plans only that take them all the way.
-        noisy: the sampler draws noise at its steps.
+        sigmas: noise levels of all steps of the run, or ``None`` if they are unknown.
+        weights: weight that the pipeline's solver gives to the output of each step (``engine/solver/response.py``);
+            ``None`` if no policy asked for it or it is unknown.
+        leaps: whether the solver can take longer steps and a policy asked for them.
+        free: whether it can also go to noise levels that lie between those of the run.
+        starts: whether a short first step before the long ones is worth its cost.
+        throughout: whether longer steps are worth it only in plans that take them all the way.
+        noisy: whether the sampler draws noise at its steps.
     """
 
     index: int
@@ -62,12 +65,12 @@ class Step:
 
     @property
     def weight(self) -> float | None:
-        """What the solver makes of this step's output, where that is known."""
+        """The solver's weight of this step's output, or ``None`` if it is unknown."""
         known = self.weights is not None and self.index < len(self.weights)
         return self.weights[self.index] if known and self.weights else None
 
     def is_last(self, steps: int) -> bool:
-        """Whether this is one of the last ``steps`` steps; never, where the number of steps is unknown."""
+        """Whether this is one of the last ``steps`` steps; ``False`` where the number of steps is unknown."""
         return self.count is not None and self.index >= self.count - steps
 
 
@@ -77,19 +80,20 @@ class Decision:
 
     Attributes:
         action: one of :data:`ACTIONS`.
-        until: of a computed step: where the solver goes directly from it, in steps of the run; the next step if
-            ``None``. It may lie between two steps where ``Step.free`` says so: what comes next is then computed at the
-            step that was passed last. Only where ``Step.leaps`` says that the solver can; the steps between are then
-            to be decided ``"leap"``.
-        further: where the solver is going from ``until`` on, in order: solvers look at how many steps are left.
-        damping: of a forecast, per spacing of the outputs it is made from
+        until: for a computed step, the place to which the solver goes directly from it, in steps of the run; ``None``
+            means the next step. Only where ``Step.leaps`` says that the solver can; the steps between must then be
+            decided ``"leap"``. The place may lie between two steps where ``Step.free`` says so; the next step to be
+            computed is then the last one before it.
+        further: the places to which the solver goes from ``until`` on, in order: solvers look at how many steps are
+            left.
+        damping: damping of a forecast, per spacing of the outputs it is made from
             (:func:`unicp.tensors.extrapolation.weights`): 1 extrapolates fully, 0 repeats the last value.
-        order: of a forecast: degree of the extrapolation; ``None`` is the highest that is kept (``Needs.order``).
-        place: where on the run's grid a computed step is evaluated, in steps: its own index if ``None``, else at most
-            one step behind it.
+        order: degree of a forecast's extrapolation; ``None`` means the highest that is kept (``Needs.order``).
+        place: place on the run's grid where a computed step is evaluated, in steps: its own index if ``None``, else at
+            most one step later.
         units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
         weights: for units that blend: weight of the sliced output, 0 to 1.
-        whole: nothing may be left out inside of this step, whatever acts inside of steps.
+        whole: whether a method that acts inside steps must leave this one whole.
     """
 
     action: str
@@ -108,7 +112,7 @@ class Decision:
         return self.action in ("compute", "partial")
 
     def of_branch(self, branch: str) -> Decision:
-        """What a guidance branch does."""
+        """The decision for one guidance branch."""
         if self.action != "conditional":
             return self
         return dataclasses.replace(self, action="forecast" if unconditional(branch) else "compute")
@@ -123,22 +127,22 @@ class Needs:
             ``"output"`` (the denoiser's whole output) or ``"nothing"``.
         order: degree of the extrapolation of a kept output; 0 is plain reuse.
         metric: sub-layer whose residual is compared between computed steps (a key of ``BlockList.residuals``), or
-            ``None`` if the policy looks at nothing.
-        location: in which blocks: ``"start"``, ``"mid"``, ``"end"`` or ``"all"``.
+            ``None`` if no residual is compared.
+        location: blocks in which it is compared: ``"start"``, ``"mid"``, ``"end"`` or ``"all"``.
         strides: frame distances of the motion score; empty if it is not wanted.
-        separate: decide for every guidance branch on its own.
+        separate: decide for every guidance branch separately.
         units: kinds of units that act on their own: ``"attention"`` (among video tokens), ``"cross_attention"``,
             ``"mlp"``.
-        check: at every computed step compare the denoiser's output with what a forecast would have made of it; that is
-            then the change that :meth:`Policy.observe` is given.
-        correct: at a computed step, make good what the forecasts since the last one were off by, as far as the new
-            output shows it (:meth:`unicp.engine.fills.kept.Kept.keep`).
-        weights: tell the policy what the solver makes of each output (``Step.weights``), where it can be told.
-        steadiness: at every computed step measure how steadily the outputs change, and let forecasts go by it
+        check: at every computed step, compare the denoiser's output with its linear forecast; :meth:`Policy.observe` is
+            then given the forecast's relative error as the change.
+        correct: at a computed step, correct for the errors of the forecasts since the last one, as far as the new
+            output shows them (:meth:`unicp.engine.fills.kept.Kept.keep`).
+        weights: tell the policy the solver's weight of each output (``Step.weights``), where it can be found.
+        steadiness: at every computed step, measure how steadily the outputs change, and scale forecasts accordingly
             (:func:`unicp.tensors.extrapolation.steadiness`).
         unit_changes: compare the full output of every unit with the one before.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
-        cache_bytes: most bytes of units' outputs to keep, of all guidance branches together; ``None`` is no limit.
+        cache_bytes: most bytes of units' outputs to keep, for all guidance branches together; ``None`` means no limit.
         leap: let the solver take longer steps, where it can (``Step.leaps``, ``Decision.until``).
     """
 
@@ -172,50 +176,64 @@ class Policy(abc.ABC):
     """Decides, at every denoising step, what is computed. One instance decides for one generation.
 
     Attributes:
-        inner: the policy of whole steps, for one that acts inside of the steps which that one computes.
+        inner: for a policy that acts inside steps, the policy that decides which whole steps are computed; else
+            ``None``.
     """
 
     inner: Policy | None = None
 
     @abc.abstractmethod
     def needs(self) -> Needs:
-        """What the engine has to keep and to measure."""
+        """Say what the engine has to keep and to measure."""
 
     @abc.abstractmethod
     def decide(self, step: Step) -> Decision:
-        """The decision for this step. Called once a step, in order."""
+        """Return the decision for this step. It is called once per step, in order."""
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:  # noqa: B027
-        """Take note of what a computed step measured.
+        """Take note of what was measured at a computed step. It is called before the next :meth:`decide`.
 
         Args:
             step: the step that was computed.
-            change: relative change of the metric since the last computed step (``None`` at the first).
-            motion: motion score, ``None`` if not asked for.
+            change: relative change of the metric since the last computed step, or with ``Needs.check`` the relative
+                error of the forecast; ``None`` where there was nothing to compare with, or it is not a number.
+            motion: motion score; ``None`` if it is not wanted.
         """
 
     def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:  # noqa: B027
-        """Meet the denoiser, before the first decision; only policies that act on units care."""
+        """Take note of the denoiser before the first decision; only policies that act on units or follow a book need
+        it.
+
+        Args:
+            units: kinds of the units that can act, by name.
+            protected: names of units that always have to be computed.
+            errors: what a profile holds for the policy, or ``None``: errors of units, or a book of plans.
+        """
 
     def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:  # noqa: B027
-        """Take note of what the units that were computed in full measured."""
+        """Take note of what was measured on units that were computed in full.
+
+        Args:
+            step: the step.
+            changes: by unit, the age of the output it was compared with, in steps, and the relative change.
+        """
 
     def notes(self) -> list[str]:
-        """What a user should know of this generation beside the records; one sentence each."""
+        """What a user should know about this generation besides the records; one sentence each."""
         return []
 
     @abc.abstractmethod
     def why_idle(self) -> str:
-        """Why a whole run may have computed every step, and what to do: for the warning."""
+        """Why a whole run may have computed every step, and what to do about it; for the warning."""
 
 
 NO_COUNT_NOTE = (
     "nothing tells how many steps this run has ({so}): accelerate the pipeline itself, or call the denoiser in "
     "cache_context(name, step_index=i, num_inference_steps=n)"
 )
-"""The note of a policy that wants to know; ``so`` says what follows from it."""
+"""Note of a policy that needs the number of steps; ``so`` says what follows from not knowing it."""
 
 
 def no_numbers(count: int) -> str:
-    """The note on measurements that no decision can rest on."""
+    """The note on ``count`` measurements that no decision can rest on."""
     return f"{count} measurements were not finite numbers; what they were to decide was computed"

@@ -1,4 +1,4 @@
-"""The budget: as fast as asked, or as good as asked, with the plan that a profile found best. Ours, not a paper's."""
+"""The budget is as fast or as good as asked, with the plan that a profile found best. It is ours, not a paper's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
     from .plans.step_plan import Segment, StepPlan
 
 MAX_DISTILLED_STEPS = 8
-"""Runs of so many steps and fewer are told that skipping is the wrong tool; models distilled for few take 4 to 8."""
+"""Steps of a run up to which the report says that skipping is the wrong tool; distilled models take 4 to 8."""
 
-SPEEDS = (1.4, 1.5, 2.0, 2.5, 3.0, 4.0)
-"""Those that comparisons ask for."""
+COMPARED_SPEEDUPS = (1.4, 1.5, 2.0, 2.5, 3.0, 4.0)
+"""Target speed-ups that comparisons try."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +32,27 @@ class BudgetConfig(Config):
 
     Attributes:
         profile: a profile with plans (:class:`unicp.Profile`), or the path of one.
-        target_speedup: of the denoising loop, over the unaccelerated one; 1 or more, by default 2. Not together with
-            ``min_psnr``. Two steps at least are computed; what a target comes to that the number of steps cannot give
-            is in the report's notes.
-        min_psnr: in dB against the unaccelerated video: the cheapest plan that reaches it in four of five cases, as
-            surely as the prompts of ``tune`` can tell (:attr:`Priced.safe_psnr`). ``accelerate`` refuses it without a
-            profile.
-        correct: at a computed step, make good what the forecasts before it were off by, as the new output shows it
-            and as far as steps are short and outputs change steadily (:func:`unicp.tensors.extrapolation.firmness`,
+        target_speedup: speed-up of the denoising loop over the unaccelerated one; 1 or more, by default 2. Not together
+            with ``min_psnr``. Two steps at least are computed. If the number of steps cannot give the target, the
+            report's notes say so, and what it gives.
+        min_psnr: PSNR in dB against the unaccelerated video. It selects the cheapest plan that reaches this in four of
+            five cases, as surely as the prompts of ``tune`` can tell (:attr:`Priced.safe_psnr`). ``accelerate`` refuses
+            it without a profile.
+        correct: at a computed step, correct for the errors of the forecasts before it, as far as the new output shows
+            them, steps are short and outputs change steadily (:func:`unicp.tensors.extrapolation.firmness`,
             :func:`unicp.tensors.extrapolation.steadiness`).
-        leap: share of the run's beginning in which the solver takes one long step to the next computed one, instead of
-            several through forecasts, 0 to 1; behind it only where that step is longer than a twentieth of the run, and
-            with 0 nowhere. Only multistep solvers (UniPC, DPM-Solver++, DEIS) and one denoiser; elsewhere there are
-            forecasts all the way.
+        leap: share of the run, from its beginning, in which the solver takes one long step to the next computed step
+            instead of several short ones through forecasts, 0 to 1. After that share it does so only where the long
+            step is longer than a twentieth of the run. With 0 it never does. Only multistep solvers (UniPC,
+            DPM-Solver++, DEIS) with one denoiser leap; DDIM and CogVideoX's DPM-Solver++ do in default plans that leap
+            all the way; elsewhere skipped steps are forecast.
         override_reserve: share of the steps that may be computed beyond the plan, 0 to 1, where forecasts turn out
-            worse than ``tune`` saw; at steps that it did not see, twice as bad as any of four or more before.
-            By default a tenth with ``min_psnr``, and none with ``target_speedup``, as each costs speed.
-        override_zscore: how many standard deviations worse than in ``tune``, above 0.
-        warmup_steps, cooldown_steps: of the default plan: first and last steps that are always computed, 1 and 0 or
-            more. With ``None`` the plan chooses.
+            worse than ``tune`` saw or, at steps that it did not see, twice as bad as any before in this run (of four or
+            more). By default a tenth with ``min_psnr``, and none with ``target_speedup``, as every extra step costs
+            speed.
+        override_zscore: how many standard deviations worse than in ``tune`` a forecast has to be, above 0.
+        warmup_steps, cooldown_steps: first and last steps that the default plan always computes, at least 1 and 0. With
+            ``None`` the plan chooses.
 
     Raises:
         UnicpError: a value is out of range, or both targets are given.
@@ -81,15 +83,15 @@ class BudgetConfig(Config):
 
     @classmethod
     def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
-        """The default plan at several speeds: what the budget can do without a profile."""
-        return {cls.method: {f"{speed:g}x": cls(target_speedup=speed) for speed in SPEEDS}}
+        """The default plan at several speeds: the budget without a profile."""
+        return {cls.method: {f"{speed:g}x": cls(target_speedup=speed) for speed in COMPARED_SPEEDUPS}}
 
     def shared(self, denoisers: int) -> BudgetConfig:
         return self if denoisers == 1 else self.replace(override_reserve=self.reserve / denoisers)
 
     def spread(self) -> dict[str, Config]:
         """The plans of one profile at several speeds."""
-        speeds = SPEEDS if self.profile is not None else ()
+        speeds = COMPARED_SPEEDUPS if self.profile is not None else ()
         return {f"{speed:g}x": self.replace(target_speedup=speed, min_psnr=None) for speed in speeds}
 
     def __post_init__(self) -> None:
@@ -114,12 +116,12 @@ class BudgetConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Priced:
-    """A plan of a profile, with what it did in ``tune``.
+    """A plan of a profile, with its results in ``tune``.
 
     Attributes:
         plan: the steps.
-        speedup: of the denoising loop, estimated from the measured share of a step that skipping cannot save.
-        psnr: in dB, of every prompt it was tried on; empty if it was not.
+        speedup: speed-up of the denoising loop, estimated from the measured share of a step that skipping cannot save.
+        psnr: PSNR in dB for every prompt that the plan was tried on; empty if it was not tried.
         expected: forecast error at each computed step on the calibration prompts: (mean, standard deviation).
     """
 
@@ -130,11 +132,11 @@ class Priced:
 
     @property
     def safe_psnr(self) -> float:
-        """What four of five other prompts reach: with 80% confidence, from the eighth one that was tried on.
+        """PSNR in dB that four of five other prompts reach, with 80% confidence if the plan was tried on 8 or more.
 
-        As few of the tried ones lie below it as would in one of five draws, if four of five prompts reached it (a
-        one-sided tolerance bound): none of 8 to 13, one of 14 to 20, two of 21. Of fewer than 8 none does, either, but
-        that is less sure: 59% for 4 of them.
+        It is a one-sided tolerance bound: of the prompts that were tried, as few lie below it as would in one of five
+        draws if four of five prompts reached it. That is none of 8 to 13, one of 14 to 20, two of 21. Of fewer than 8
+        none may lie below it either, but the confidence is lower: 59% for 4.
         """
         ordered, count = sorted(self.psnr), len(self.psnr)
         likely = [math.comb(count, k) * 0.2**k * 0.8 ** (count - k) for k in range(count)]  # that k fail, of a fifth
@@ -150,10 +152,10 @@ class PlanBook:
     plans: tuple[Priced, ...]
 
     def choose(self, config: BudgetConfig) -> Priced:
-        """The plan for a target: the dearest that is fast enough, or the cheapest that is good enough.
+        """The plan for a target: the most expensive one that is fast enough, or the cheapest one that is good enough.
 
-        Speed-ups are estimates: one that is a hundredth short of the target is fast enough, or three where the share of
-        computed steps alone would make it. A step less can cost many dB.
+        Speed-ups are estimates, and one step less can cost many dB. So a plan that is 1% short of the target is fast
+        enough, and one that is 3% short is, too, if the share of computed steps alone would reach it.
 
         Raises:
             UnicpError: no plan reaches the target.
@@ -176,10 +178,10 @@ class PlanBook:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PlanBook:
-        """From plain values, as profiles hold them.
+        """The plans from plain values, as profiles hold them.
 
         Raises:
-            UnicpError: they are not what :meth:`to_dict` gives.
+            UnicpError: the values are not like those of :meth:`to_dict`.
         """
         try:
             book = cls._from_dict(values)
@@ -249,7 +251,7 @@ class PlanBook:
 
 @register(BudgetConfig)
 class BudgetPolicy(Policy):
-    """Plays the plan of :class:`BudgetConfig`, and spends its reserve where forecasts fail."""
+    """Follows the plan of a :class:`BudgetConfig`, and spends its reserve where forecasts fail."""
 
     def __init__(self, config: BudgetConfig) -> None:
         if config.min_psnr is not None and config.profile is None:
@@ -260,19 +262,19 @@ class BudgetPolicy(Policy):
         self._compute: frozenset[int] = frozenset()
         self._conditional = self._inside = self._compute
         self._expected: Mapping[int, tuple[float, float]] = {}
-        self._segments: dict[int, Segment] = {}  # what each skipped step is a part of
-        self._places: dict[int, float] = {}  # where computed steps are evaluated, if not at their own
+        self._segments: dict[int, Segment] = {}  # by skipped step, the segment that it belongs to
+        self._places: dict[int, float] = {}  # by computed step, the place where it is evaluated, if not its own
         self._largest, self._measured = 0.0, 0  # forecast errors of this run
         self._extra = 0
         self._reserve = 0
         self._blind = False
         self._broken = 0
-        self._unanswered = 0  # alarms that nothing was left for
+        self._unanswered = 0  # alarms at which no reserve was left
         self._remarks: list[str] = []
         self._computed: list[int] = []
-        self._throughout = False  # longer steps only where the plan has nothing else
-        self._beyond = 0  # the solver goes beyond the steps before this one
-        self._until: float | None = None  # and to this place, which is at that step or behind it
+        self._throughout = False  # longer steps only in plans that take them all the way
+        self._beyond = 0  # the solver leaps over all steps before this one
+        self._until: float | None = None  # the place to which it goes, at that step or less than one step later
 
     def needs(self) -> Needs:
         config = self.config
@@ -296,7 +298,7 @@ class BudgetPolicy(Policy):
         if self.book is not None:
             priced = self.book.choose(config)
             plan, old, new = priced.plan, self.book.sigmas[: priced.plan.steps], step.sigmas
-            if new is None:  # by the share of the run, where nobody tells the noise levels
+            if new is None:  # the noise levels are unknown: carry the plan over by the share of the run
                 old, new = (tuple(1 - i / n for i in range(n)) for n in (plan.steps, count))
             if new is not None:
                 plan = resampled(plan, old, new)
@@ -370,7 +372,7 @@ class BudgetPolicy(Policy):
             return self._now(step, alone=step.index in self._conditional and not self._blind)
         if step.index < self._beyond:
             return Decision(action="leap")
-        if self._blind:  # no number is never a reason to forecast, whatever the reserve
+        if self._blind:  # a measurement that is not a number is never a reason to forecast, whatever the reserve
             return self._now(step)
         order = min(segment.order, len(self._computed) - 1)
         return Decision(action="forecast", order=order, damping=segment.damping) if order else Decision(action="reuse")
@@ -379,7 +381,7 @@ class BudgetPolicy(Policy):
         """Compute this step: all branches, or the conditional one alone."""
         blind, self._blind = self._blind, False
         self._computed.append(step.index)
-        # Where the solver has come to, which may lie behind this step's own noise level.
+        # The place that the solver has come to, which may lie beyond this step's own noise level.
         place = self._until if self._until is not None and int(self._until) == step.index and self._until % 1 else None
         route = self._route(step) if step.leaps and not blind else None
         self._until, further = (None, ()) if route is None else (route[0], route[1:])
@@ -387,18 +389,18 @@ class BudgetPolicy(Policy):
             from .plans.step_plan import DAMPING
 
             return Decision(action="conditional", until=self._until, further=further, order=1, damping=DAMPING)
-        # A plan that says where UniCP acts inside says so of all steps; else UniCP decides by itself.
+        # A plan that names steps with UniCP inside excludes it from all others; any other plan leaves UniCP to decide.
         whole = bool(self._inside) and (blind or step.index not in self._inside)
         return Decision(action="compute", until=self._until, further=further, whole=whole, place=place)
 
     def _route(self, step: Step) -> tuple[float, ...] | None:
-        """The places that the solver takes from a computed step, the end if no other, or ``None`` for the next step.
+        """The places to which the solver goes from a computed step, or ``None`` if it goes to the next step.
 
-        What is said here is kept to: the steps between are leapt over.
+        If no step is computed after it, the place is the end of the run. The steps between are leapt over.
         """
         plan = self._plan
         assert plan is not None
-        if plan.places:  # leaps all the way; the next step may lie beyond the next noise level without one between
+        if plan.places:  # leaps all the way, even where the next place is beyond the next step and skips none
             self._beyond = next((s for s in plan.compute if s > step.index), plan.steps)
             return tuple([p for s, p in self._places.items() if s > step.index]) or (float(plan.steps),)
         segment = self._segments.get(step.index + 1)
@@ -408,9 +410,9 @@ class BudgetPolicy(Policy):
         return tuple(map(float, self._following(segment.until, plan))) or (float(plan.steps),)
 
     def _override(self, after: int) -> None:
-        """Halve the gap behind a computed step, if there is something left of the reserve.
+        """Halve the gap after a computed step, if there is some reserve left.
 
-        A gap that the solver has leapt over is past help, so it is the one behind that.
+        A gap that the solver has leapt over cannot be changed any more, so the one after it is halved instead.
         """
         from .plans.step_plan import halved
 
@@ -428,11 +430,11 @@ class BudgetPolicy(Policy):
         """Whether the solver takes one long step over these skipped steps."""
         if self._throughout:
             return False
-        # Late in a run forecasts over a short gap are the better ones (measured on the demo model, 30 and 50 steps).
+        # Late in a run forecasts over a short gap are better than leaps (measured on the demo model, 30 and 50 steps).
         return segment.until <= self.config.leap * plan.steps or 20 * (segment.until - segment.after) > plan.steps
 
     def _following(self, step: int, plan: StepPlan) -> Iterator[int]:
-        """The steps that the solver takes from this one on: it looks at how many are left."""
+        """The steps that the solver takes from this one on; solvers look at how many are left."""
         while step < plan.steps:
             yield step
             segment = self._segments.get(step + 1)
@@ -448,7 +450,7 @@ class BudgetPolicy(Policy):
         if expected is not None:
             mean, deviation = expected
             limit = mean + self.config.override_zscore * max(deviation, 0.1 * mean)
-        else:  # never measured; errors differ by as much as the gaps before them
+        else:  # tuning did not measure this step; errors differ by as much as the gaps before them
             limit = 2 * self._largest if self._measured >= 4 else math.inf
         if change > limit:
             self._override(step.index)

@@ -1,4 +1,4 @@
-"""What the public configs share, the registry that finds a policy by the type of its config, and checks of values."""
+"""The base of all configs, the registry that finds a policy by the type of its config, and checks of values."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What the public configs share: JSON round trip and copies with other values."""
+    """Base of the public configs, with a JSON round trip and copies with other values."""
 
     method: ClassVar[str]
     """Name of the method on the command line and in JSON."""
     schedule_only: ClassVar[bool] = False
-    """True if the decisions need no measurement inside the blocks, so that any denoiser will do."""
+    """Whether decisions need no measurement inside the blocks, so that the method works on any denoiser."""
 
     def replace(self: ConfigT, **changes: Any) -> ConfigT:
         """A copy with other values; unknown names are errors."""
@@ -33,7 +33,7 @@ class Config:
 
     @classmethod
     def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
-        """What a comparison tries of this method: for each curve, by name, configs from mild to bold, by label.
+        """The configs that a comparison tries for this method: by curve and label, from mild to bold.
 
         Args:
             steps: denoising steps of the run.
@@ -41,15 +41,15 @@ class Config:
         return {cls.method: {"default": cls()}}
 
     def spread(self) -> dict[str, Config]:
-        """What a comparison tries of this very config, by label: itself, or its like at other costs."""
+        """Variants of this very config at other costs that a comparison tries, by label; empty for itself alone."""
         return {}
 
     def shared(self: ConfigT, denoisers: int) -> ConfigT:
-        """What each of several denoisers of a pipeline gets: what may be spent once in a video is divided."""
+        """The config for each of several denoisers of a pipeline: what may be spent once per video is divided."""
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the method's name under ``"method"``; of a profile its path.
+        """Plain values, with the method's name under ``"method"``. A profile is represented by its path.
 
         Raises:
             UnicpError: a profile was never saved.
@@ -82,7 +82,7 @@ PolicyT = TypeVar("PolicyT", bound=Callable[[Any], Policy])
 
 
 def register(config_type: type[Config]) -> Callable[[PolicyT], PolicyT]:
-    """Class decorator: this policy serves configs of this type."""
+    """Class decorator: the decorated policy serves configs of this type. The last one registered for a type counts."""
 
     def decorate(policy: PolicyT) -> PolicyT:
         _REGISTRY[config_type] = policy
@@ -92,14 +92,18 @@ def register(config_type: type[Config]) -> Callable[[PolicyT], PolicyT]:
 
 
 def config_types() -> dict[str, type[Config]]:
-    """Every config type by its method's name. All modules of this package are imported for it."""
+    """Every config type by the name of its method. It imports all modules of this package."""
     for module in pkgutil.iter_modules([os.path.dirname(__file__)]):
         importlib.import_module(f"{__package__}.{module.name}")
     return {kind.method: kind for kind in _REGISTRY}
 
 
 def make_policy(config: Config) -> Policy:
-    """A fresh policy for a config."""
+    """A new policy for a config.
+
+    Raises:
+        UnicpError: no policy is registered for its type.
+    """
     config_types()
     for kind in type(config).__mro__:
         if kind in _REGISTRY:
@@ -109,6 +113,9 @@ def make_policy(config: Config) -> Policy:
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
     """The config that :meth:`Config.to_dict` or its JSON describes.
+
+    Raises:
+        UnicpError: the method or a key is unknown, or a value is out of range.
 
     >>> config_from_dict({"method": "schedule", "interval": 2}).interval
     2
@@ -145,7 +152,7 @@ def check_tuple(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def check_number(name: str, value: Any, *, low: float, high: float = float("inf"), whole: bool = False) -> None:
-    """Refuse what is not a number in [low, high]; booleans and NaN are not numbers here."""
+    """Refuse a value that is not a number in [low, high]; booleans and NaN do not count as numbers."""
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         kind = "a whole number" if whole else "a number"

@@ -18,16 +18,16 @@ class ScheduleConfig(Config):
     """Compute the named steps or every k-th one, and fill the rest.
 
     Attributes:
-        compute: denoising steps to compute, counted from 0, rising. Exactly one of ``compute`` and ``interval``.
+        compute: denoising steps to compute, counted from 0, rising. Give exactly one of ``compute`` and ``interval``.
         interval: compute every ``interval``-th step; 1 computes all.
-        warmup_steps: the first steps, always computed. At least one.
+        warmup_steps: number of first steps that are always computed, at least one.
         fill: ``"reuse"`` repeats the last computed output; ``"linear"`` and ``"quadratic"`` extrapolate the last two
             or three along sigma (ours, not from a paper).
         damping: weight of the extrapolation, 0 to 1, per spacing of the outputs it is made from: at ``r`` such
-            spacings beyond the last one it counts ``damping ** (r - 1)`` (squared for ``"quadratic"``), the rest is
-            plain reuse. Measured on a small Wan model, 0.85 costs nothing at gaps of 3 and 4 and saves gaps of 6.
-        unit: ``"output"`` fills the denoiser's whole output, and nothing of it runs at a skipped step; ``"stack"``
-            adds the cached residual of all blocks (then ``fill`` must be ``"reuse"``).
+            spacings beyond the last one it counts ``damping ** (r - 1)`` (squared for ``"quadratic"``), and the rest is
+            plain reuse. On a small Wan model, 0.85 cost nothing at gaps of 3 and 4 and rescued gaps of 6.
+        unit: ``"output"`` fills the denoiser's whole output, and no part of the denoiser runs at a skipped step;
+            ``"stack"`` adds the cached residual of all blocks (then ``fill`` must be ``"reuse"``).
 
     Raises:
         UnicpError: a value is out of range, or both or neither of ``compute`` and ``interval`` are given.
@@ -72,7 +72,7 @@ class ScheduleConfig(Config):
 
 @register(ScheduleConfig)
 class SchedulePolicy(Policy):
-    """Plays a :class:`ScheduleConfig` back."""
+    """Follows the plan of a :class:`ScheduleConfig`."""
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config

@@ -1,4 +1,4 @@
-"""Profiles: one ``.safetensors`` file with tensors and one JSON string of metadata."""
+"""A profile is one ``.safetensors`` file with tensors and one JSON string of metadata."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ KEY = "unicp"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Profile:
-    """A config, and what was measured to make it.
+    """A config, and the measurements that it rests on.
 
     Attributes:
         config: the config that ``accelerate`` uses when it is given the profile.
         tensors: measurements by name.
         metadata: further plain values (model, scheduler, steps, ...).
-        path: of the file that it was read from or saved to last, if any.
+        path: path of the file from which it was read or to which it was last saved, if any.
     """
 
     config: Config
@@ -41,10 +41,10 @@ class Profile:
         return self.path or "that was not saved"
 
     def of(self, denoiser: str) -> DenoiserProfile:
-        """What it holds of one denoiser, by the name its pipeline gives it.
+        """The calibration of one denoiser, by its name in the pipeline.
 
         Raises:
-            UnicpError: it was made without that denoiser, or holds no calibration.
+            UnicpError: the profile was made without that denoiser, or holds no calibration, or it is damaged.
         """
         known = self.metadata.get("denoisers")
         if not isinstance(known, dict) or not isinstance(known.get(denoiser), dict):
@@ -63,10 +63,15 @@ class Profile:
         return part
 
     def opened(self, denoiser: Any, name: str, pipe: Any) -> DenoiserProfile:
-        """What it holds of a denoiser, seen to be of this very model and of the pipeline's scheduler.
+        """The calibration of a denoiser, checked to be of this very model and of the pipeline's scheduler.
+
+        Args:
+            denoiser: the module.
+            name: its name in the pipeline.
+            pipe: the pipeline, or ``None``: then the scheduler is not checked.
 
         Raises:
-            UnicpError: it is not.
+            UnicpError: it is of another model or scheduler, or there is none.
         """
         part = self.of(name)
         part.check_model(denoiser)
@@ -82,10 +87,10 @@ class Profile:
         return part
 
     def book(self, config: BudgetConfig) -> PlanBook:
-        """Its plans.
+        """The plans of the profile.
 
         Raises:
-            UnicpError: there are none, or none that reaches the target.
+            UnicpError: there are none, or none reaches the target of ``config``.
         """
         if not isinstance(self.metadata.get("budget"), dict):
             raise UnicpError(f"the profile {self} holds no plans; make one with: unicp tune")
@@ -94,7 +99,11 @@ class Profile:
         return book
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one file, whole or not at all."""
+        """Write one file, whole or not at all.
+
+        Raises:
+            UnicpError: it cannot be written.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -108,12 +117,12 @@ class Profile:
         object.__setattr__(self, "path", os.fspath(path))
 
     def _written(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """What goes into a file. Copies: the format takes neither tensors that share memory nor transposed ones."""
+        """Tensors and metadata for a file. Tensors are copied, as the format takes no shared or transposed ones."""
         text = json.dumps({"format": FORMAT, "config": self.config.to_dict(), "metadata": dict(self.metadata)})
         return {k: t.detach().contiguous().clone() for k, t in self.tensors.items()}, {KEY: text}
 
     def digest(self) -> str:
-        """SHA-256 of the file that it would be saved as."""
+        """SHA-256 of the file that :meth:`save` would write."""
         from safetensors.torch import save
 
         return hashlib.sha256(save(*self._written())).hexdigest()
@@ -162,7 +171,11 @@ def _missing(path: str | os.PathLike[str]) -> UnicpError:
 
 
 def config_of(profile: Profile | str | os.PathLike[str]) -> Config:
-    """The config of a profile, ready for use: one that needs what was measured finds it in the same one."""
+    """The config of a profile, ready for use: if it needs a profile, that is this one.
+
+    Raises:
+        UnicpError: the config has a stack with another profile.
+    """
     loaded = profile if isinstance(profile, Profile) else Profile.load(profile)
     config = loaded.config
     if getattr(getattr(config, "stack", None), "profile", None) is not None:
@@ -170,16 +183,16 @@ def config_of(profile: Profile | str | os.PathLike[str]) -> Config:
             f"the config in the profile {loaded} names another profile in its stack; give both by yourself: "
             "UniCPConfig(profile=..., stack=BudgetConfig(profile=..., ...))"
         )
-    if isinstance(config, (UniCPConfig, BudgetConfig)):  # never another file, whatever this one says
+    if isinstance(config, (UniCPConfig, BudgetConfig)):  # never another file, whatever the config in this one names
         return config.replace(profile=profile if isinstance(profile, Profile) else os.fspath(profile))
     return config
 
 
 def read(config: Config) -> Config:
-    """The config with profiles in place of their paths: each is read once, here.
+    """The config with profiles in place of their paths. This is the one place where they are read.
 
     Raises:
-        UnicpError: one is missing or damaged.
+        UnicpError: a profile is missing or damaged.
     """
     stack = getattr(config, "stack", None)
     if stack is not None:
@@ -189,7 +202,11 @@ def read(config: Config) -> Config:
 
 
 def resolve_config(config: Any) -> Config:
-    """A config from a config, the name of a method, a profile or the path of one."""
+    """A config from a config, the name of a method, a profile or the path of one.
+
+    Raises:
+        UnicpError: it is none of these.
+    """
     if isinstance(config, Config):
         return config
     if isinstance(config, Profile):
@@ -209,10 +226,10 @@ def resolve_config(config: Any) -> Config:
 
 
 def acting_config(config: Config) -> Config:
-    """What carries a config out: of a budget whose plan has UniCP inside some steps, that UniCP over the budget.
+    """The config that really acts: for a budget whose plan has UniCP inside some steps, UniCP stacked on the budget.
 
     Args:
-        config: with its profiles read (:func:`read`).
+        config: a config whose profiles were read (:func:`read`); any other config is returned as it is.
 
     Raises:
         UnicpError: its profile is damaged, or has no plan that reaches the target.
@@ -232,9 +249,9 @@ def acting_config(config: Config) -> Config:
 
 
 def content_of(config: Config) -> dict[str, Any]:
-    """The values of a config, with digests of the profiles that it names instead of their paths.
+    """The values of a config, with digests of its profiles instead of their paths.
 
-    It tells results of different configs apart: a profile counts by what is in it, wherever it lies.
+    They tell results of different configs apart: a profile is identified by its content, not by its path.
 
     Raises:
         UnicpError: there is no such profile.

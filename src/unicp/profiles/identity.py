@@ -1,4 +1,4 @@
-"""What tells one model, or one argument of a pipeline, from another."""
+"""Identities of models and of arguments of a pipeline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def identity(value: Any) -> Any:
-    """What tells one argument of a pipeline from another, in every process: pictures and tensors by their bytes."""
+    """A plain value that identifies an argument of a pipeline in every process: pictures and tensors by their bytes."""
     if isinstance(value, list | tuple):
         return [identity(each) for each in value]
     if hasattr(value, "detach"):
@@ -20,7 +20,7 @@ def identity(value: Any) -> Any:
 
 
 def _size(module: Any, name: str, parameter: Any) -> tuple[int, ...]:
-    """The size that a parameter has where nothing is quantised: packed ones have the shape of their bytes."""
+    """The shape of a parameter before quantisation; packed ones have the shape of their bytes."""
     of_bitsandbytes, of_gguf = (getattr(parameter, key, None) for key in ("quant_state", "quant_shape"))
     shape = of_gguf if of_gguf is not None else getattr(of_bitsandbytes, "shape", None)
     if shape is None and name == "weight":
@@ -30,7 +30,7 @@ def _size(module: Any, name: str, parameter: Any) -> tuple[int, ...]:
 
 
 def fingerprint(denoiser: Any) -> str:
-    """What tells one model from another, without reading its weights: class, sizes of all parameters, config.
+    """A digest that identifies a model without its weights, made from class, sizes of all parameters and config.
 
     Names that adapters and hooks add do not count, nor does the precision, quantised or not.
     """
@@ -56,7 +56,7 @@ def weights_digest(modules: Mapping[str, Any]) -> str:
     for name, module in sorted(modules.items()):
         for key, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            if not tensor.is_meta:  # as those are that accelerate keeps elsewhere
+            if not tensor.is_meta:  # offloaded weights, which accelerate keeps elsewhere, are meta tensors
                 flat = tensor.detach().flatten().to(torch.float32)
                 sums = (float(flat.sum(dtype=torch.float64)), float(flat.abs().sum(dtype=torch.float64)))
                 digest.update(f" {sums[0]:.9g} {sums[1]:.9g}".encode())

@@ -1,4 +1,4 @@
-"""What a profile holds of one denoiser."""
+"""The calibration of one denoiser in a profile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNIT_TENSORS = ("cache_mean", "cache_max", "moment_qk", "moment_v", "slicing")
 
 
 def _plain(text: Any) -> str:
-    """What a profile says, fit for one line."""
+    """A text from a profile, made fit for one line."""
     return str(text)[:40] if str(text).isprintable() else repr(text)[:40]
 
 
@@ -24,13 +24,13 @@ class DenoiserProfile:
     """The part of a profile that belongs to one denoiser.
 
     Attributes:
-        name: what its pipeline calls it.
+        name: the denoiser's name in the pipeline.
         steps: number of denoising steps of the calibration's runs.
-        tensors: measurements: of a unit ``u``, ``u/cache_mean`` and ``u/cache_max`` (N, K): change of its output from
-            step t to t + k; ``u/moment_qk`` and ``u/moment_v`` (H, d, d); ``u/slicing`` (R, 3): change of its output at
-            each rank when queries, keys and values, only queries and keys, or only values are sliced. Further
-            ``stack/cache_mean`` and ``stack/cache_max`` (N, K) of the residual of all blocks, ``metric`` (N,) and
-            ``motion`` (N,): AdaCache's change per step and MoReg's motion score.
+        tensors: measurements. For a unit ``u``, ``u/cache_mean`` and ``u/cache_max`` (N, K) are the change of its
+            output from step t to t + k; ``u/moment_qk`` and ``u/moment_v`` (H, d, d) are second moments; ``u/slicing``
+            (R, 3) is the change of its output at each rank when queries, keys and values, only queries and keys, or
+            only values are sliced. ``stack/cache_mean`` and ``stack/cache_max`` (N, K) are the change of the residual
+            of all blocks; ``metric`` (N,) and ``motion`` (N,) are AdaCache's change per step and MoReg's motion score.
         metadata: ``class``, ``fingerprint``, ``sigmas``, ``units`` (kind by name), ``ranks``.
     """
 
@@ -48,7 +48,7 @@ class DenoiserProfile:
         return dict(self.metadata.get("units", {}))
 
     def damage(self) -> str:
-        """What is wrong with its names, numbers and shapes, or nothing (``""``)."""
+        """What is wrong with names, numbers or shapes; empty if nothing is."""
         made, sigmas, units = self.metadata.get("class"), self.metadata.get("sigmas"), self.metadata.get("units", {})
         if not isinstance(made, str) or not isinstance(self.metadata.get("fingerprint"), str):
             return "it does not say of which model it is"
@@ -74,7 +74,7 @@ class DenoiserProfile:
         return ""
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor of real numbers; ``None`` for any other, or none."""
+        """Shape of a floating-point tensor; ``None`` if it is missing or of another type."""
         tensor = self.tensors.get(name)
         return tuple(tensor.shape) if tensor is not None and tensor.is_floating_point() else None
 
@@ -82,7 +82,7 @@ class DenoiserProfile:
         """Refuse a denoiser that the profile was not made on.
 
         Raises:
-            UnicpError: its class or its sizes are others.
+            UnicpError: its class, sizes or config differ.
         """
         made, given = self.metadata["class"], type(denoiser).__name__
         if made != given:
@@ -97,10 +97,10 @@ class DenoiserProfile:
             )
 
     def check_units(self, units: Mapping[str, str]) -> None:
-        """Refuse if nothing was measured of one of these units.
+        """Refuse units that were not calibrated.
 
         Raises:
-            UnicpError: that is so.
+            UnicpError: nothing was measured on one of them.
         """
         missing = [unit for unit in units if unit not in self.units]
         if missing:

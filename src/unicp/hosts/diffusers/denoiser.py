@@ -252,9 +252,7 @@ class HookedDenoiser:
             run.remark(tick.unknown)
             state = STALE
         if decision.action == "leap":
-            if self._follows_scheduler and self.leaper.over(
-                step.index
-            ):  # whatever this call returns, the solver looks at none
+            if self._follows_scheduler and self.leaper.over(step.index):  # the solver ignores what this call returns
                 run.remark(LEAPS_NOTE)
                 return decision
             return run.instead()  # the scheduler did not go where it was told to go

@@ -1,1 +1,1 @@
-"""Plans of a run: which denoising steps to compute, and what fills the others."""
+"""Plans of a run say which denoising steps to compute, and what fills the others."""

@@ -1,4 +1,4 @@
-"""Plans of a run: which denoising steps to compute, and what fills the others. Ours, not a paper's."""
+"""Plans of a run say which denoising steps to compute, and what fills the others. They are ours, not a paper's."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 DAMPING = 0.85
-"""Of forecasts, per spacing of the outputs they are made from; what did best on the demo model."""
+"""Damping of forecasts, per spacing of the outputs they are made from; this did best on the demo model."""
 
 DEFAULT_COOLDOWN_STEPS = 3
-"""Steps at the end of a run that the default plan computes, but for high speeds."""
+"""Steps at the end of a run that the default plan computes, except at high speeds."""
 
 END_GAP_RATIO = 0.25
-"""Of growing gaps, the one at an end of the run as a share of the widest; what did best on the demo model."""
+"""Of growing gaps, the width at an end of the run as a share of the widest; this did best on the demo model."""
 
 LATE_STEPS_PER_ROOT = 2.08
-"""How many steps the default plan computes behind the first ones, by the root of the steps; found there, too."""
-
+"""Steps that the default plan computes after the first ones, per square root of the number of steps; found likewise."""
 
 LONG_RUN_STEPS = 25
-"""Steps from which on the default plan forecasts and leaps as it was found to on runs of 30 and 50 steps."""
+"""Steps of a run from which on the default plan is the one that was found on runs of 30 and 50 steps."""
 
 SHORT_RUN_STEPS = 16
-"""Steps below which a solver that leaps takes all of them evenly, however many are computed."""
+"""Steps of a run below which a solver that leaps takes even steps all the way, however many are computed."""
 
 MIN_COMPUTED_FOR_FORECASTS = 12
-"""Computed steps from which on forecasts between them are better than longer steps of DDIM's; measured on the proving
-ground's CogVideoX, at 20, 30 and 50 steps."""
+"""Computed steps from which on forecasts are better than longer steps of DDIM; measured on the proving ground's
+CogVideoX, at 20, 30 and 50 steps."""
 
 MIN_COMPUTED_FOR_GROWING = 8
 """Computed steps below which the default plan spaces them evenly, as fewer steps would be."""
@@ -40,7 +39,7 @@ LONG_FIRST_STEP_RATIO = 0.5
 worth its cost under UniPC and DEIS. At shift 1 it is; from 3 on it depends on the guidance and the order."""
 
 UNEVEN_LENGTHS_RATIO = 3.0
-"""Ratio of neighbouring steps' lengths in sigma from which on a plan goes by sigma and not by the steps' number."""
+"""Ratio of neighbouring steps' lengths in sigma above which a plan goes by sigma and not by the index of steps."""
 
 NEGLIGIBLE_LAST_LENGTH_RATIO = 0.1
 """Length of a last step, as a share of the one before it, below which its output is worth nothing."""
@@ -51,8 +50,8 @@ class Segment:
     """The skipped steps between two computed ones.
 
     Attributes:
-        after: computed step before them.
-        until: computed step behind them.
+        after: the computed step before them.
+        until: the computed step after them, or the number of steps.
         order: degree of the extrapolation, 0 or 1.
         damping: weight of the extrapolation per spacing of the outputs it is made from.
     """
@@ -69,16 +68,16 @@ class StepPlan:
 
     Attributes:
         steps: number of denoising steps.
-        compute: the computed ones, rising.
+        compute: the computed steps, rising.
         segments: one for every run of skipped steps.
-        conditional: those of ``compute`` at which only the conditional guidance branch runs, and the unconditional
+        conditional: steps of ``compute`` at which only the conditional guidance branch runs, and the unconditional
             output is a forecast. Pipelines that call the branches together compute both.
-        inside: those of ``compute`` at which UniCP acts inside; at the others it leaves everything whole.
-        inside_cost: what such a step costs, as a share of a whole one.
-        correct: computed steps make good what the forecasts before them were off by.
+        inside: steps of ``compute`` at which UniCP acts inside; at the others it leaves everything whole.
+        inside_cost: cost of such a step as a share of a whole one, above 0 and at most 1.
+        correct: whether computed steps correct for the errors of the forecasts before them.
         predicted: predicted error at the end of the run, relative to the size of the outputs.
-        places: where on the grid of the run each computed step is evaluated, in steps, and where the solver goes from
-            one to the next; empty where each stands at its own index.
+        places: place on the run's grid where each computed step is evaluated, in steps; the solver goes from one place
+            to the next. Empty if each step is evaluated at its own index.
     """
 
     steps: int
@@ -93,13 +92,13 @@ class StepPlan:
 
     @property
     def cost(self) -> float:
-        """Share of the steps that is computed; the conditional branch alone counts half."""
+        """Share of the steps that is computed, 0 to 1; a step with the conditional branch alone counts half."""
         saved = len(self.conditional) / 2 + len(self.inside) * (1 - self.inside_cost)
         return (len(self.compute) - saved) / self.steps
 
 
 def nearest(found: Mapping[int, StepPlan], computed: float) -> StepPlan:
-    """Of plans by their cost in steps the one that is nearest to a cost, and not dearer where there is one."""
+    """Of plans by their cost in steps, the most expensive one up to ``computed``, or else the cheapest one."""
     fewer = [number for number in found if number <= computed + 0.5]
     return found[max(fewer)] if fewer else found[min(found)]
 
@@ -120,12 +119,17 @@ def computing(steps: int, compute: Iterable[int], order: int = 1) -> StepPlan:
 
 
 def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPlan:
-    """A plan for a model that was never measured: the first steps in full, then gaps that grow, and shrink again.
+    """A plan for a model that was never measured: the first steps are computed, then gaps grow, and shrink again.
 
-    The change from step to step is largest at both ends of a run, so the first steps are computed and the gaps at the
-    start and the end of what remains are the shorter ones. No gap is shorter than one nearer to its end of the run:
-    a step computed between wider gaps does not bring what it would elsewhere. Linear forecasts, damped by 0.85 per
-    spacing.
+    The change from step to step is largest at both ends of a run, so the first steps are computed, and of the remaining
+    gaps those at the start and the end are shorter. No gap is shorter than one nearer to its end of the run: a step
+    computed between wider gaps gains less than it would elsewhere. Skipped steps are forecast linearly, damped by 0.85
+    per spacing.
+
+    Args:
+        steps: number of denoising steps.
+        computed: how many of them to compute.
+        warmup, cooldown: first and last steps that are computed.
 
     >>> growing(20, 9, 3).compute
     (0, 1, 2, 4, 7, 10, 14, 17, 19)
@@ -139,21 +143,21 @@ def growing(steps: int, computed: int, warmup: int, cooldown: int = 1) -> StepPl
 
 
 def _gaps(total: int, count: int) -> list[int]:
-    """Whole distances of computed steps, 1 or more, that add up to ``total``.
+    """Whole distances between computed steps, ``count`` of them, 1 or more, that add up to ``total``.
 
-    They are as near as can be to half a sine over :data:`END_GAP_RATIO`: they rise and then fall, as largest remainders
-    keep the order of what they round. None is 1 where all can be 2: a
-    step computed right after another one would stand with the first ones.
+    They are as close as can be to half a sine above :data:`END_GAP_RATIO`. They rise and then fall, because rounding by
+    largest remainders preserves the order. None is 1 where all can be 2: a step computed right after another one would
+    serve better among the first ones.
 
     >>> _gaps(26, 8)
     [2, 3, 4, 4, 4, 4, 3, 2]
     """
     shape = [END_GAP_RATIO + (1 - END_GAP_RATIO) * math.sin(math.pi * (i + 0.5) / count) for i in range(count)]
     scale = total / sum(shape)
-    wanted = [round(scale * value, 9) for value in shape]  # rounded, as equal ones must tie everywhere
+    wanted = [round(scale * value, 9) for value in shape]  # rounded, so that equal values tie on every machine
     gaps = [1 if total < 2 * count else 2] * count
     for _ in range(total - sum(gaps)):
-        short = max(range(count), key=lambda i: (wanted[i] - gaps[i], i))  # of equals the later one
+        short = max(range(count), key=lambda i: (wanted[i] - gaps[i], i))  # of equal ones, the later one
         gaps[short] += 1
     return gaps
 
@@ -161,10 +165,11 @@ def _gaps(total: int, count: int) -> list[int]:
 def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
     """The plan of long runs under a solver that leaps (:func:`untuned`).
 
-    Of the computed steps all but :data:`LATE_STEPS_PER_ROOT` times the root of the steps stand at the beginning,
-    ``warmup`` at the least. Behind them gaps grow (:func:`growing`). Of few skipped steps no two are neighbours: it is
-    every second one, as late in the run as can be, but for the last :data:`DEFAULT_COOLDOWN_STEPS`, where that skips
-    two of those first steps at most. It was found on the demo model.
+    All computed steps but :data:`LATE_STEPS_PER_ROOT` times the square root of the number of steps stand at the
+    beginning, and at least ``warmup``. After them gaps grow (:func:`growing`). If few steps are skipped, no two of them
+    are neighbours: every second step is skipped, as late in the run as possible but not among the last
+    :data:`DEFAULT_COOLDOWN_STEPS`, provided that this skips at most two of those first steps. The rule was found on the
+    demo model.
 
     >>> default(20, 15).compute
     (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 17, 18, 19)
@@ -181,10 +186,10 @@ def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> St
 
 
 def affordable(steps: int, speedup: float) -> int:
-    """How many of the steps can be computed for a speed-up, two at least.
+    """How many of the steps can be computed for a speed-up, at least two.
 
-    As many as leave it at what was asked for; one more where that would be faster by a fifth, and one more misses it
-    by an eighth at most: where steps are few, a step less is worth more than that.
+    It is the largest number that reaches the speed-up. It is one more if that number would be a fifth faster than asked
+    for, and one more would miss the target by at most an eighth: where steps are few, one step is worth more than that.
 
     >>> affordable(50, 2.0), affordable(8, 3.0), affordable(4, 3.0)
     (25, 3, 2)
@@ -209,31 +214,32 @@ def untuned(
     warmup: int | None = None,
     cooldown: int | None = None,
 ) -> StepPlan:
-    """The plan for a run without a profile, by its noise levels and by what its solver can do.
+    """The plan for a run without a profile, made from its noise levels and from what its solver can do.
 
-    A multistep solver that can leap and has few steps is given just what fewer steps would be, evenly along the run,
-    and so is DDIM below :data:`MIN_COMPUTED_FOR_FORECASTS` computed steps; from there on those in between are forecast.
-    Where a solver gains from a short first step, it gets one from :data:`MIN_COMPUTED_FOR_GROWING` computed steps on,
-    if the long one in its place would be long in sigma, too: the first of its long steps is then taken from two outputs
-    in place of one. In a run of :data:`LONG_RUN_STEPS` steps
-    or more it is :func:`default`.
-    Where the solver takes every step and few are computed, they are spaced evenly and their outputs repeated, which for
-    solvers of first order is what longer steps are; else skipped ones are forecasts, behind first steps in full and in
-    gaps that grow (:func:`growing`). Of ``K`` computed steps of ``N`` those first ones are ``K^2 / 2N``. A last step
-    too short to matter is skipped, a noise level that is visited twice is computed once before one is visited again,
-    and where lengths of steps jump, the plan goes by them.
+    A multistep solver that can leap and has few steps takes the steps that a run of fewer steps would take, evenly
+    along the run. So does DDIM below :data:`MIN_COMPUTED_FOR_FORECASTS` computed steps; from there on, skipped steps
+    are forecast. A solver that gains from a short first step gets one from :data:`MIN_COMPUTED_FOR_GROWING` computed
+    steps
+    on: the first of its long steps then uses two outputs instead of one. In a run of :data:`LONG_RUN_STEPS` steps or
+    more, the plan of a multistep solver is :func:`default`. If the solver takes every step and few are computed, these
+    are spaced evenly and their outputs repeated, which for solvers of first order equals longer steps. If more are
+    computed, the first ``K^2 / 2N`` of ``N`` steps are, for ``K`` computed ones, then gaps grow (:func:`growing`), and
+    skipped steps are forecast. A last step that is too short to matter is skipped. Noise levels that are visited twice
+    are all computed once before any is computed again. Where lengths of steps jump, the plan goes by these lengths.
 
     Args:
         sigmas: noise levels of the run (N,), falling to 0 after the last.
         computed: how many steps to compute, 1 to N.
-        leaps: the solver can take longer steps.
-        free: and to noise levels between those of the run.
-        starts: and a short first step before the long ones is worth its cost.
-        throughout: longer steps are worth it only where few are taken all the way.
-        corrects: forecasts can be corrected; without it they are no match for longer steps of such solvers.
-        stays: the solver makes nothing of the last output, as it goes to the last level and not to zero noise (DEIS).
-        trapezoid: each output is half of the step behind it and half of the one before it (Heun's method).
-        warmup, cooldown: first and last steps that are to be computed, if the plan is not to choose.
+        leaps: whether the solver can take longer steps.
+        free: whether it can go to noise levels between those of the run.
+        starts: whether a short first step before the long ones is worth its cost.
+        throughout: whether longer steps are worth it only where few steps are computed and all of them are long.
+        corrects: whether forecasts can be corrected; without correction they are worse than longer steps of such
+            solvers.
+        stays: whether the solver ignores the last output, because it ends at the last level and not at zero noise
+            (DEIS).
+        trapezoid: whether each output counts half for the step after it and half for the one before it (Heun's method).
+        warmup, cooldown: first and last steps that are computed; ``None`` leaves them to the plan.
 
     >>> untuned([1 - i / 12 for i in range(12)], 6, leaps=True).compute
     (0, 2, 4, 6, 8, 10)
@@ -245,7 +251,7 @@ def untuned(
     steps = len(sigmas)
     if computed >= steps:
         return computing(steps, range(steps))
-    visits = [i for i in range(steps) if i == 0 or sigmas[i] != sigmas[i - 1]]  # the first one of each level
+    visits = [i for i in range(steps) if i == 0 or sigmas[i] != sigmas[i - 1]]  # the first visit of each level
     if len(visits) < steps:
         return _twice(sigmas, visits, computed, warmup, cooldown)
     lengths = [a - b for a, b in pairwise((*sigmas, 0.0))]
@@ -302,9 +308,9 @@ def _every_second(before: int, skipped: int) -> set[int]:
 def _twice(
     sigmas: Sequence[float], visits: list[int], computed: int, warmup: int | None, cooldown: int | None
 ) -> StepPlan:
-    """The plan where a solver of second order visits noise levels twice: the second visit repeats the first one.
+    """The plan for a solver of second order, which visits noise levels twice: the second visit repeats the first one.
 
-    The levels are planned as steps of their own; what is left over goes to second visits, from the beginning on.
+    The levels are planned like steps; computed steps that are left over go to second visits, from the beginning on.
     """
     levels = [sigmas[i] for i in visits]
     plan = untuned(levels, min(computed, len(levels)), trapezoid=True, warmup=warmup, cooldown=cooldown)
@@ -315,10 +321,11 @@ def _twice(
 
 
 def _by_length(sigmas: Sequence[float], lengths: Sequence[float], computed: int) -> tuple[int, ...]:
-    """The steps to compute, the first one among them, from which the others are least far away along sigma.
+    """The steps to compute, including the first one, from which the others are least far away along sigma.
 
-    The least sum, over skipped steps, of their length times their distance from the computed one before them: what
-    latents are off by if outputs are repeated that change steadily along sigma. By dynamic programming.
+    They minimise the sum, over skipped steps, of their length times their distance from the computed step before them:
+    that is the error of the latents if outputs are repeated and change steadily along sigma. Found by dynamic
+    programming.
     """
     steps = len(sigmas)
     cost = [[0.0] * (steps + 1) for _ in range(steps)]
@@ -339,12 +346,12 @@ def _by_length(sigmas: Sequence[float], lengths: Sequence[float], computed: int)
 def alternating(
     steps: int, computed: int, warmup: int, cooldown: int = 1, inside_cost: float | None = None
 ) -> StepPlan:
-    """A plan that computes more steps for the same cost: at every second one the conditional branch alone.
+    """A plan that computes more steps for the same cost, with the conditional branch alone at every second one.
 
     Args:
         steps, warmup, cooldown: as for :func:`growing`.
         computed: the cost, in whole steps.
-        inside_cost: every second one is instead a step with UniCP inside, which costs so much of a whole one, 0 to 1.
+        inside_cost: if given, every second step has UniCP inside instead, and costs this share of a whole one, 0 to 1.
 
     >>> plan = alternating(20, 9, 3)
     >>> plan.compute, plan.conditional, 20 * plan.cost
@@ -360,12 +367,12 @@ def alternating(
 
 
 def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) -> StepPlan:
-    """The plan for a run with other noise levels: the same share of steps computed, as densely along sigma.
+    """The plan for a run with other noise levels: it computes the same share of steps, as densely along sigma.
 
-    Three steps at least, and the first one and, if the plan has it, the last one.
+    It computes at least three steps, among them the first one and, if the plan has it, the last one.
 
     Args:
-        plan: made at ``sigmas`` (N,).
+        plan: a plan made at ``sigmas``.
         sigmas, others: falling noise levels of the old and the new run, (N,) and (M,).
     """
     old, new = np.asarray(sigmas), np.asarray(others)
@@ -379,7 +386,7 @@ def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) 
     numbers = np.linspace(0, count - 1, max(min(3, len(new)), round(count * len(new) / len(old))))
     free = np.ones(len(new), dtype=bool)
     free[[0, *last]] = False
-    like: dict[int, int] = {0: plan.compute[0], **dict.fromkeys(last, plan.compute[-1])}  # the old step each stands for
+    like: dict[int, int] = {0: plan.compute[0], **dict.fromkeys(last, plan.compute[-1])}  # new step: the old one
     for number in numbers[1 : len(numbers) - len(last)]:
         wanted = np.interp(number, np.arange(count), plan.compute)
         step = int(np.argmin(np.where(free, np.abs(places - wanted), np.inf)))
@@ -393,7 +400,7 @@ def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) 
 
 
 def later(plan: StepPlan, first: int) -> StepPlan:
-    """The plan of a run as that of a longer one, of which so many steps at the beginning are not run.
+    """The plan of a run as part of a longer run whose ``first`` steps are left out.
 
     >>> later(default(10, 5), 10).compute
     (10, 11, 13, 17, 19)
@@ -405,10 +412,10 @@ def later(plan: StepPlan, first: int) -> StepPlan:
 
 
 def beginning(plan: StepPlan, first: int) -> StepPlan:
-    """The plan for a denoiser that begins at a step with nothing to forecast from, as the second of two does.
+    """The plan for a denoiser that begins at step ``first`` with nothing to forecast from, as the second of two does.
 
-    That step and the next one are computed. From there on it is as many steps as the plan has, three at least, with
-    growing gaps (:func:`growing`); but where the plan has cheaper steps those two come on top.
+    That step and the next one are computed. From there on as many steps are computed as the plan has, at least three,
+    with growing gaps (:func:`growing`). If the plan has cheaper steps, the two steps are added to it instead.
 
     >>> default(20, 8).compute, beginning(default(20, 8), 8).compute
     ((0, 1, 3, 6, 10, 14, 17, 19), (0, 1, 3, 6, 8, 9, 14, 19))
@@ -428,7 +435,7 @@ def beginning(plan: StepPlan, first: int) -> StepPlan:
 
 
 def halved(plan: StepPlan, after: int) -> StepPlan:
-    """The plan with one step more computed, in the middle of the skipped ones behind a computed step; if any are.
+    """The plan with one more step computed, in the middle of the skipped steps after step ``after``, if there are any.
 
     >>> halved(computing(12, {0, 1, 5, 11}), 1).compute
     (0, 1, 3, 5, 11)
@@ -441,11 +448,11 @@ def halved(plan: StepPlan, after: int) -> StepPlan:
 
 
 def _refilled(plan: StepPlan, places: Sequence[float]) -> StepPlan:
-    """The plan with segments between its computed steps, each filled like the nearest one it had.
+    """The plan with new segments between its computed steps, each filled like the nearest old one.
 
     Args:
-        plan: its segments are those of a plan with other computed steps.
-        places: where each of its steps lies among that plan's steps.
+        plan: a plan whose segments still belong to other computed steps.
+        places: where each of its steps lies among the steps that these segments belong to.
     """
     segments = []
     for number, (a, b) in enumerate(zip(plan.compute, (*plan.compute[1:], plan.steps), strict=True)):
