@@ -15,7 +15,7 @@ import unicp
 from benchmarks import compare, figures, promise
 from benchmarks import race as racing
 from benchmarks.budget import OURS
-from unicp.offline.candidates import DEFAULT
+from unicp.offline.candidates import DEFAULT_KIND
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -105,7 +105,9 @@ def _same_speed() -> list[str]:
     at_50 = figures.read_comparison(RESULTS / "compare-50.json")
     budget = figures.read(RESULTS / "budget.json")
     chosen = list(budget["chosen"].values())
-    unbeaten = f"any of {len(chosen)}" if set(chosen) == {DEFAULT} else f"{chosen.count(DEFAULT)} of {len(chosen)}"
+    unbeaten = (
+        f"any of {len(chosen)}" if set(chosen) == {DEFAULT_KIND} else f"{chosen.count(DEFAULT_KIND)} of {len(chosen)}"
+    )
     places = [
         "What was measured where: below the table. Speed-ups are over unaccelerated runs of the same hour.",
         "`budget` and `adacache-forecast` are older than their present forecasts and corrections; those, against fewer",

@@ -289,7 +289,7 @@ def test_at_each_cost_the_kind_of_plan_that_does_best_is_taken(count: int, monke
     monkeypatch.setattr(trials.Tuner, "_real", watched)
     book = tuned(effort="medium", steps=count).metadata
     made = {tuple(entry["compute"]) for entry in book["budget"]["plans"]}
-    for speed in candidates.CHOICES:
+    for speed in candidates.CHOICE_SPEEDUPS:
         tried = [(error, plan.compute) for plan, error in runs if len(plan.compute) == round(count / speed)]
         assert not tried or min(tried)[1] in made, f"{speed}: {book['chosen']}"
     assert len({plan.compute for plan, _ in runs}) > 4 or count == 4
@@ -297,7 +297,7 @@ def test_at_each_cost_the_kind_of_plan_that_does_best_is_taken(count: int, monke
 
 def test_the_default_plan_loses_its_place_only_to_what_is_better_beyond_doubt() -> None:
     usual, lucky, better = [-40.0, -50.0, -45.0, -30.0], [-60.0, -50.0, -45.0, -30.0], [-41.0, -51.1, -46.0, -30.9]
-    worse, default = [0.0] * 4, candidates.DEFAULT
+    worse, default = [0.0] * 4, candidates.DEFAULT_KIND
     ranked = candidates.ranked({"lucky": lucky, default: usual, "better": better, "worse": worse})
     assert ranked == ["better", default, "lucky", "worse"]
     assert candidates.ranked({"lucky": lucky, default: usual}) == [default, "lucky"]

@@ -236,7 +236,7 @@ def test_what_such_a_step_costs_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
         costs[plan.inside[1]] = 170  # one at which less was reused
         return Take(operations={step: (2 if index == 1 else 1) * cost for step, cost in costs.items()})
 
-    monkeypatch.setattr(run, "_played", played)
+    monkeypatch.setattr(run, "_run_under", played)
     assert run._inside_cost(20, lambda *_: None) == pytest.approx(0.7)
     assert run._inside_cost(20, lambda *_: None) == pytest.approx(0.7) and len(seen) == 3  # kept, to go on from
     run.state["inside"] = 1.3
@@ -251,7 +251,7 @@ def test_real_runs_have_it_inside() -> None:
     )
     run.state["sigmas"] = run.player.run(run.arguments(0)).sigmas
     every, began = growing(10, 10, 10, 0), time.perf_counter()
-    whole, inside = (run._played(plan, 0, lambda *_: None) for plan in (every, replace(every, inside=PLAN.inside)))
+    whole, inside = (run._run_under(plan, 0, lambda *_: None) for plan in (every, replace(every, inside=PLAN.inside)))
     assert torch.equal(whole.latents, run.player.run(run.arguments(0)).latents)
     assert not torch.equal(inside.latents, whole.latents)
     assert 0 < whole.seconds < whole.ends[-1] - began and len(whole.ends) == 10
@@ -260,8 +260,8 @@ def test_real_runs_have_it_inside() -> None:
 def test_where_it_saves_no_time_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials.Tuner, "_inside_cost", lambda *_: 1.0)
     tried: list[StepPlan] = []
-    own = trials.Tuner._played
-    monkeypatch.setattr(trials.Tuner, "_played", lambda self, *a: (tried.append(a[0]), own(self, *a))[1])
+    own = trials.Tuner._run_under
+    monkeypatch.setattr(trials.Tuner, "_run_under", lambda self, *a: (tried.append(a[0]), own(self, *a))[1])
     tuned(INSIDE)
     assert tried and not any(plan.inside for plan in tried)
     assert candidates.cost_in_runs(8, "medium", inside=True) > candidates.cost_in_runs(8, "medium") + 1

@@ -71,7 +71,7 @@ def additive(t: Trajectories, compute: tuple[int, ...]) -> float:
             c = search.deviation(t, nodes, b, damping)
             squares = np.maximum([c @ g @ c for g in t.grams], 0)
             if corrected is not None:
-                squares = search.TRANSIENT**2 * squares + corrected
+                squares = search.TRANSIENT_SHARE**2 * squares + corrected
             best = min(best, float(np.sum(t.gains[:, a + 1 : b].mean(1) ** 2 * squares)))
         total += best
     return float(total)
@@ -153,7 +153,7 @@ def test_a_correction_is_exact_on_what_the_polynomial_can_follow() -> None:
     plan = StepPlan(steps=6, compute=(0, 1, 5), segments=skipped)
     alone = StepPlan(steps=6, compute=(0, 1, 5), segments=skipped, correct=False)
     corrected, plain = search.errors(t, plan)[0], search.errors(t, alone)[0]
-    assert corrected == pytest.approx(search.TRANSIENT * plain, rel=1e-6) and plain > 0.01
+    assert corrected == pytest.approx(search.TRANSIENT_SHARE * plain, rel=1e-6) and plain > 0.01
     # Where the computed step weighs next to nothing, its output cannot carry the correction.
     light = Trajectories(sigmas=sigmas, grams=t.grams, weights=np.array([-0.1, -0.4, -0.05, -0.3, -0.1, -0.01]))
     assert not search.corrects(light, 1, 5)
@@ -169,8 +169,8 @@ def test_the_mean_of_the_prompts_can_be_what_counts_or_the_worst(steps: int, see
     mean, worst = (search.plans(t, Limits(power=power, tempering=1)) for power in (0.0, 8.0))
     for number in mean.keys() & worst.keys():
         by_mean, by_worst = (search.errors(t, found[number]) for found in (mean, worst))
-        assert mean[number].predicted == pytest.approx(search.spread(by_mean, 0))
-        assert worst[number].predicted == pytest.approx(search.spread(by_worst, 8))
+        assert mean[number].predicted == pytest.approx(search.power_mean(by_mean, 0))
+        assert worst[number].predicted == pytest.approx(search.power_mean(by_worst, 8))
 
 
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 8), st.integers(0, 6))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig
 from unicp.offline import candidates, trials
-from unicp.offline.expectation import Played, book
+from unicp.offline.expectation import PlanResult, book
 from unicp.offline.search import forecast_errors, gram
 from unicp.policies.budget import PlanBook
 from unicp.policies.plans.step_plan import StepPlan, growing
@@ -29,11 +29,11 @@ def booked(psnr: Callable[[int, int], float], config: BudgetConfig | None = None
     """A book from runs on three prompts that make a PSNR of their own, and the costs in steps that were run."""
     ran: list[int] = []
 
-    def run(plan: StepPlan, what: str) -> Played:
+    def run(plan: StepPlan, what: str) -> PlanResult:
         ran.append(len(plan.compute))
         errors = forecast_errors(DECIDING, np.array(SIGMAS), plan.compute)
         more = 2 if ran[-1] > 7 else 3
-        return Played(
+        return PlanResult(
             plan=plan,
             psnr=tuple(psnr(len(plan.compute), prompt) for prompt in range(3)),
             forecasts=tuple({s: more * mean * (1 + 0.1 * p) for s, (mean, _) in errors.items()} for p in (-1, 0, 1)),
@@ -75,8 +75,8 @@ def test_forecasts_are_expected_to_be_as_bad_as_in_accelerated_runs() -> None:
 
 
 def test_without_videos_and_measured_forecasts_it_knows_what_unaccelerated_runs_show() -> None:
-    def run(plan: StepPlan, what: str) -> Played:
-        return Played(plan=plan, psnr=(), forecasts=({}, {}))
+    def run(plan: StepPlan, what: str) -> PlanResult:
+        return PlanResult(plan=plan, psnr=(), forecasts=({}, {}))
 
     known: dict[str, Any] = {"overhead": 0.5, "deciding": DECIDING, "sigmas": SIGMAS}
     made = book(PLANS, run, (2.0,), BudgetConfig(profile="x", min_psnr=30), **known)

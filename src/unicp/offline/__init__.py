@@ -1,1 +1,1 @@
-"""What runs before a video is made: calibrating, tuning, looking into profiles."""
+"""Work that is done before a video is made: calibrating, tuning, rehearsing, and looking into profiles."""

@@ -1,4 +1,4 @@
-"""``unicp.calibrate``: unaccelerated runs of a pipeline, measured, as a profile."""
+"""``unicp.calibrate`` measures unaccelerated runs of a pipeline, and returns a profile."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .recorders import STACK, ErrorRecorder, MomentRecorder, Recorder, SlicingRe
 from .runs import check_prompts, own_bar_hidden
 
 PHASES = ("errors", "bases", "slicing")
-"""What one run of the pipeline measures: changes from step to step; second moments; what slicing would cost."""
+"""What one run of the pipeline measures: changes from step to step; second moments; slicing errors."""
 SLICING_STEPS = 6
-"""Most steps of a run at which slicing errors are measured, of each unit."""
+"""Most steps of a run at which slicing errors are measured, for each unit."""
 
 
 def calibrate(
@@ -50,26 +50,28 @@ def calibrate(
 ) -> Profile:
     """Measure an unaccelerated pipeline, for UniCP and for figures.
 
-    The pipeline runs once for every prompt, and, if slicing is to be measured, twice more for the first
-    ``slicing_prompts`` of them. Measured are, for each attention module and MLP, how much its output changes over 1 to
-    ``config.max_window`` steps (``E[m, t, k]``, sum of absolute differences over sum of absolute values); the same for
-    the residual of all blocks; AdaCache's metric and motion score; second moments of queries, keys and values of each
-    head at the steps that the windows leave uncached, and what slicing to each rank does to the output there.
+    The pipeline runs once for every prompt and, if slicing is to be measured, twice more for the first
+    ``slicing_prompts`` of them. For each attention module and MLP, calibration measures how much its output changes
+    over 1 to ``config.max_window`` steps (``E[m, t, k]``, sum of absolute differences over sum of absolute values), and
+    the same for the residual of all blocks. It also measures AdaCache's metric and motion score. At the steps that the
+    windows leave uncached, it measures second moments of queries, keys and values of each head, and how much slicing to
+    each rank changes the output.
 
     Args:
         pipe: a diffusers pipeline, not accelerated.
-        prompts: one run each, with noise of its own; ``None`` if ``call`` carries ``prompt_embeds``.
-        config: its ``max_window`` is measured, its thresholds say which steps count as uncached, ``pcas=False`` leaves
-            slicing out; the profile carries it.
-        slicing_prompts: how many prompts are run again for slicing.
-        tokens: most rows of an output that are compared, evenly spaced. Kept outputs take ``max_window * tokens *
-            channels`` values for each unit and guidance branch.
-        host: keep them in the host's memory.
-        seed: noise of prompt i is drawn on the CPU from ``seed + i``.
+        prompts: prompts of one run each, with noise of their own; ``None`` if ``call`` carries ``prompt_embeds``.
+        config: the config that the profile will hold. Changes are measured up to its ``max_window``, its thresholds
+            decide which steps are uncached, and ``pcas=False`` leaves slicing out.
+        slicing_prompts: how many prompts are run again for slicing, at least 1.
+        tokens: most rows of an output that are compared, evenly spaced, at least 1. Kept outputs take ``max_window *
+            tokens * channels`` values for each unit and guidance branch.
+        host: keep these outputs in the host's memory.
+        seed: the noise of prompt i is drawn on the CPU from ``seed + i``.
         spec: the structure of a model that is not built in.
-        checkpoint: a file that holds what is done so far; a calibration that broke off goes on from there, and the
-            file is removed at the end.
-        progress: show a progress bar, or a function that is given what is done, the step and the number of steps.
+        checkpoint: path of a file with the results so far, from which an interrupted calibration resumes; it is removed
+            at the end.
+        progress: whether to show a progress bar, or a function to call with what is done, the step and the number of
+            steps.
         **call: arguments of the pipeline's call (``num_frames``, ``guidance_scale``, ...).
 
     Returns:
@@ -122,12 +124,12 @@ def calibrate(
 
 
 class _State:
-    """What is measured so far, and which runs are done."""
+    """The measurements so far, and the runs that are done."""
 
     def __init__(self, tensors: Mapping[str, Any], done: list[list[Any]], facts: dict[str, Any]) -> None:
         self.sums = Sums(tensors)
         self.done = done
-        self.facts = facts  # by denoiser: sigmas; and the number of steps
+        self.facts = facts  # "sigmas" by denoiser, and the number of "steps"
 
     def save(self, path: str | os.PathLike[str], identity: str) -> None:
         metadata = {"identity": identity, "done": self.done, "facts": self.facts}
@@ -147,7 +149,7 @@ class _State:
 
 
 class _Job:
-    """One calibration: the runs and what becomes of them."""
+    """One calibration: makes the runs, and the profile from what they measure."""
 
     def __init__(
         self,
@@ -177,7 +179,7 @@ class _Job:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def run(self, phase: str, index: int, state: _State, show: Callable[[int, int], None]) -> None:
-        """One run of the pipeline. What it measures is added to the state only when it is complete."""
+        """Run the pipeline once. Its measurements are added to the state only when the run is complete."""
         sums = Sums({name: tensor.clone() for name, tensor in state.sums.tensors.items()})
         recorders: dict[str, Recorder] = {}
         limit = int(self.call.get("num_inference_steps") or _default_steps(self.pipe))
@@ -213,7 +215,7 @@ class _Job:
         state.sums = sums
 
     def _uncached(self, state: _State, few: bool) -> dict[str, dict[str, set[int]]]:
-        """By denoiser and unit, the positions at which the windows of the mean errors leave it uncached."""
+        """Positions of steps at which the windows, set by mean errors, leave a unit uncached; by denoiser and unit."""
         found: dict[str, dict[str, set[int]]] = {}
         for name, denoiser in self.denoisers.items():
             units = {u.name: u.kind for u in self.specs[name].units(denoiser) if u.kind in ATTENTION_KINDS}
@@ -227,11 +229,11 @@ class _Job:
                     if action == "compute":
                         found[name][unit].add(position)
             if few:
-                found[name] = {u: _spread(sorted(steps), SLICING_STEPS) for u, steps in found[name].items()}
+                found[name] = {u: _evenly_spaced(sorted(steps), SLICING_STEPS) for u, steps in found[name].items()}
         return found
 
     def profile(self, state: _State) -> Profile:
-        """Means, maxima and bases from the sums."""
+        """The profile, with means, maxima and moments from the sums."""
         tensors: dict[str, Any] = {}
         about: dict[str, Any] = {}
         for name, denoiser in self.denoisers.items():
@@ -276,8 +278,8 @@ class _Job:
         return Profile(config=self.config.replace(profile=None), tensors=tensors, metadata=metadata)
 
 
-def _spread(steps: list[int], most: int) -> set[int]:
-    """At most so many of these, evenly spaced."""
+def _evenly_spaced(steps: list[int], most: int) -> set[int]:
+    """At most ``most`` of these steps, evenly spaced."""
     if len(steps) <= most:
         return set(steps)
     return {steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)}

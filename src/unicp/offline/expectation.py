@@ -1,4 +1,4 @@
-"""What every plan of a profile should do, from real runs of some: speed, quality, forecasts. Ours, not a paper's."""
+"""Speed, quality and forecast errors to expect of every plan, from real runs of some. Ours, not a paper's."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..policies.plans.step_plan import StepPlan, nearest
 from .search import Array, forecast_errors
 
 MAX_PSNR_DB = 120.0
-"""PSNR in dB of what cannot be told apart, so that a mean over prompts stays a number."""
+"""PSNR in dB that stands for identical videos, so that a mean over prompts stays finite."""
 
 Expected = dict[int, tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Played:
-    """What the runs of a plan did, prompt by prompt.
+class PlanResult:
+    """Results of the runs of a plan, prompt by prompt.
 
     Attributes:
-        plan: what was run.
-        psnr: of the videos, in dB; empty if there were none.
-        forecasts: error of the linear forecast at the computed steps that measured it, relative to the output.
+        plan: the plan.
+        psnr: PSNR of the videos in dB; empty if there were none.
+        forecasts: relative error of the linear forecast, by computed step that measured it.
     """
 
     plan: StepPlan
@@ -34,7 +34,7 @@ class Played:
 
 def book(
     plans: Mapping[int, StepPlan],
-    run: Callable[[StepPlan, str], Played],
+    run: Callable[[StepPlan, str], PlanResult],
     speeds: Sequence[float],
     config: BudgetConfig,
     *,
@@ -42,22 +42,22 @@ def book(
     deciding: Array,
     sigmas: Sequence[float],
 ) -> PlanBook:
-    """Plans with what they are expected to do, cheapest first.
+    """Plans with what is expected of them, cheapest first.
 
     Args:
-        plans: by their cost in steps, the one that computes everything among them.
-        run: runs a plan on the prompts it is judged by; given what to say of it, too.
+        plans: plans by their cost in steps, including the one that computes everything.
+        run: runs a plan on the prompts that judge it, given the plan and its name for the progress bar.
         speeds: costs at which plans are run, as one over the share of computed steps.
-        config: the plan that is played for its ``min_psnr`` is run, too.
+        config: if it has a ``min_psnr``, the plan that it selects is run, too.
         overhead: share of a run's time that no skipped step saves, 0 to 1.
         deciding: (P, N, N) inner products of the deciding branch's outputs in P unaccelerated runs.
         sigmas: (N + 1,) noise levels.
     """
     count = max(plans)
-    played: dict[float, Played] = {}
+    results: dict[float, PlanResult] = {}
 
     def known() -> PlanBook:
-        runs = tuple(played.values())
+        runs = tuple(results.values())
         found = [
             Priced(
                 plan=plan,
@@ -71,20 +71,20 @@ def book(
 
     for number, speed in enumerate(speeds):
         plan = nearest(plans, count / speed)
-        played[plan.cost] = run(plan, f"plan {number + 1} of {len(speeds)}")
+        results[plan.cost] = run(plan, f"plan {number + 1} of {len(speeds)}")
     made = known()
     while config.min_psnr is not None and any(one.safe_psnr >= config.min_psnr for one in made.plans):
         plan = made.choose(config).plan
-        if plan.cost in played or plan.cost == 1:
+        if plan.cost in results or plan.cost == 1:
             break
-        played[plan.cost] = run(plan, "the plan for min_psnr")
+        results[plan.cost] = run(plan, "the plan for min_psnr")
         made = known()
     return made
 
 
-def _psnr(plan: StepPlan, played: Sequence[Played]) -> tuple[float, ...]:
+def _psnr(plan: StepPlan, results: Sequence[PlanResult]) -> tuple[float, ...]:
     """PSNR of every prompt at the plan's cost, between the measured ones; never beyond them."""
-    measured = {one.plan.cost: one.psnr for one in played if one.psnr}
+    measured = {one.plan.cost: one.psnr for one in results if one.psnr}
     if not measured:
         return ()
     at = sorted(measured)
@@ -96,14 +96,15 @@ def _psnr(plan: StepPlan, played: Sequence[Played]) -> tuple[float, ...]:
     return tuple(float(np.interp(plan.cost, at, [min(measured[c][i], MAX_PSNR_DB) for c in at])) for i in range(count))
 
 
-def _expected(plan: StepPlan, played: Sequence[Played], deciding: Array, sigmas: Array) -> Expected:
+def _expected(plan: StepPlan, results: Sequence[PlanResult], deciding: Array, sigmas: Array) -> Expected:
     """Forecast error at each computed step: (mean, deviation) over prompts.
 
-    What unaccelerated runs show, times what accelerated ones of the played plan that costs nearest showed more of it:
-    those forecast from, and towards, what earlier forecasts have put off the way already.
+    It is the error in unaccelerated runs, scaled up by how much larger it was in accelerated runs of the plan with the
+    nearest cost among those that were run: these forecast from, and towards, outputs that earlier forecasts have
+    already changed.
     """
     whole = forecast_errors(deciding, sigmas, plan.compute)
-    near = min(played, key=lambda one: abs(one.plan.cost - plan.cost))
+    near = min(results, key=lambda one: abs(one.plan.cost - plan.cost))
     seen = _seen(near)
     if not seen:
         return whole
@@ -115,7 +116,7 @@ def _expected(plan: StepPlan, played: Sequence[Played], deciding: Array, sigmas:
     return {step: (mean, mean * float(np.interp(step, at, apart))) for step, mean in means.items()}
 
 
-def _seen(one: Played) -> Expected:
+def _seen(one: PlanResult) -> Expected:
     """Mean and deviation at the steps that every prompt measured."""
     steps = set.intersection(*(set(found) for found in one.forecasts)) if one.forecasts else set()
     values = {step: np.array([found[step] for found in one.forecasts]) for step in steps & set(one.plan.compute[1:])}

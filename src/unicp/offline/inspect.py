@@ -1,4 +1,4 @@
-"""What a profile holds, for people: text for 80 columns, and figures."""
+"""Shows what a profile holds: as text for 80 columns, and as figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..profiles.measured import DenoiserProfile
 from ..specs import ATTENTION_KINDS
 
 COLUMNS = 60
-"""Columns of a line of steps; longer runs are drawn at every second step, or third, and so on."""
+"""Most columns of a line of steps; for longer runs, only every second step is shown, or every third, and so on."""
 BARS = "▁▂▃▄▅▆▇█"
 SIGNS = {"compute": "#", "map": "m", "slice": "s", "blend": "b", "delta": "d", "reuse": "."}
 COLOURS = {"compute": "#1f4e79", "slice": "#e08214", "blend": "#b35806", "delta": "#fdb863", "reuse": "#d9e6f2"}
@@ -65,7 +65,7 @@ class Inspected:
 
 
 def spark(values: Sequence[float], columns: int = COLUMNS) -> str:
-    """A curve in one line: from zero to the largest value; blank where there is none.
+    """A curve in one line of text, from zero to the largest value; blank where a value is not finite.
 
     >>> spark([0.0, 0.5, 1.0])
     '▁▅█'
@@ -76,7 +76,7 @@ def spark(values: Sequence[float], columns: int = COLUMNS) -> str:
 
 
 def thinned(values: Sequence[Any], columns: int = COLUMNS) -> Sequence[Any]:
-    """Every n-th of them, with the smallest n that fits them into the columns."""
+    """Every n-th value, with the smallest n for which they fit into the columns."""
     stride = -(-len(values) // columns)
     return values[::stride]
 
@@ -93,7 +93,7 @@ def u_shape(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def text(profile: Profile) -> str:
-    """A profile in words and lines of at most 80 columns."""
+    """A profile as text, in lines of at most 80 columns."""
     about = profile.metadata
     if isinstance(about.get("budget"), dict):
         return _plans(profile)
@@ -188,7 +188,7 @@ def draw(profile: Profile, folder: Path, stem: str, suffix: str = ".png") -> lis
 
 
 def _curves(figure_type: Any, inspected: Inspected) -> Any:
-    """How much outputs change from step to step, by kind, and below it what UniCP does with every module."""
+    """A figure of how much outputs change from step to step, by kind, and of what UniCP does with every module."""
     figure = figure_type(figsize=(9, 4 + 0.11 * len(inspected.units)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, max(1.5, 0.09 * len(inspected.units))])
     for kind in inspected.kinds:
@@ -232,7 +232,7 @@ def _plan_map(axes: Any, inspected: Inspected) -> None:
 
 
 def _errors(figure_type: Any, inspected: Inspected) -> Any:
-    """Change from step to step of every module: a map."""
+    """A figure that maps the change of every module's output from step to step."""
     figure = figure_type(figsize=(9, 2 + 0.12 * len(inspected.units)), layout="constrained")
     axes = figure.subplots()
     ordered = [unit for kind in inspected.kinds for unit in inspected.of_kind(kind)]

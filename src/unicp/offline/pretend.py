@@ -1,8 +1,8 @@
 """A pretended device: models of any size run on it, with the shapes, operations, memory and reads of an accelerator.
 
-Its tensors are torch's ``meta`` tensors, which have no values. Whatever is made on the CPU stays real, so that
-schedulers and pipelines work as they are. An operator that mixes the two fails, as it does on an accelerator; a read of
-a value is answered and written down. Small tensors whose values follow from the CPU alone (timesteps, masks) keep them.
+Its tensors are torch's ``meta`` tensors, which have no values. Whatever is made on the CPU stays real, so schedulers
+and pipelines work as they are. An operator that mixes the two fails, as it does on an accelerator. A read of a value is
+answered and recorded. Small tensors whose values follow from the CPU alone (timesteps, masks) keep them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ aten = torch.ops.aten
 DEVICE = torch.device("meta")
 PACKAGE = str(Path(__file__).resolve().parent.parent)
 TORCH = str(Path(torch.__file__).resolve().parent)
-SMALL = 4096
-"""Numbers in a tensor that keeps its values, where they are known."""
-READING = {
+MAX_KNOWN_ELEMENTS = 4096
+"""Most elements of a tensor that keeps its values, where they are known."""
+READING_OPERATORS = {
     aten._local_scalar_dense: "item",
     aten.nonzero: "nonzero",
     aten.masked_select: "masked_select",
@@ -39,21 +39,21 @@ READING = {
     aten.unique_consecutive: "unique",
     aten.repeat_interleave: "repeat_interleave",
 }
-"""Operators that wait for the device and read from it, by what Python calls them."""
-MAKING = {aten.arange, aten.full, aten.zeros, aten.ones, aten.linspace, aten.scalar_tensor}
-FILLING = {"uniform_", "normal_", "kaiming_uniform_", "trunc_normal_", "xavier_uniform_", "fill_", "zero_"}
-FUSED = aten._scaled_dot_product_flash_attention_for_cpu
-"""Stands for every fused attention kernel: of those in torch it is the one that takes masks of any kind."""
+"""Operators that wait for the device and read from it, with their names in Python."""
+CREATING_OPERATORS = {aten.arange, aten.full, aten.zeros, aten.ones, aten.linspace, aten.scalar_tensor}
+FILLING_METHODS = {"uniform_", "normal_", "kaiming_uniform_", "trunc_normal_", "xavier_uniform_", "fill_", "zero_"}
+FUSED_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
+"""The operator that stands for every fused attention kernel; of those in torch, this one takes masks of any kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What an accelerator can do at best.
+    """The peak rates of an accelerator.
 
     Attributes:
-        name: of the accelerator.
-        flops: dense floating-point operations a second in bfloat16.
-        bandwidth: bytes of its memory a second.
+        name: name of the accelerator.
+        flops: dense floating-point operations per second in bfloat16.
+        bandwidth: memory bandwidth in bytes per second.
     """
 
     name: str
@@ -73,7 +73,10 @@ DEVICES = {
 
 
 def device_named(text: str) -> Device:
-    """An accelerator by name, or by ``TFLOPS,GBPS``.
+    """An accelerator by its name, or by ``TFLOPS,GBPS``.
+
+    Raises:
+        UnicpError: it is neither.
 
     >>> device_named("500,2000").bandwidth
     2000000000000.0
@@ -96,10 +99,10 @@ class Read:
     """A value that was fetched from the device.
 
     Attributes:
-        how: what was called: ``item`` (also behind ``float`` and ``bool``), ``cpu`` (also ``tolist``), ``nonzero``, ...
-        ours: unicp asked for it, and not the pipeline, its scheduler or the model.
-        where: file and line.
-        call: how many calls of denoisers had begun.
+        how: the function that read it: ``item`` (also for ``float`` and ``bool``), ``cpu`` (also for ``tolist``), ...
+        ours: whether unicp read it, and not the pipeline, its scheduler or the model.
+        where: file and line of the caller.
+        call: number of denoiser calls that had begun.
     """
 
     how: str
@@ -110,7 +113,7 @@ class Read:
 
 @dataclass
 class Work:
-    """What has run: operations, bytes of memory that went in and out, and the seconds that this takes at best."""
+    """A cost: operations, bytes of memory read and written, and the seconds that these take at best."""
 
     flops: int = 0
     bytes: int = 0
@@ -125,27 +128,29 @@ class Work:
 
 @dataclass
 class _Kind:
-    """How an operator is treated."""
+    """How the pretended device handles an operator."""
 
     packet: Any
     in_place: bool
     views: bool
-    plain: bool  # the same shapes in always give the same shapes out, and new memory
+    plain: bool  # equal input shapes always give equal output shapes, in new memory
 
 
 class Pretend(private.dispatch.TorchDispatchMode):
     """The pretended device, while it is entered.
 
     Args:
-        device: for :attr:`Work.seconds`: an operator takes the longer of operations / flops and bytes / bandwidth.
-        answer: what a read of an unknown value gives, by how many calls of denoisers have begun since the last one.
-        double: the device has float64. Without (MPS), an operator that makes some fails.
+        device: its rates give :attr:`Work.seconds`: an operator takes the longer of operations / flops and bytes /
+            bandwidth.
+        answer: returns the result of reading an unknown value, given how many denoiser calls have begun since the last
+            such read.
+        double: whether the device has float64. If not (MPS), an operator that makes float64 fails.
 
     Attributes:
-        reads: in order.
-        calls: how many calls of denoisers have begun; whoever runs the loop counts them.
-        work: so far.
-        live, peak: bytes of tensors on the device, weights apart; the most of them since :meth:`mark`.
+        reads: all reads, in order.
+        calls: number of denoiser calls that have begun; whoever runs the loop counts them.
+        work: cost of everything so far.
+        memory: bytes of tensors on the device, without weights, and their peak since :meth:`mark`.
     """
 
     def __init__(
@@ -177,11 +182,11 @@ class Pretend(private.dispatch.TorchDispatchMode):
         self._stack.close()
 
     def mark(self) -> None:
-        """Begin to look for the peak again."""
+        """Begin to record a new peak."""
         self.memory.peak = self.memory.now
 
     def weights(self, module: torch.nn.Module) -> int:
-        """Do not count the tensors of a module from here on. Returns their bytes."""
+        """Stop counting the tensors of a module. Returns their size in bytes."""
         size = 0
         for tensor in (*module.parameters(), *module.buffers()):
             self.memory.leave_out(tensor)
@@ -202,7 +207,11 @@ class Pretend(private.dispatch.TorchDispatchMode):
         if kind is None:
             kind = self._kinds[func] = _kind(func)
         to_host = wanted is not None and torch.device(wanted).type == "cpu"
-        if kind.packet in READING or (there and to_host) or (kind.packet is aten.copy_ and not args[0].is_meta):
+        if (
+            kind.packet in READING_OPERATORS
+            or (there and to_host)
+            or (kind.packet is aten.copy_ and not args[0].is_meta)
+        ):
             return self._read(func, kind, args, kwargs)
         if kind.packet in (aten.index, aten.index_put, aten.index_put_):
             args = self._indexed(args)
@@ -211,7 +220,7 @@ class Pretend(private.dispatch.TorchDispatchMode):
         return output
 
     def _shaped(self, func: Any, kind: _Kind, args: Any, kwargs: Any, there: list[Any]) -> Any:
-        """The output's shape, by the operator itself the first time and from memory later."""
+        """An output of the right shape, from the operator itself the first time and from memory later."""
         if kind.views:
             return func(*args, **kwargs)
         key = (func, _described(args), _described(tuple(kwargs.items())))
@@ -235,7 +244,7 @@ class Pretend(private.dispatch.TorchDispatchMode):
         return output
 
     def _first(self, func: Any, kind: _Kind, args: Any, kwargs: Any) -> Any:
-        if kind.packet is FUSED:
+        if kind.packet is FUSED_ATTENTION:
             query, _, value = args[:3]
             shape = (*query.shape[:-1], value.shape[-1])
             made = query.new_empty((shape[0], shape[2], shape[1], shape[3])).transpose(1, 2)
@@ -259,7 +268,7 @@ class Pretend(private.dispatch.TorchDispatchMode):
     # -- reads and values ------------------------------------------------------------------------------------------
 
     def _read(self, func: Any, kind: _Kind, args: Any, kwargs: Any) -> Any:
-        self.reads.append(Read(READING.get(kind.packet, "cpu"), *_asked_by(), self.calls))
+        self.reads.append(Read(READING_OPERATORS.get(kind.packet, "cpu"), *_asked_by(), self.calls))
         values = [_value(tensor) for tensor in _tensors(args)]
         known = all(value is not None for value in values)
         answer = 0.0
@@ -274,7 +283,7 @@ class Pretend(private.dispatch.TorchDispatchMode):
             return answer if dtype.is_floating_point else dtype == torch.bool or 1
         elif kind.packet is aten.equal:
             return False
-        elif kind.packet is aten.nonzero:  # all of it, as nobody knows better
+        elif kind.packet is aten.nonzero:  # every element, as the values are unknown
             return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
         elif kind.packet is aten.copy_:
             return args[0].fill_(answer)
@@ -282,14 +291,14 @@ class Pretend(private.dispatch.TorchDispatchMode):
             return torch.full(args[0].shape, answer, dtype=kwargs.get("dtype") or args[0].dtype)
         else:
             raise UnicpError(f"{kind.packet.__name__} reads values that a rehearsal does not have")
-        if isinstance(result, torch.Tensor) and kind.packet in READING:  # stays on the device
+        if isinstance(result, torch.Tensor) and kind.packet in READING_OPERATORS:  # stays on the device
             moved = result.to(DEVICE)
             _remember(moved, result)
             return moved
         return result
 
     def _indexed(self, args: Any) -> Any:
-        """Masks among indices are read, to know how many places there are."""
+        """The arguments with masks among the indices replaced by places: a mask is read to know how many there are."""
         indices = []
         for index in args[1]:
             if isinstance(index, torch.Tensor) and index.dtype == torch.bool:
@@ -304,11 +313,11 @@ class Pretend(private.dispatch.TorchDispatchMode):
     def _follow(self, func: Any, kind: _Kind, args: Any, kwargs: Any, output: Any) -> None:
         """Keep the values of small tensors that follow from known ones."""
         made = list(_tensors((output,)))
-        if not made or any(tensor.numel() > SMALL for tensor in made):
+        if not made or any(tensor.numel() > MAX_KNOWN_ELEMENTS for tensor in made):
             return
         inputs = list(_tensors(args))
         values = [_value(tensor) for tensor in inputs]
-        if any(value is None for value in values) or (not inputs and kind.packet not in MAKING):
+        if any(value is None for value in values) or (not inputs and kind.packet not in CREATING_OPERATORS):
             if kind.in_place:
                 _remember(args[0], None)
             return
@@ -320,7 +329,7 @@ class Pretend(private.dispatch.TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    """Attention of one fused kernel, as accelerators have it, not taken apart into products."""
+    """Sends attention to one fused kernel, as accelerators have it, instead of decomposing it into products."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -331,7 +340,7 @@ class _Fused(TorchFunctionMode):
 
 @contextmanager
 def _autocast_is_no_error() -> Iterator[None]:
-    """Models that guard a part of themselves by autocast do so on the pretended device, too; it changes no shape."""
+    """Let models use autocast on the pretended device, where it does nothing; it changes no shape."""
     own = torch.autocast
 
     def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
@@ -345,10 +354,10 @@ def _autocast_is_no_error() -> Iterator[None]:
 
 
 class Unfilled(TorchFunctionMode):
-    """Modules that are made on the device while this is entered do not draw numbers for their weights."""
+    """While this is entered, modules that are made on the device do not initialise their weights."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in FILLING and args and getattr(args[0], "is_meta", False):
+        if getattr(func, "__name__", "") in FILLING_METHODS and args and getattr(args[0], "is_meta", False):
             return args[0]
         return func(*args, **(kwargs or {}))
 
@@ -360,7 +369,7 @@ def _fused(
     shape = query.shape
     query, key, value = (t.reshape(-1, *t.shape[-3:]) for t in (query, key, value))
     key, value = (t.expand(query.shape[0], *t.shape[1:]) for t in (key, value))
-    made = FUSED(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    made = FUSED_ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
     return made if len(shape) == 4 else made.reshape(*shape[:-1], made.shape[-1])
 
 
@@ -383,7 +392,7 @@ def _tensors(values: Any) -> Iterator[Any]:
 
 
 def _described(value: Any) -> Any:
-    """What tells one call from another by shapes alone; it can be hashed."""
+    """A hashable description of a call's arguments by their shapes alone."""
     if isinstance(value, torch.Tensor):
         return (tuple(value.shape), value.stride(), value.dtype, value.is_meta)
     if isinstance(value, (list, tuple)):
@@ -392,7 +401,7 @@ def _described(value: Any) -> Any:
 
 
 def _recipe(output: Any) -> Any:
-    """How to make an output again."""
+    """A recipe to make such an output again, or ``None`` if it is not of tensors only."""
     leaves, structure = pytree.tree_flatten(output)
     if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
         return None
@@ -415,26 +424,29 @@ def _remember(tensor: Any, value: Any) -> None:
 
 
 def _asked_by() -> tuple[bool, str]:
-    """Whether unicp asked for what is read now, and the place of whoever did."""
+    """Whether unicp caused the present read, and the file and line of the caller."""
     frame: Any = sys._getframe(1)
     where, ours, solver = "", False, False
     while frame is not None:
         name = frame.f_code.co_filename
         if not where and not name.startswith((TORCH, "<")) and name not in (__file__, flops.__file__):
             where, ours = f"{Path(name).name}:{frame.f_lineno}", name.startswith(PACKAGE)
-        # Schedulers that are run on a few numbers to see what they do are run by us.
+        # We run schedulers on a few numbers to find their weights: those reads are ours.
         solver = solver or (name.endswith("response.py") and name.startswith(PACKAGE))
         frame = frame.f_back
     return ours or solver, where
 
 
 class Replayed:
-    """Stands for a module's forward on the pretended device: what a call did is done again without running it.
+    """Replaces a module's forward on the pretended device: it repeats the effects of a known call without running it.
 
-    Where hooks watch a part of the module, or another mode looks at operators, the module runs.
+    The module runs if hooks watch a part of it, or if another mode looks at operators.
 
     Args:
-        counted: of the modes, a counter is told what the module takes; nothing inside of it may be a scope of its own.
+        pretend: the pretended device.
+        module: the module.
+        counted: whether a :class:`~unicp.tensors.flops.Counter` may be told the module's operations instead of seeing
+            it run. Then nothing inside it may be a scope of its own.
     """
 
     def __init__(self, pretend: Pretend, module: Any, counted: bool = False) -> None:
@@ -479,11 +491,11 @@ class Replayed:
 
 
 def _watched(module: Any) -> bool:
-    """Whether somebody wants to see this very module run."""
+    """Whether hooks watch this very module."""
     own = module.__dict__
     return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own.get(private.HOOK_REGISTRY))
 
 
 def by_place(reads: list[Read]) -> dict[str, int]:
-    """How many reads were made where."""
+    """Number of reads by file and line."""
     return dict(Counter(read.where for read in reads).most_common())

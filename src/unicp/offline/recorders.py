@@ -1,6 +1,6 @@
-"""Measures an unaccelerated run for a profile: how outputs change from step to step, and what slicing would cost.
+"""Recorders measure an unaccelerated run for a profile: changes of outputs from step to step, and slicing errors.
 
-Nothing is skipped here. Sums are kept in double precision; the mean is taken when the profile is written.
+Nothing is skipped here. Sums are kept in double precision; means are taken when the profile is written.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ STACK = "stack"
 
 
 class Sums:
-    """Named running sums, maxima and counts: what a calibration has gathered so far.
+    """Running sums, maxima and counts of a calibration, by name.
 
-    Everything is a tensor under a name, so that it can be saved as it is and added to later.
+    Everything is a named tensor, so it can be saved as it is and added to later.
     """
 
     def __init__(self, tensors: Mapping[str, Any] | None = None) -> None:
         self.tensors: dict[str, Any] = dict(tensors or {})
 
     def add(self, name: str, place: tuple[int, ...], shape: tuple[int, ...], value: float) -> None:
-        """Count one value at a place of the array ``name``: its sum, its maximum and how many there are."""
+        """Add one value to the sum, the maximum and the count at a place of the array ``name``."""
         for suffix in ("sum", "max", "count"):
             self.tensors.setdefault(f"{name}.{suffix}", torch.zeros(shape, dtype=torch.float64))
         self.tensors[f"{name}.sum"][place] += value
@@ -63,13 +63,14 @@ class Sums:
 
 
 class Recorder:
-    """Base of what is measured: hooks on one denoiser, and where in the run each call is.
+    """Base of all recorders: it hooks one denoiser, and knows the place of each call in the run.
 
     Args:
-        denoiser, name: the transformer, and what its pipeline calls it.
+        denoiser: the transformer.
+        name: its name in the pipeline.
         spec: its structure.
         pipe: the pipeline, for its scheduler.
-        sums: where measurements go.
+        sums: receives the measurements.
         on_step: called after every denoiser call.
     """
 
@@ -123,14 +124,14 @@ class Recorder:
 
     @property
     def position(self) -> int:
-        """Row of the current call in the arrays: this denoiser's own count of steps."""
+        """Row of the current call in the arrays: how many steps this denoiser has seen before."""
         assert self.tick is not None
         return self.tick.step.position
 
     def key(self, name: str) -> str:
         return f"{self.name}/{name}"
 
-    # What a recorder does:
+    # A recorder overrides some of these:
     def watch(self) -> None: ...
     def unwatch(self) -> None: ...
     def begin(self) -> None: ...
@@ -139,10 +140,12 @@ class Recorder:
 
 
 class ErrorRecorder(Recorder):
-    """``E[m, t, k]``: change of every unit's output, and of the stack's residual, over 1 to ``window`` steps.
+    """Records ``E[m, t, k]``: the change of every unit's output, and of the stack's residual, over 1 to ``window``
+    steps.
 
-    At most ``tokens`` rows of an output, evenly spaced, are kept and compared: exact up to that many, an estimate
-    beyond. Memory for each unit and branch: ``window * tokens * channels`` values in the model's precision.
+    At most ``tokens`` rows of an output, evenly spaced, are kept and compared: the result is exact up to that many
+    rows, and an estimate beyond. Each unit and branch takes ``window * tokens * channels`` values in the model's
+    precision.
     """
 
     def __init__(self, *common: Any, window: int, tokens: int, host: bool, limit: int) -> None:
@@ -224,10 +227,10 @@ class ErrorRecorder(Recorder):
 
 
 class MomentRecorder(Recorder):
-    """Second moments of queries, keys and values as they enter the dot product, at the steps that are not cached.
+    """Records second moments of queries, keys and values as they enter the dot product, at steps that are not cached.
 
     Args:
-        uncached: by unit, the positions (rows) at which it is not cached.
+        uncached: positions (rows) at which a unit is not cached, by unit.
     """
 
     def __init__(self, *common: Any, uncached: Mapping[str, set[int]]) -> None:
@@ -261,10 +264,10 @@ class MomentRecorder(Recorder):
 
 
 class SlicingRecorder(Recorder):
-    """What slicing does to an attention module's output, at every rank, at some of the steps that are not cached.
+    """Records how much slicing to each rank changes an attention module's output, at some steps that are not cached.
 
     Args:
-        uncached: by unit, the positions at which it is measured.
+        uncached: positions (rows) at which a unit is measured, by unit.
     """
 
     def __init__(self, *common: Any, uncached: Mapping[str, set[int]]) -> None:

@@ -1,4 +1,4 @@
-"""What methods will cost on a model of any size: the accelerated loop on a pretended device, nothing computed."""
+"""Finds what methods will cost on a model of any size: it runs the accelerated loop on a pretended device."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ KINDS = {
     "mlp": "MLP",
     "rest": "rest",
 }
-"""Kinds of layers as a rehearsal tells them; joint attention, among video and text, is self-attention here."""
-CHANGE = 0.04
-"""Relative change per denoising step that measurements are taken to show; content decides it in a real run."""
+"""Kinds of layers in a rehearsal, by kind of unit; joint attention, among video and text, counts as self-attention."""
+DEFAULT_CHANGE = 0.04
+"""Relative change per denoising step that measurements are assumed to show; in a real run it depends on the content."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What one way of running costs, for one video.
+    """What one video costs with one method.
 
     Attributes:
         operations: floating-point operations, by kind of layer.
         computed_fraction: share of the unaccelerated run's operations.
-        seconds: of the denoising loop at best: each operator takes the longer of operations / peak and bytes /
-            bandwidth, one after another, with a host that is never late.
-        speedup: of those seconds over the unaccelerated ones.
+        seconds: seconds of the denoising loop at best: operators run one after another, each takes the longer of
+            operations / peak rate and bytes / bandwidth, and the host is never late.
+        speedup: ratio of the unaccelerated loop's seconds to these.
         kept_bytes: the most that is kept from step to step.
-        peak_bytes: the most that the loop has at any time, weights apart.
-        measuring_bytes: what of the peak is neither kept nor in the unaccelerated loop: copies made to measure.
-        sliced_bytes: of sliced weights.
+        peak_bytes: the most that the loop holds at any time, without weights.
+        measuring_bytes: the part of the peak that is neither kept nor in the unaccelerated loop: copies made to
+            measure.
+        sliced_bytes: memory of sliced weights.
         reads: how often unicp waits for the device.
-        their_reads: how often pipeline, scheduler and model do.
-        read_places: file, line and number of unicp's reads.
+        their_reads: how often the pipeline, the scheduler and the model wait for it.
+        read_places: number of unicp's reads by file and line.
         computed_steps: denoising steps in which the denoiser ran, wholly or in part.
-        timeline: a line a guidance branch (:meth:`SessionReport.timeline`).
-        notes: of the report.
+        timeline: one line per guidance branch (:meth:`SessionReport.timeline`).
+        notes: notes of the report.
     """
 
     operations: Mapping[str, int]
@@ -75,15 +76,17 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """What :func:`rehearse` found.
+    """The result of :func:`rehearse`.
 
     Attributes:
-        model, width, height, frames, steps: what was rehearsed.
+        model: name of the model.
+        width, height: size of the video in pixels.
+        frames, steps: its frames, and the denoising steps.
         device: the accelerator of the projection.
-        change: relative change per step that measurements were taken to show.
-        weights_bytes: of the denoisers.
-        plain: the unaccelerated run.
-        methods: by name.
+        change: relative change per step that measurements were assumed to show.
+        weights_bytes: memory of the denoisers' weights.
+        plain: figures of the unaccelerated run.
+        methods: figures of the methods, by name.
     """
 
     model: str
@@ -125,7 +128,7 @@ class Rehearsal:
             f"Speed is a projection, not a measurement: a {device.name} ({device.flops / 1e12:g} TFLOPS, "
             f"{device.bandwidth / 1e9:g} GB/s) at which",
             "each operator takes the longer of operations / peak and bytes / bandwidth.",
-            f"Where a method measures, each step is taken to change things by {self.change:g} (--change).",
+            f"Where a method measures, each step is assumed to change things by {self.change:g} (--change).",
         ]
         return "\n".join(lines)
 
@@ -139,22 +142,24 @@ def rehearse(
     frames: int,
     steps: int,
     device: Device,
-    change: float = CHANGE,
+    change: float = DEFAULT_CHANGE,
     memory: int | None = None,
     pipe: Any = None,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> Rehearsal:
-    """Run methods on a model without its weights, on a device that has shapes and no values.
+    """Run methods on a model without its weights, on a device that has shapes but no values.
 
     Args:
-        model: which one, and how it is called.
-        configs: what to try, by name.
-        width, height, frames, steps: of the video.
-        device: for the projection.
-        change: relative change per denoising step that measurements are taken to show.
-        memory: bytes of the accelerator; UniCP is then also tried with what weights and activations leave of it.
-        pipe: its pipeline on the pretended device, if there is one already.
-        on_run: told what is run next.
+        model: the model, and how it is called.
+        configs: the methods to try, by name.
+        width, height: size of the video in pixels.
+        frames, steps: its frames, and the denoising steps.
+        device: the accelerator of the projection.
+        change: relative change per denoising step that measurements are assumed to show.
+        memory: bytes of the accelerator's memory. If given, UniCP is also tried with what weights and activations leave
+            of it.
+        pipe: a pipeline of the model on the pretended device, if there is one already.
+        on_run: called with the name of the run that comes next.
 
     Raises:
         UnicpError: a method is refused on this model, or a tensor of another device is in the way.
@@ -168,7 +173,7 @@ def rehearse(
     call |= model.embeddings(pipe.transformer, DEVICE)
     on_run("unaccelerated")
     few = min(steps, 2)
-    # Every step costs the same: two of them tell, and of two denoisers each gets one.
+    # Every step costs the same, so two are enough; where there are two denoisers, each gets one.
     idle = stage.run(call, few)
     work = Work(idle.work.flops * steps // few, idle.work.bytes * steps // few, idle.work.seconds * steps / few)
     if memory is not None:
@@ -185,11 +190,11 @@ def rehearse(
     for name, config in configs.items():
         on_run(name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnicpWarning)  # that a method never acted is seen in the figures
+            warnings.simplefilter("ignore", UnicpWarning)  # the figures show it if a method never acted
             session = accelerate(pipe, config)
             try:
                 done = stage.run(call, steps)
-                with stage.pretend:  # what the last step measured is fetched only now
+                with stage.pretend:  # the last step's measurements are fetched only now
                     report = session.report()
                 spent = _by_kind(session, report)
                 if not kinds:
@@ -243,7 +248,7 @@ class _Run:
 
 
 class _Stage:
-    """A pipeline on the pretended device, whose repeated modules are run once and then known."""
+    """A pipeline on the pretended device, whose repeated modules run once and are replayed afterwards."""
 
     def __init__(self, pipe: Any, device: Device, change: float) -> None:
         self.pipe = pipe
@@ -280,7 +285,11 @@ class _Stage:
 
 
 def _check(done: _Run, report: SessionReport) -> None:
-    """What the report counts has to be what has run."""
+    """Check that the report counts what has run.
+
+    Raises:
+        UnicpError: it differs by more than 1%.
+    """
     off = abs(report.operations - done.work.flops)
     if off > 0.01 * done.work.flops:
         raise UnicpError(

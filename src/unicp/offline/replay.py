@@ -1,4 +1,4 @@
-"""Runs of a pipeline whose denoiser is recorded, or played back up to a step; and what its solver was given."""
+"""Runs of a pipeline that are recorded, or replayed up to a step, with the outputs that the solver was given."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Take:
     """One run.
 
     Attributes:
-        given: what the scheduler's ``step`` was given at each step (after guidance), on the host.
+        given: the output that the scheduler's ``step`` was given at each step (after guidance), on the host.
         deciding: output of the guidance branch that is called first, at each step, on the host.
-        latents: after the last step.
+        latents: latents after the last step.
         branches: names of the guidance branches that were called.
-        sigmas: noise level of each step, as the clock tells it, and the one where the run ends.
-        weights: what the solver makes of each output (:meth:`Solver.response`), where the run was recorded.
+        sigmas: noise level of each step, and that of the end of the run.
+        weights: the solver's weight of each output (:meth:`Solver.response`), if the run was recorded.
         result: what the pipeline returned.
-        seconds: of the denoising loop; but for its first step, where no denoiser is watched.
+        seconds: seconds of the denoising loop; without its first step if no denoiser is watched.
         forecasts: error of the forecasts at the computed steps of an accelerated run, by step.
         operations: floating-point operations of each step of an accelerated run, by step.
-        began: the clock when the first step's output was there.
-        ends: the clock behind each step that the solver takes; leaps are one.
+        began: time in seconds at which the first step's output was there.
+        ends: time in seconds after each step that the solver takes; a leap is one step.
     """
 
     given: list[Any] = field(default_factory=list)
@@ -57,10 +57,10 @@ class Take:
 
 
 class Player:
-    """Records denoiser calls of one run and plays them back in later ones.
+    """Records denoiser calls of one run and replays them in later ones.
 
     Args:
-        pipe: the pipeline; its scheduler's ``step`` is watched on the instance, for the length of a run.
+        pipe: the pipeline; its scheduler's ``step`` is replaced on the instance, for the length of a run.
         denoisers: its denoisers by name.
     """
 
@@ -81,10 +81,10 @@ class Player:
 
         Args:
             call: arguments of its call.
-            record: keep every denoiser output, for playing back.
-            play_until: at steps before this one denoisers do not run: what was recorded stands in.
-            change: given the step and what the solver is about to get, returns what it gets instead.
-            on_step: called with the number of steps done and their number.
+            record: keep every denoiser output, to replay it later.
+            play_until: at steps before this one denoisers do not run: recorded outputs replace theirs.
+            change: takes the step and the output that the solver is about to get, and returns another for it.
+            on_step: called with the number of steps done and the number of all steps.
 
         Raises:
             UnicpError: the pipeline never calls its scheduler's ``step``.
@@ -136,14 +136,14 @@ class Player:
 
 
 class _watched:
-    """The scheduler's ``step``, watched on the instance; if its weights are wanted (``weigh``), by a solver too."""
+    """Watches the scheduler's ``step`` on the instance; with ``weigh``, also records its calls to find its weights."""
 
     def __init__(self, scheduler: Any, take: Take, weigh: bool, change: Any, on_step: Any) -> None:
         self.scheduler, self.take, self.weigh, self.change, self.on_step = scheduler, take, weigh, change, on_step
         self.solver: Solver | None = None
 
     def __enter__(self) -> _watched:
-        self.before = vars(self.scheduler).get("step")  # somebody else's, on the instance too
+        self.before = vars(self.scheduler).get("step")  # another replacement, on the instance too
         own = self.scheduler.step
 
         def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -173,7 +173,7 @@ class _watched:
 
 
 def _now(tensor: Any) -> float:
-    """Seconds, once everything that was queued on a tensor's device is done."""
+    """Time in seconds, taken once everything that was queued on the tensor's device is done."""
     current = torch.accelerator.current_accelerator(check_available=True)
     if current is not None and tensor.device.type == current.type:
         torch.accelerator.synchronize(tensor.device)

@@ -1,4 +1,4 @@
-"""What every measurement by runs of a pipeline does around them: prompts are checked, its own bar is hidden."""
+"""Helpers for measurements that run a pipeline: they check prompts and hide the pipeline's own progress bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from ..tensors.private import PROGRESS_BAR
 
 
 def check_prompts(prompts: Sequence[str] | None, call: Mapping[str, Any]) -> None:
-    """Raises :class:`UnicpError` unless there are prompts, or the arguments of the call carry their embeddings."""
+    """Check that there are prompts, or that the arguments of the call carry their embeddings.
+
+    Raises:
+        UnicpError: there are neither.
+    """
     if prompts is not None and (isinstance(prompts, str) or not prompts):
         raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
     # Kandinsky has one for each of its encoders: prompt_embeds_qwen, prompt_embeds_clip.
@@ -21,13 +25,13 @@ def check_prompts(prompts: Sequence[str] | None, call: Mapping[str, Any]) -> Non
 
 @contextmanager
 def own_bar_hidden(pipe: Any) -> Iterator[None]:
-    """Without the pipeline's own progress bar. A pipeline that never had settings for it has none after that."""
+    """Hide the pipeline's own progress bar within the block; afterwards its settings are as they were."""
     before = vars(pipe).get(PROGRESS_BAR)
     pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
     try:
         yield
     finally:
-        if before is None:  # with None in it no call of the pipeline works
+        if before is None:  # a pipeline with None as this setting cannot be called
             delattr(pipe, PROGRESS_BAR)
         else:
             setattr(pipe, PROGRESS_BAR, before)

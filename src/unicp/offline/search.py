@@ -1,18 +1,18 @@
-"""Which steps to compute: plans of least predicted error at every cost. Arrays in, plans out; ours, not a paper's.
+"""Searches for plans of least predicted error at every cost. Arrays go in, plans come out; ours, not a paper's.
 
 A run has ``N`` denoising steps with outputs ``v_s`` (velocity or noise) at noise levels ``sigma_s``. A skipped step
-uses a forecast ``f_s = sum_j b_j v_{k_j}`` from the last computed steps. What a solver's state is off by after the
-skipped steps between two computed ones is, to first order, the vector
+uses a forecast ``f_s = sum_j b_j v_{k_j}`` from the last computed steps. After the skipped steps between two computed
+ones, the error of the solver's state is, to first order, the vector
 
     d = sum_s (sigma_{s+1} - sigma_s) (f_s - v_s)
 
 in which errors of neighbouring steps cancel or add up with their signs. It is linear in the outputs, ``d = sum_n c_n
-v_n``, so that its length follows from inner products alone: ``|d|^2 = c^T G c`` with the Gram matrix ``G`` of one
+v_n``, so its length follows from inner products alone: ``|d|^2 = c^T G c`` with the Gram matrix ``G`` of one
 unaccelerated run. Every segment of every plan is scored without running the model again.
 
-The difference of sigmas is the weight that Euler's method gives an output. Multistep solvers give other ones: UniPC at
-12 steps a third of it to one step and twice as much to the next. The weights of the deployed solver stand in its place
-(:class:`unicp.engine.solver.response.Solver`).
+The difference of sigmas is the weight that Euler's method gives an output. Multistep solvers give other weights: UniPC
+at 12 steps gives a third of it to one step and twice as much to the next. The weights of the deployed solver are used
+in its place (:class:`unicp.engine.solver.response.Solver`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ..tensors import extrapolation
 
 Array = NDArray[np.float64]
 
-TRANSIENT = 0.2
-"""What stays of a corrected deviation by its having been there until then, as a share of it."""
+TRANSIENT_SHARE = 0.2
+"""Share of a deviation that remains after its correction, because the latents were off in the meantime."""
 
 FILLS: tuple[tuple[int, float], ...] = ((0, 1.0), (1, DAMPING))
 """Candidates of a segment's forecast: polynomial degree in sigma, and damping per spacing of its nodes. A larger choice
@@ -42,12 +42,12 @@ class Trajectories:
     """Unaccelerated runs, reduced to inner products.
 
     Attributes:
-        sigmas: (N + 1,) noise levels, the last one where the run ends.
+        sigmas: (N + 1,) noise levels; the last one is that of the end of the run.
         grams: (P, N, N) inner products of the outputs of each of P runs, divided by the mean square of that run's
             outputs.
-        gains: (P, N), or (N,) for all runs: how much an error present at a step is amplified by the end of the run. It
-            differs by more than a factor of ten between prompts.
-        weights: (N,) what the solver makes of each output; by default the differences of the sigmas.
+        gains: (P, N), or (N,) for all runs: how much an error at a step is amplified by the end of the run. It differs
+            by more than a factor of ten between prompts.
+        weights: (N,) the solver's weight of each output; by default the differences of the sigmas.
     """
 
     sigmas: Array
@@ -77,10 +77,10 @@ def gram(outputs: Array) -> Array:
 
 
 def gain_curve(measured: Sequence[Sequence[Sequence[float]]], steps: int) -> Array:
-    """Gains (N,) of all steps from those at some: the runs' geometric mean, between the measured steps in a line.
+    """Gains (N,) of all steps from those at some steps: the geometric mean over runs, interpolated between steps.
 
     Args:
-        measured: of each run its (step, gain) pairs, steps rising; a run without any does not count.
+        measured: (step, gain) pairs of each run, steps rising; a run without pairs does not count.
         steps: N, number of denoising steps.
 
     >>> gain_curve([[(0, 1.0), (2, 4.0)], [(1, 2.0)]], 3).round(3).tolist()
@@ -95,16 +95,16 @@ def gain_curve(measured: Sequence[Sequence[Sequence[float]]], steps: int) -> Arr
 
 
 def corrects(trajectories: Trajectories, after: int, until: int) -> bool:
-    """Whether the computed step ``until`` can make good what the steps skipped since ``after`` were off by."""
+    """Whether the computed step ``until`` can correct for the errors of the steps skipped since ``after``."""
     if until >= trajectories.steps:
         return False
     return extrapolation.carries(trajectories.weights[until], trajectories.weights[after + 1 : until])
 
 
 def remainder(trajectories: Trajectories, nodes: Sequence[int], until: int) -> Array:
-    """Coefficients (N,) of what is left of ``d`` when the step ``until`` has corrected it.
+    """Coefficients (N,) of the rest of ``d`` after the step ``until`` has corrected it.
 
-    The skipped outputs are then what the polynomial through the outputs at ``until`` and the last two nodes says.
+    The skipped outputs are then those of the polynomial through the outputs at ``until`` and the last two nodes.
     """
     return _deviation(trajectories, [until, *nodes[:2]], range(nodes[0] + 1, until), 1.0)
 
@@ -113,8 +113,8 @@ def deviation(trajectories: Trajectories, nodes: Sequence[int], until: int, damp
     """Coefficients (N,) of ``d`` for the steps skipped between ``nodes[0]`` and ``until``.
 
     Args:
-        trajectories: its sigmas and weights are looked at.
-        nodes: computed steps the forecast looks at, newest first, 1 to 3 of them.
+        trajectories: only its sigmas and weights are used.
+        nodes: computed steps that the forecast uses, newest first, 1 to 3 of them.
         until: next computed step.
         damping: weight of the extrapolation per spacing of the nodes.
     """
@@ -122,7 +122,7 @@ def deviation(trajectories: Trajectories, nodes: Sequence[int], until: int, damp
 
 
 def _deviation(trajectories: Trajectories, nodes: Sequence[int], skipped: range, damping: float) -> Array:
-    """Coefficients (N,) of what a solver's state is off by if outputs come from the polynomial through the nodes."""
+    """Coefficients (N,) of the error of a solver's state if skipped outputs come from the polynomial through nodes."""
     sigmas = trajectories.sigmas
     c = np.zeros(trajectories.steps)
     for s in skipped:
@@ -135,12 +135,12 @@ def _deviation(trajectories: Trajectories, nodes: Sequence[int], skipped: range,
 
 
 def forecast_errors(grams: Array, sigmas: Array, compute: Sequence[int]) -> dict[int, tuple[float, float]]:
-    """How far off a linear forecast is at each computed step, relative to the output: (mean, deviation) over runs.
+    """Relative error of a linear forecast at each computed step: (mean, standard deviation) over runs.
 
     Args:
         grams: (P, N, N) inner products of the outputs of each of P runs.
-        sigmas: (N,) or more noise levels.
-        compute: computed steps, rising; the first one has nothing to be forecast from and is left out.
+        sigmas: (N,) noise levels, or more.
+        compute: computed steps, rising; the first one cannot be forecast and is left out.
 
     >>> forecast_errors(np.array([np.outer([2.0, 3.0, 5.0], [2.0, 3.0, 5.0])]), np.array([3.0, 2.0, 1.0]), (0, 1, 2))
     {1: (0.333..., 0.0), 2: (0.2, 0.0)}
@@ -156,10 +156,10 @@ def forecast_errors(grams: Array, sigmas: Array, compute: Sequence[int]) -> dict
     return found
 
 
-def spread(lengths: Array, power: float) -> float:
-    """One number for the errors of several prompts: their power mean.
+def power_mean(lengths: Array, power: float) -> float:
+    """The power mean of the errors of several prompts.
 
-    Zero is the geometric mean (that of the PSNR, then); large powers go towards the worst.
+    With power 0 it is the geometric mean, which corresponds to the mean PSNR; large powers approach the worst error.
     """
     if power == 0:
         return float(np.exp(np.mean(np.log(np.maximum(lengths, 1e-30))))) if lengths.any() else 0.0
@@ -174,18 +174,18 @@ def _squares(trajectories: Trajectories, c: Array) -> Array:
 
 
 def _gain(trajectories: Trajectories, after: int, until: int) -> Array:
-    """Gain (P,) of an error that comes in between two computed steps."""
+    """Gain (P,) of an error that arises between two computed steps."""
     return np.asarray(trajectories.gains[:, after + 1 : until].mean(1))
 
 
 def errors(trajectories: Trajectories, plan: StepPlan) -> Array:
-    """Predicted error of a whole plan for every run (P,): its segments' deviations, amplified, added up as vectors."""
+    """Predicted error of a whole plan for every run (P,): the vector sum of its segments' amplified deviations."""
     total = np.zeros((len(trajectories.grams), trajectories.steps))
     for segment in plan.segments:
         c = deviation(trajectories, _nodes(plan.compute, segment), segment.until, segment.damping)
         if plan.correct and corrects(trajectories, segment.after, segment.until):
             before = [step for step in plan.compute if step <= segment.after][::-1]
-            c = TRANSIENT * c + remainder(trajectories, before, segment.until)
+            c = TRANSIENT_SHARE * c + remainder(trajectories, before, segment.until)
         total += _gain(trajectories, segment.after, segment.until)[:, None] * c
     return np.asarray(np.sqrt(np.maximum(np.einsum("pi,pij,pj->p", total, trajectories.grams, total), 0.0)))
 
@@ -197,15 +197,15 @@ def _nodes(compute: Sequence[int], segment: Segment) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What every plan keeps to.
+    """Limits that every plan of a search keeps to.
 
     Attributes:
-        warmup, cooldown: first and last steps, always computed; at least 1 and 0.
-        tempering: exponent of the gains, 0 to 1. Measured on the demo model, they differ tenfold between prompts, and
-            plans made for their full values did worse in real runs than plans made without.
+        warmup, cooldown: numbers of first and last steps that are always computed; at least 1 and 0.
+        tempering: exponent of the gains, 0 to 1. On the demo model gains differ tenfold between prompts, and plans made
+            for their full values did worse in real runs than plans made without gains.
         gap: most skipped steps in a row.
-        power: of the mean over prompts (:func:`spread`).
-        keep: how many of the best paths are compared by their whole error, for each number of computed steps.
+        power: power of the mean over prompts (:func:`power_mean`).
+        keep: number of best paths whose whole errors are compared, for each number of computed steps.
     """
 
     warmup: int = 3
@@ -217,11 +217,11 @@ class Limits:
 
 
 def plans(trajectories: Trajectories, limits: Limits | None = None) -> dict[int, StepPlan]:
-    """The best plan for every number of computed steps that is possible.
+    """The best plan for every possible number of computed steps.
 
-    What is minimised is the power mean of the runs' errors (:func:`spread`). It is not a sum over segments, but its
-    majorant is: the weighted sum of squares, with weights ``error ** (power - 2)``. They come from the plans of the
-    round before, so that runs in which errors grow most do not decide alone.
+    The search minimises the power mean of the runs' errors (:func:`power_mean`). This is not a sum over segments, but
+    its majorant is: the weighted sum of squares, with weights ``error ** (power - 2)``. The weights come from the plans
+    of the round before, so that runs in which errors grow most do not decide alone.
 
     Returns:
         By number of computed steps, rising; more steps never have a larger predicted error.
@@ -237,7 +237,7 @@ def plans(trajectories: Trajectories, limits: Limits | None = None) -> dict[int,
         reached = errors(trajectories, nearest(found, 0.45 * trajectories.steps))
         shares = np.maximum(reached, 1e-12) ** (limits.power - 2)
         shares /= shares.mean()
-    # A dearer plan that is predicted to be worse is no plan: take the cheaper one instead.
+    # A plan that costs more and is predicted to be worse is dropped: the cheaper one serves instead.
     result: dict[int, StepPlan] = {}
     for number, plan in found.items():
         if not result or plan.predicted <= min(p.predicted for p in result.values()):
@@ -246,7 +246,7 @@ def plans(trajectories: Trajectories, limits: Limits | None = None) -> dict[int,
 
 
 Memory = dict[tuple[int, ...], list[tuple[Array, Segment]]]
-"""Squared errors (P,) of a segment with each fill, by the path's end and where the segment ends."""
+"""Squared errors (P,) of a segment with each fill, by the last steps of the path and the end of the segment."""
 
 
 def _search(trajectories: Trajectories, limits: Limits, shares: Array, memory: Memory) -> dict[int, StepPlan]:
@@ -260,7 +260,7 @@ def _search(trajectories: Trajectories, limits: Limits, shares: Array, memory: M
     count = trajectories.steps
     start = min(limits.warmup, count) - 1
     first_of_last = count - limits.cooldown
-    # state (last but one, last) -> list of (cost, path, segments), the best few
+    # by state (the computed step before the last, the last one): the best few (cost, path, segments)
     Path = tuple[float, tuple[int, ...], tuple[Segment, ...]]
     level: dict[tuple[int, int], list[Path]] = {(start - 1, start): [(0.0, tuple(range(start + 1)), ())]}
     finished: dict[int, list[Path]] = {}
@@ -291,7 +291,7 @@ def _search(trajectories: Trajectories, limits: Limits, shares: Array, memory: M
         candidates = []
         for _, path, segments in heapq.nsmallest(limits.keep, finished[number], key=lambda p: p[0]):
             plan = StepPlan(steps=count, compute=path, segments=segments)
-            candidates.append(replace(plan, predicted=spread(errors(trajectories, plan), limits.power)))
+            candidates.append(replace(plan, predicted=power_mean(errors(trajectories, plan), limits.power)))
         best[number] = min(candidates, key=lambda plan: plan.predicted)
     return best
 
@@ -316,7 +316,7 @@ def _edge(
                 segment = Segment(after=last, until=until, order=order, damping=damping)
                 squares = _squares(trajectories, c)
                 if corrected is not None:
-                    squares = TRANSIENT**2 * squares + corrected
+                    squares = TRANSIENT_SHARE**2 * squares + corrected
                 memory[key].append((gains**2 * squares, segment))
     costs = [float(shares @ squares) for squares, _ in memory[key]]
     place = int(np.argmin(costs))

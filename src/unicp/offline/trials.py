@@ -1,4 +1,4 @@
-"""One tuning: which runs it makes, and what becomes of them. Ours, not a paper's."""
+"""One tuning: the runs that it makes, and the decisions that follow from them. It is ours, not a paper's."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from ..profiles import Profile, content_of
 from ..profiles.identity import fingerprint, identity, weights_digest
 from ..tensors import metrics
 from ..tensors.extrapolation import weights
-from .candidates import CHOICES, DEFAULT, Effort, kinds, ranked
-from .expectation import MAX_PSNR_DB, Played, book
+from .candidates import CHOICE_SPEEDUPS, DEFAULT_KIND, Effort, kinds, ranked
+from .expectation import MAX_PSNR_DB, PlanResult, book
 from .replay import Player, Take
 from .runs import own_bar_hidden
-from .search import Trajectories, errors, gain_curve, gram, spread
+from .search import Trajectories, errors, gain_curve, gram, power_mean
 
 MIN_PROMPTS_FOR_BOUND = 8
-"""Prompts from which on what four of five reach is known with 80% confidence (:attr:`Priced.safe_psnr`)."""
+"""Prompts that it takes to know with 80% confidence what four of five reach (:attr:`Priced.safe_psnr`)."""
 
 MIN_STEPS = 4
-"""Steps of a run that plans can be made for: the default one computes three at least."""
+"""Fewest steps of a run for which plans can be made: the default plan computes at least three."""
 
 
 class Tuner:
-    """One tuning and what it knows so far."""
+    """One tuning and its results so far."""
 
     def __init__(
         self, pipe: Any, denoisers: dict[str, Any], prompts: list[str | None], call: dict[str, Any], seed: int,
@@ -49,7 +49,7 @@ class Tuner:
         self.pipe, self.denoisers, self.prompts, self.seed, self.effort = pipe, denoisers, prompts, seed, effort
         self.call, self.inside = call, inside
         self.player = Player(pipe, denoisers)
-        self.first = range((len(prompts) + 1) // 2)  # what plans may be made to fit; the others judge
+        self.first = range((len(prompts) + 1) // 2)  # prompts that plans may be fitted to; the others judge
         self.chosen: dict[str, str] = {}
         self.takes: dict[int, Take] = {}
         self.frames: dict[int, Any] = {}
@@ -59,19 +59,21 @@ class Tuner:
         about = [models, solver, prompts, seed, repr(effort), sorted((k, identity(v)) for k, v in call.items())]
         if inside is not None:
             about.append(content_of(inside))
-        if checkpoint is not None:  # what is measured on one model must not go on with another
+        if checkpoint is not None:  # measurements on one model must not be continued on another
             about += [weights_digest(denoisers), str(getattr(pipe, "device", None))]
         self.checkpoint = Checkpoint(checkpoint, hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16])
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
     def arguments(self, index: int) -> dict[str, Any]:
+        """Arguments of the pipeline's call for one prompt."""
         arguments = {"output_type": "np", **self.call, "generator": torch.Generator().manual_seed(self.seed + index)}
         if self.prompts[index] is not None:
             arguments["prompt"] = self.prompts[index]
         return arguments
 
     def profile(self, config: BudgetConfig, show: Callable[[str, int, int], None]) -> Profile:
+        """Make all runs, and return the profile; see :func:`unicp.tune`."""
         with own_bar_hidden(self.pipe):
             self.state = self.checkpoint.load() or self.state
             for index in range(len(self.prompts)):
@@ -136,15 +138,15 @@ class Tuner:
         self.checkpoint.save(self.state)
 
     def _idle(self, index: int, take: Take) -> Take:
-        """The run again, with no denoiser running.
+        """The same run with recorded outputs, in which no denoiser runs.
 
         Raises:
-            UnicpError: it ends elsewhere, as the scheduler draws noise.
+            UnicpError: the result differs, because the scheduler draws noise.
         """
         arguments = self.arguments(index)
 
         def other_noise(step: int, count: int) -> None:
-            if step == 1:  # what the video begins with is drawn
+            if step == 1:  # the noise that the video begins with is drawn by now
                 arguments["generator"].manual_seed(self.seed + index + 1)
 
         idle = self.player.run(arguments, play_until=10**9, on_step=other_noise)
@@ -156,7 +158,7 @@ class Tuner:
         return idle
 
     def _gains(self, index: int, take: Take, show: Callable[[str, int, int], None]) -> list[list[float]]:
-        """How much larger an error at a step is at the end than the solver alone makes it: (step, gain) at some."""
+        """Pairs (step, gain): how much larger an error at a step is at the end than the solver alone would make it."""
         sigmas, weight, count = take.sigmas, self.state["weights"], len(take.given)
         positions = np.unique(np.linspace(1, count - 1, self.effort.gain_positions).round().astype(int))
         found = []
@@ -185,7 +187,7 @@ class Tuner:
         self.frames[index] = _frames(take.result)
 
     def _trajectories(self) -> Trajectories:
-        """Of the prompts that plans may be made to fit."""
+        """The unaccelerated runs of the prompts that plans may be fitted to."""
         grams = np.array([self.state["grams"][str(i)] for i in self.first])
         return Trajectories(
             sigmas=np.array(self.state["sigmas"]),
@@ -197,13 +199,13 @@ class Tuner:
     def _real(
         self, plan: StepPlan, index: int, show: Callable[[int, int], None]
     ) -> tuple[float, float | None, dict[int, float]]:
-        """Relative error of the final latents under a plan, PSNR of the video in dB, errors of its forecasts."""
+        """Relative error of the final latents under a plan, PSNR of the video in dB, and errors of its forecasts."""
         fills = [[s.after, s.order, s.damping] for s in plan.segments]
         key = json.dumps([plan.compute, plan.conditional, plan.inside, fills, index])
         if key not in self.state["real"]:
             if index not in self.takes:
                 self._keep_frames(index, self.player.run(self.arguments(index), on_step=show))
-            take = self._played(plan, index, show)
+            take = self._run_under(plan, index, show)
             reference = self.takes[index].latents
             error = float((take.latents - reference).norm() / reference.norm())
             made, wanted = _frames(take.result), self.frames[index]
@@ -211,10 +213,10 @@ class Tuner:
             self.state["real"][key] = [error, quality, take.forecasts]
             self.checkpoint.save(self.state)
         error, quality, forecasts = self.state["real"][key]
-        return error, quality, {int(step): value for step, value in forecasts.items()}  # a checkpoint's keys are text
+        return error, quality, {int(step): value for step, value in forecasts.items()}  # keys in a checkpoint are text
 
-    def _played(self, plan: StepPlan, index: int, show: Callable[[int, int], None], **fields: Any) -> Take:
-        """A run of a prompt under a plan."""
+    def _run_under(self, plan: StepPlan, index: int, show: Callable[[int, int], None], **fields: Any) -> Take:
+        """Run a prompt under a plan."""
         config: Config = BudgetConfig(target_speedup=1.0, override_reserve=0.0, **fields)
         if plan.inside and self.inside is not None:
             config = self.inside.replace(stack=config)
@@ -233,7 +235,7 @@ class Tuner:
     # -- decisions -------------------------------------------------------------------------------------------------
 
     def _found(self, trajectories: Trajectories, show: Callable[[str, int, int], None]) -> dict[int, StepPlan]:
-        """Plans by their cost in steps: at each cost of the kind that did best on half of the prompts."""
+        """Plans by their cost in steps, at each cost of the kind that did best on the first half of the prompts."""
         count = trajectories.steps
         known = kinds(
             trajectories,
@@ -242,7 +244,7 @@ class Tuner:
             inside_cost=self._inside_cost(count, show) if self.inside is not None else 1.0,
         )
         best: dict[float, list[str]] = {}
-        for speed in CHOICES:
+        for speed in CHOICE_SPEEDUPS:
             offered = {name: nearest(found, count / speed) for name, found in known.items()}
             dearest = max(1 / speed + 0.5 / count, min(plan.cost for plan in offered.values()))
             offered = {name: plan for name, plan in offered.items() if plan.cost <= dearest}
@@ -250,7 +252,7 @@ class Tuner:
             for number, (name, plan) in enumerate(offered.items()):
                 what = f"{speed:g}x, plan {number + 1} of {len(offered)}"
                 runs = [self._real(plan, i, lambda s, n: show(what, s, n)) for i in self.first]  # noqa: B023
-                # By the videos, where there are some: not all that is off in latents is seen.
+                # Videos are compared if there are any: not every error of latents can be seen in them.
                 scores[name] = [
                     float(np.log(max(error, 1e-9))) if quality is None else -min(quality, MAX_PSNR_DB)
                     for error, quality, _ in runs
@@ -273,12 +275,12 @@ class Tuner:
         show: Callable[[str, int, int], None],
     ) -> PlanBook:
         found[trajectories.steps] = growing(trajectories.steps, trajectories.steps, trajectories.steps, 0)
-        found = {n: replace(plan, predicted=spread(errors(trajectories, plan), 0)) for n, plan in found.items()}
+        found = {n: replace(plan, predicted=power_mean(errors(trajectories, plan), 0)) for n, plan in found.items()}
 
-        def run(plan: StepPlan, what: str) -> Played:
+        def run(plan: StepPlan, what: str) -> PlanResult:
             runs = [self._real(plan, i, lambda s, n: show(what, s, n)) for i in self._judged()]
             psnr = tuple([quality for _, quality, _ in runs if quality is not None])
-            return Played(plan=plan, psnr=psnr, forecasts=tuple(seen for _, _, seen in runs))
+            return PlanResult(plan=plan, psnr=psnr, forecasts=tuple(seen for _, _, seen in runs))
 
         return book(
             found,
@@ -291,9 +293,9 @@ class Tuner:
         )
 
     def _judged(self) -> range:
-        """Prompts that no plan was made to fit."""
+        """Prompts that no plan was fitted to."""
         count = len(self.prompts)
-        fitted = count > 1 and set(self.chosen.values()) != {DEFAULT}
+        fitted = count > 1 and set(self.chosen.values()) != {DEFAULT_KIND}
         return range(len(self.first) if fitted else 0, count)
 
     def _overhead(self) -> float:
@@ -309,7 +311,7 @@ class Tuner:
         if "inside" not in self.state:
             shares = []
             for index in range(len(self.state["seconds"])):
-                spent = self._played(plan, index, lambda s, n: show("UniCP inside", s, n), leap=0.0).operations
+                spent = self._run_under(plan, index, lambda s, n: show("UniCP inside", s, n), leap=0.0).operations
                 whole = float(np.median([spent[step] for step in set(plan.compute) - set(plan.inside)]))
                 shares.append(float(np.median([spent[step] for step in plan.inside])) / max(whole, 1.0))
             self.state["inside"] = float(np.median(shares))

@@ -1,4 +1,4 @@
-"""``unicp.tune``: from a few runs of a pipeline to plans for every speed. Ours, not a paper's."""
+"""``unicp.tune`` makes plans for every speed from a few runs of a pipeline. It is ours, not a paper's."""
 
 from __future__ import annotations
 
@@ -35,28 +35,31 @@ def tune(
 ) -> Profile:
     """Find the plans of least error at every cost, for :class:`BudgetConfig`.
 
-    Every prompt is run once as it is; what its solver was given is reduced to inner products. Errors injected at some
-    steps tell how much they grow by the end. From both, on the first half of the prompts, plans for every cost follow
-    without further runs, within several limits of the search. Among them, the default plan, other ones with even gaps
-    and ones with the conditional branch alone, or UniCP inside, at every second computed step, real runs on that half
-    choose at each cost: the default plan, unless another one is ahead by two standard errors. The chosen plans' real
-    quality is measured on the other half, or, where the default plan is kept at all costs, on all: nothing was made to
-    fit them. With a progress bar, it says first about how many videos' time it will take.
-    With ``min_psnr``, the plan that will be played for it is among them.
+    Every prompt is run once unaccelerated, and what its solver was given is reduced to inner products. Errors that are
+    injected at some steps show how much they grow by the end. From these two, on the first half of the prompts, the
+    search finds plans for every cost without further runs, under several limits. Real runs on the same half then
+    compare these plans with the default plan, with other evenly spaced ones, and with plans that have the conditional
+    branch alone, or UniCP inside, at every second computed step. At each cost the default plan is chosen, unless
+    another one is ahead by two standard errors. The real quality of the chosen plans is measured on the other half or,
+    where the default plan is kept at all costs, on all prompts, as nothing was fitted to them. With ``min_psnr``, the
+    plan that will be used for it is among those that were run. With a progress bar, ``tune`` first says how long it
+    will take, in unaccelerated videos.
 
     Args:
         pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.
-        prompts: eight or more of the kind it will be used for, four at the least; ``None`` if ``call`` carries
+        prompts: eight or more prompts of the kind that the profile will be used for; ``None`` if ``call`` carries
             ``prompt_embeds``.
-        target_speedup: what the profile's config asks for; any other target can be asked of it later.
-        min_psnr: or this, in dB; not both.
-        effort: ``"low"``, ``"medium"`` or ``"high"``.
-        inside: a :class:`UniCPConfig`, or the path of a profile that :func:`calibrate` made: what may act inside
-            computed steps. What such a step costs is timed. The profile then holds the calibration, too. Not with
-            ``"low"``.
-        seed: noise of prompt i is drawn on the CPU from ``seed + i``.
-        progress: show a progress bar, or a function that is given what is done, the step and the number of steps.
-        checkpoint: a file that holds what is done so far; it is removed at the end.
+        target_speedup: target of the profile's config, 1 or more; the profile serves any other target, too.
+        min_psnr: target of the profile's config in dB, in place of ``target_speedup``.
+        effort: ``"low"``, ``"medium"`` or ``"high"``: how many runs the search may take.
+        inside: a :class:`UniCPConfig`, or a profile that :func:`calibrate` made or its path: what may act inside
+            computed steps. The cost of such a step is counted in operations. The profile then holds the calibration,
+            too. Not with ``"low"``.
+        seed: the noise of prompt i is drawn on the CPU from ``seed + i``.
+        progress: whether to show a progress bar, or a function to call with what is done, the step and the number of
+            steps.
+        checkpoint: path of a file with the results so far, from which an interrupted tuning resumes; it is removed at
+            the end.
         **call: arguments of the pipeline's call.
 
     Returns:
@@ -68,9 +71,9 @@ def tune(
             or has fewer than four steps, or the checkpoint is of another model, its weights or prompts.
 
     Warns:
-        UnicpWarning: no plan reaches the target, or none that skips a step; the profile is good for lower ones. Or
-            ``min_psnr`` is judged by fewer than eight prompts, which cannot promise it with much confidence: fewer were
-            given, or fewer than sixteen and half of them had plans made to fit them.
+        UnicpWarning: no plan that skips a step reaches the target; the profile still serves lower ones. Or fewer than
+            eight prompts judge ``min_psnr``, which cannot promise it with much confidence: because fewer were given, or
+            because fewer than sixteen were given and plans were fitted to half of them.
     """
     check_choice("effort", effort, tuple(EFFORTS))
     config = BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)
@@ -85,7 +88,7 @@ def tune(
         raise UnicpError("the pipeline is accelerated; tune measures it as it is: unicp.restore(pipe) first")
     acting = acting_inside(inside, effort) if inside is not None else None
     if acting is not None:
-        accelerate(pipe, acting).restore()  # refused before any run, where it is of another model
+        accelerate(pipe, acting).restore()  # refuses a profile of another model before any run
     texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
     if min_psnr is not None and len(texts) < MIN_PROMPTS_FOR_BOUND:
         warnings.warn(

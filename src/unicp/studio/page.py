@@ -16,7 +16,7 @@ from ..errors import UnicpError
 from ..policies.config import Config
 from . import views
 from .job import DONE, Job, Result
-from .request import FASTEST, FIRST, SLOWEST, Request, configure, methods
+from .request import DEFAULT_METHOD, MAX_SPEEDUP, MIN_SPEEDUP, Request, configure, methods
 from .workshop import Workshop
 
 HERE = Path(__file__).parent
@@ -241,13 +241,13 @@ def _fields(models: list[str]) -> dict[str, Any]:
         ),
         "method": gr.Dropdown(
             methods(),
-            value=FIRST,
+            value=DEFAULT_METHOD,
             label="Method",
             info="or the path of a profile",
             allow_custom_value=True,
             elem_id="method",
         ),
-        "speed": gr.Slider(SLOWEST, FASTEST, value=2.0, step=0.25, label="Speed", elem_id="speed"),
+        "speed": gr.Slider(MIN_SPEEDUP, MAX_SPEEDUP, value=2.0, step=0.25, label="Speed", elem_id="speed"),
         "hint": gr.HTML(elem_id="hint"),
         "seed": gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed"),
     }

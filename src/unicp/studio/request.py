@@ -13,12 +13,12 @@ from ..errors import UnicpError, unknown
 from ..policies.config import Config, config_from_dict, config_types
 from ..profiles import config_of
 
-FIRST = "budget"
+DEFAULT_METHOD = "budget"
 """The method that a page begins with."""
-SLOWEST, FASTEST = 1.25, 4.0
+MIN_SPEEDUP, MAX_SPEEDUP = 1.25, 4.0
 """The ends of the speed slider."""
 TARGET = "target_speedup"
-LARGEST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise UnicpError("the prompt is empty; write what the video is to show")
-        if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
-            raise UnicpError(f"the seed must be a whole number from 0 to {LARGEST_SEED}, got {self.seed}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
+            raise UnicpError(f"the seed must be a whole number from 0 to {MAX_SEED}, got {self.seed}")
 
     def command(self) -> str:
         """The command that makes both videos.
@@ -140,7 +140,7 @@ def as_python(config: Config) -> str:
 def methods() -> list[str]:
     """What the page offers, the first choice first: every curve of every method."""
     names = [name for kind in config_types().values() for name in kind.curves(50)]
-    return sorted(names, key=lambda name: (name != FIRST, name))
+    return sorted(names, key=lambda name: (name != DEFAULT_METHOD, name))
 
 
 def configure(method: str, speed: float, steps: int, settings: Mapping[str, Any]) -> Config:
@@ -151,7 +151,7 @@ def configure(method: str, speed: float, steps: int, settings: Mapping[str, Any]
 
     Args:
         method: one of :func:`methods`, or the path of a profile that carries a config.
-        speed: from :data:`SLOWEST` to :data:`FASTEST`.
+        speed: from :data:`MIN_SPEEDUP` to :data:`MAX_SPEEDUP`.
         steps: denoising steps of the run.
         settings: fields that have other values.
 
@@ -168,7 +168,7 @@ def configure(method: str, speed: float, steps: int, settings: Mapping[str, Any]
         if method not in curves:
             raise unknown("method", method, [*methods(), "PROFILE.safetensors"])
         points = list(curves[method].values())
-        share = min(1.0, max(0.0, (speed - SLOWEST) / (FASTEST - SLOWEST)))
+        share = min(1.0, max(0.0, (speed - MIN_SPEEDUP) / (MAX_SPEEDUP - MIN_SPEEDUP)))
         base = points[round(share * (len(points) - 1))]
     targets = {name: None for name in (TARGET, "min_psnr") if hasattr(base, name)}
     if TARGET in targets:  # in place of whatever the curve or the profile asks for
