@@ -1,4 +1,4 @@
-"""What a clip is, who makes it, and what came of it."""
+"""Clips to make, the interface of what makes them, and their outcomes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Clip:
 
     Attributes:
         key: names everything that determines the video (:func:`key_of`); equal keys are the same video.
-        name: of its file, with the ending; its record has the same name and ``.json``.
+        name: name of its file, with suffix; its record has the same name with ``.json``.
         values: what the recipe needs besides prompt and seed; plain JSON values.
         group: clips of equal ``group`` may be made in one forward; ``None`` is always made alone.
         expected_bytes: an estimate of the files' size.
@@ -38,7 +38,7 @@ class Rendered:
 
     Attributes:
         frames: (F, H, W, 3), floats in [0, 1] or uint8.
-        fps: frames a second.
+        fps: frames per second.
         scale: every pixel is written as ``scale`` x ``scale``.
         record: the values of its JSON; file name, size and digest are added when it is written.
         fraction: share of the denoiser's operations that ran, from 0 to 1; ``None`` where unknown.
@@ -53,16 +53,16 @@ class Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one clip.
+    """The outcome of one clip.
 
     Attributes:
-        key: the clip's.
-        error: in a line; ``None`` where its files are on disk.
-        seconds: spent on it, writing included; of a batch, its share.
+        key: key of the clip.
+        error: its error in one line; ``None`` if its files are on disk.
+        seconds: seconds spent on it, writing included; for clips made together, its share.
         thumbnail: a small JPEG.
         bytes: size of the video's file.
         fraction: see :class:`Rendered`.
-        warnings: of the library, while it was made.
+        warnings: warnings of unicp while it was made.
     """
 
     key: str
@@ -93,7 +93,7 @@ class Maker(Protocol):
     """A loaded model."""
 
     def make(self, clips: Sequence[Clip]) -> Sequence[Rendered | Exception]:
-        """Videos of clips of one group, in one forward if there are several; of a clip that failed, why.
+        """Make the videos of clips of one group, in one forward if there are several; a failed clip gives its error.
 
         May raise where all failed: clips of a batch are then tried one by one.
         """
@@ -111,14 +111,14 @@ class Recipe(Protocol):
         """Load the model.
 
         Args:
-            device: ``None`` is the worker's own.
-            rank: of this process, where several make each clip together; all of them load the model.
+            device: device to load it on; ``None`` means the worker's own.
+            rank: rank of this process, where several make each clip together; all of them load the model.
         """
         ...
 
 
 def key_of(values: Mapping[str, Any]) -> str:
-    """A name of plain JSON values: equal ones have equal keys, on any machine and in any order.
+    """A key for plain JSON values: equal values have equal keys, on any machine and in any order.
 
     >>> key_of({"a": 1, "b": [2.0]}) == key_of({"b": [2.0], "a": 1})
     True
@@ -128,7 +128,7 @@ def key_of(values: Mapping[str, Any]) -> str:
 
 
 def groups(clips: Sequence[Clip], size: int) -> list[list[Clip]]:
-    """Clips that are made together, at most ``size`` of one group; in the order in which a group's first comes."""
+    """Lists of clips to make together, at most ``size`` of one group, in the order of each group's first clip."""
     found: list[list[Clip]] = []
     opened: dict[str, list[Clip]] = {}
     for clip in clips:

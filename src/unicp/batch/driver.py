@@ -1,4 +1,4 @@
-"""The loop over all workers: hands out clips, notes what came of them, replaces workers that die."""
+"""The loop over all workers: it hands out clips, records their outcomes, and replaces workers that die."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .worker import is_broken
 RETRIES = 2
 """How often a clip is tried again after the worker that was making it died."""
 LOADS = 3
-"""How often in a row a worker may die before it has loaded the model."""
+"""How often in a row workers may die before one has loaded the model."""
 RESERVE = 64 * 2**20
 """Bytes that are left free on the disk."""
 STAGE = "stage-"
@@ -33,15 +33,15 @@ STAGE = "stage-"
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of a batch.
+    """The outcome of a batch.
 
     Attributes:
-        asked: clips that were asked for.
-        found: of these, those that were done before.
-        made: those that this run made.
+        asked: number of clips that were asked for.
+        found: number of these that were done before.
+        made: number of clips that this run made.
         failed: errors by the clips' names.
-        seconds: wall-clock of this run.
-        summary: the contact sheet.
+        seconds: wall-clock seconds of this run.
+        summary: path of the contact sheet.
     """
 
     asked: int
@@ -147,7 +147,7 @@ class Driver:
         self.progress.say(f"worker {worker} is gone: {why}")
 
     def _bury(self, worker: int, why: str) -> None:
-        """A worker died: its clips are tried again, each alone, since one of them may have killed it."""
+        """Try the clips of a worker that died again, each alone, since one of them may have killed it."""
         clips = self._busy.pop(worker, None)
         if clips is None:
             self._failed_loads[worker] += 1
@@ -209,11 +209,11 @@ def run(
     """Make all clips that are not done yet.
 
     Args:
-        clips: different keys, different names.
-        folder: where they go; made if there is none.
-        make_engine: called only if there is something to do.
-        workers: at most; there are never more than groups of clips.
-        batch_size: clips of one group that are made in one forward, at most.
+        clips: clips with different keys and names.
+        folder: folder for their files; it is made if it is missing.
+        make_engine: makes the engine; called only if there is something to do.
+        workers: most workers; there are never more than groups of clips.
+        batch_size: most clips of one group that are made in one forward.
         retries: how often a clip is tried again after its worker died.
         resume: leave clips that are done; ``False`` makes them again.
 

@@ -1,4 +1,4 @@
-"""What the driver asks of an engine: workers that are started, given clips, and listened to."""
+"""The interface between the driver and an engine, which starts workers, gives them clips and collects outcomes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ READY, MADE, DIED, UNLOADABLE = "ready", "made", "died", "unloadable"
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """What happened to a worker.
+    """A message about a worker.
 
     Attributes:
         kind: ``ready``: its model is loaded. ``made``: it made clips. ``died``: its process is gone, and
             :meth:`Engine.restart` may be called. ``unloadable``: it cannot load the model, and another try is no use.
-        outcomes: of the clips it was given, if it made them.
-        error: why it died or cannot load, in a line.
+        outcomes: outcomes of the clips that it was given, if it made them.
+        error: why it died or cannot load, in one line.
     """
 
     worker: int
@@ -34,9 +34,9 @@ class Setting:
     """What every engine needs to start workers.
 
     Attributes:
-        folder: of the clips, absolute.
-        stage: for unfinished files; exists.
-        workers: how many, at least one.
+        folder: absolute path of the folder of the clips.
+        stage: folder for unfinished files; it exists.
+        workers: number of workers, at least one.
     """
 
     recipe: Recipe
@@ -46,7 +46,7 @@ class Setting:
 
 
 class Engine(Protocol):
-    """Runs workers, numbered from 0. A worker gets clips one group at a time: that is all the back-pressure needed."""
+    """Runs workers, numbered from 0. A worker gets clips one group at a time, so no queue builds up."""
 
     def start(self) -> None:
         """Start all workers; they report when they are ready."""
@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
     def wait(self, seconds: float) -> list[Message]:
-        """What happened, as soon as something has; empty after ``seconds``."""
+        """The next messages, as soon as there are any; empty after ``seconds``."""
         ...
 
     def restart(self, worker: int) -> None:

@@ -1,4 +1,4 @@
-"""The engine on one machine: one process a device, or several for each worker."""
+"""The engine on one machine: one process per device, or several for each worker."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .ranks import Ranks
 
 
 class LocalEngine:
-    """Processes of this machine.
+    """Runs workers as processes of this machine.
 
     Args:
-        devices: of the workers in turn, such as ``("cuda:0", "cuda:1")``.
-        ranks: processes of each worker, which make each clip together; each takes the next of the devices.
+        devices: devices that workers take in turn, such as ``("cuda:0", "cuda:1")``.
+        ranks: number of processes of each worker, which make each clip together; each takes the next device.
     """
 
     def __init__(self, setting: Setting, devices: Sequence[str | None] = (None,), ranks: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""One batch a folder: a lock that the operating system drops when its process ends, however it ends."""
+"""A lock that lets one batch at a time use a folder; the operating system drops it however its process ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCK, OWNER = "lock", "owner.json"
 
 
 def owner(private: Path) -> dict[str, Any] | None:
-    """Who holds the lock, or held it last: ``pid``, ``host`` and ``since``."""
+    """The process that holds the lock, or held it last: ``pid``, ``host`` and ``since``."""
     try:
         values = json.loads((private / OWNER).read_text("utf-8"))
     except (OSError, ValueError):
@@ -35,7 +35,7 @@ def describe(values: dict[str, Any] | None) -> str:
 
 
 def is_alive(values: dict[str, Any] | None) -> bool | None:
-    """Whether an owner's process runs; ``None`` where it cannot be told from here."""
+    """Whether an owner's process runs; ``None`` if that cannot be told from this machine."""
     if values is None:
         return False
     if values.get("host") != socket.gethostname() or os.name != "posix":
@@ -50,9 +50,9 @@ def is_alive(values: dict[str, Any] | None) -> bool | None:
 
 
 class Lock:
-    """Held while a batch runs. SQLite's file lock, since the standard library has it on every system.
+    """The lock of a folder, held while a batch runs. It is SQLite's file lock, which Python has on every system.
 
-    Across machines it holds where the shared file system passes POSIX locks on (NFS does).
+    It works across machines if the shared file system supports POSIX locks (NFS does).
 
     Args:
         private: the folder of the batch's own files.

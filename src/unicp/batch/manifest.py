@@ -49,7 +49,7 @@ CREATE TABLE IF NOT EXISTS clips (
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A clip as the manifest has it. ``updated`` is in seconds since the epoch, ``seconds`` what the clip took."""
+    """A clip in the manifest. ``updated`` is in seconds since the epoch; ``seconds`` is how long the clip took."""
 
     key: str
     name: str
@@ -66,7 +66,7 @@ class Entry:
 
 
 def record_path(video: Path) -> Path:
-    """The JSON beside a video. Only the last ending is replaced: VBench names may hold dots."""
+    """Path of the JSON file beside a video. Only the last suffix is replaced, as VBench names may contain dots."""
     return video.with_name(video.name[: len(video.name) - len(video.suffix)] + ".json")
 
 
@@ -92,8 +92,8 @@ class Manifest:
     """The manifest of a folder.
 
     Args:
-        folder: of the clips.
-        readonly: for looking only; the manifest has to exist.
+        folder: folder of the clips.
+        readonly: whether it is only read; then it has to exist.
 
     Raises:
         UnicpError: there is none, or it is of a later version of unicp.
@@ -132,7 +132,7 @@ class Manifest:
         self._base.execute("COMMIT")
 
     def plan(self, clips: Sequence[Clip]) -> None:
-        """Note clips that are not known yet.
+        """Add clips that are not in the manifest yet.
 
         Raises:
             UnicpError: a name belongs to another clip.
@@ -189,18 +189,18 @@ class Manifest:
         self._base.executemany(f"UPDATE clips SET {columns} WHERE key = :key", [{**values, "key": key} for key in keys])
 
     def start(self, keys: Sequence[str], worker: int) -> None:
-        """These clips are with a worker now."""
+        """Note that a worker makes these clips now."""
         with self._together():
             self._set(keys, RUNNING, worker=worker, error=None)
             self._base.executemany("UPDATE clips SET attempts = attempts + 1 WHERE key = ?", [(key,) for key in keys])
 
     def release(self, keys: Sequence[str]) -> None:
-        """These clips are to be made again, by whichever worker."""
+        """Note that these clips are to be made again, by any worker."""
         with self._together():
             self._set(keys, PENDING, worker=None)
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """Note what came of clips."""
+        """Record the outcomes of clips."""
         with self._together():
             for outcome in outcomes:
                 self._set(
@@ -239,7 +239,7 @@ def prepare(folder: Path) -> Path:
     try:
         private.mkdir(parents=True, exist_ok=True)
         for place in (private, folder):
-            with tempfile.TemporaryFile(dir=place):  # tried: who is root is told that every folder may be written to
+            with tempfile.TemporaryFile(dir=place):  # permissions alone would not do: root may write everywhere
                 pass
     except OSError as error:
         raise UnicpError(f"cannot write to {folder}: {error.strerror or error}; name another folder with -o") from error

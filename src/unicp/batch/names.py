@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 MAX_SLUG_LENGTH = 60
-"""Characters of a slug, at most."""
+"""Most characters of a slug."""
 MAX_NAME_LENGTH = 240
-"""Bytes of a file name that file systems take (255), less what ``.json`` and the like may need."""
+"""Most bytes of a file name: file systems take 255, and suffixes such as ``.json`` need some of them."""
 
 
 def slug(prompt: str, longest: int = MAX_SLUG_LENGTH) -> str:
@@ -30,7 +30,7 @@ def hashed(prompt: str, seed: int, key: str) -> str:
     """The stem of a clip's file: readable, and different for every clip whatever its options.
 
     Args:
-        key: the clip's (:func:`unicp.batch.clips.key_of`); its first 8 characters are used.
+        key: key of the clip (:func:`unicp.batch.clips.key_of`); its first 8 characters are used.
 
     >>> hashed("A red ball", 3, "0123456789abcdef")
     'a-red-ball-s3-01234567'
@@ -42,7 +42,7 @@ def hashed(prompt: str, seed: int, key: str) -> str:
 
 
 def vbench(prompt: str, index: int) -> str:
-    """The stem that VBench looks for: the prompt itself, and which of its videos this is, from 0.
+    """The stem that VBench looks for: the prompt itself, and the number of the video among those of the prompt, from 0.
 
     Raises:
         ValueError: no file can be called so.

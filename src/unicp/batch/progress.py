@@ -1,4 +1,4 @@
-"""What a person sees of a batch: bars and workers on a terminal, a line now and then elsewhere."""
+"""Shows a batch to a person: bars and workers on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ HEARTBEAT = 10.0
 """Seconds between two lines where there is no terminal."""
 REDRAW = 0.25
 LINES = 20
-"""Failed clips that are told of at once, at most; all are in the manifest."""
+"""Most failed clips that are reported as they fail; the manifest has all."""
 WARNINGS = 5
-"""Different warnings that are shown of one batch, at most."""
+"""Most different warnings that are shown for one batch."""
 SHOWN_WORKERS = 16
 
 
@@ -47,7 +47,7 @@ class Progress:
     """Counts clips, and shows how far a batch is.
 
     Args:
-        console: where to; by default stderr.
+        console: the console to print on; by default that of stderr.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -76,14 +76,14 @@ class Progress:
         self._live = None
 
     def worker(self, number: int, state: str, clip: str = "", count: int = 1) -> None:
-        """A worker's state; with the clip it makes, the first of ``count``."""
+        """Show a worker's state, with the clip that it makes, the first of ``count``."""
         if state != "loading" and self._began is None:
             self._began = time.monotonic()  # loading a model says nothing of the rate
         what = f"{clip} and {count - 1} more" if count > 1 else clip
         self._workers[number] = (state, what, time.monotonic())
 
     def count(self, outcome: Outcome, name: str) -> None:
-        """A clip is made, or has failed."""
+        """Count a clip that is made or has failed."""
         if outcome.error is None:
             self._made += 1
             if outcome.fraction is not None:
@@ -100,11 +100,11 @@ class Progress:
                 self.say(f"warning: {text}")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays on the screen."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def text(self) -> str:
-        """How far it is, in a line."""
+        """The progress in one line."""
         done, ended = self._found + self._made, self._made + self._failed
         parts = [f"{done}/{self._total} clips"]
         if self._failed:
@@ -119,10 +119,10 @@ class Progress:
         return ", ".join(parts)
 
     def lines(self) -> list[str]:
-        """What the workers do, a line each."""
+        """What the workers do, in one line each."""
         now = time.monotonic()
         shown = sorted(self._workers.items())[:SHOWN_WORKERS]
-        # The name comes last: it is the first to be cut off where the window is narrow.
+        # The name comes last, so that it is cut off first where the window is narrow.
         lines = [
             f"worker {number}: {state} {duration(now - since)}{f'  {clip}' if clip else ''}"
             for number, (state, clip, since) in shown
@@ -131,7 +131,7 @@ class Progress:
         return [*lines, f"and {more} workers more"] if more else lines
 
     def show(self) -> None:
-        """Draw, if it is time to."""
+        """Draw if it is time to."""
         now = time.monotonic()
         if now - self._shown < (HEARTBEAT if self._live is None else REDRAW):
             return

@@ -1,4 +1,4 @@
-"""Reading prompts: ``.txt`` (one a line), ``.csv``, ``.jsonl`` and ``.parquet``, whose columns may set more."""
+"""Reads prompts from ``.txt`` (one per line), ``.csv``, ``.jsonl`` and ``.parquet``, whose columns may set more."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Row:
     """One row of a prompts file.
 
     Attributes:
-        number: of its line (``.txt``, ``.jsonl``) or record (``.csv``, where the header is 1, and ``.parquet``).
-        seeds: the row's own, empty where it has none.
+        number: number of its line (``.txt``, ``.jsonl``) or record (``.csv``, where the header is 1, and ``.parquet``).
+        seeds: seeds that the row names; empty if it names none.
         values: what else it sets: ``negative_prompt`` (str), ``steps`` (int), ``guidance`` (float), ``size``
             ((width, height) in pixels), ``frames`` (int), ``method`` (str), ``image`` (absolute path).
     """
@@ -94,7 +94,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "method": _text,
     "image": _text,
 }
-"""What a column may hold, besides ``prompt`` and ``seed``."""
+"""Functions that read the columns other than ``prompt`` and ``seed``."""
 COLUMNS = ("prompt", "seed", *READERS)
 
 
@@ -122,7 +122,7 @@ def _count(record: Mapping[Any, Any]) -> str:
 
 
 def _of_jsonl(path: Path) -> Iterable[tuple[int, Any]]:
-    # Not splitlines: inside of its strings JSON may hold other characters that end a line (U+2028).
+    # Not splitlines: JSON strings may contain other characters that end a line (U+2028).
     for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
@@ -138,7 +138,7 @@ def _of_parquet(path: Path) -> Iterable[tuple[int, Any]]:
         raise missing_extra("pyarrow", "parquet", f"prompts in {path.name}") from None
     try:
         records = parquet.read_table(path).to_pylist()
-    except Exception as error:  # whatever pyarrow raises of a file that is not its own
+    except Exception as error:  # pyarrow raises various errors for files that are not Parquet
         raise UnicpError(f"{path} cannot be read as Parquet: {first_line(error, 200)}") from None
     return enumerate(records, 1)
 
@@ -149,7 +149,7 @@ FORMATS: dict[str, Callable[[Path], Iterable[tuple[int, Any]]]] = {
     ".jsonl": _of_jsonl,
     ".parquet": _of_parquet,
 }
-"""What reads a file of prompts, by its ending."""
+"""Functions that read a file of prompts, by its suffix."""
 
 
 def _row(path: Path, number: int, record: Any) -> Row:
@@ -159,7 +159,7 @@ def _row(path: Path, number: int, record: Any) -> Row:
     for name in record:
         if name not in COLUMNS:
             raise UnicpError(f"{where}: {unknown('column', name, COLUMNS)}")
-    # An empty cell says nothing. An empty negative prompt in JSON does: it is not the pipeline's own.
+    # An empty cell sets nothing. An empty negative prompt in JSON does: it replaces the pipeline's own.
     empty = (None, "") if path.suffix.lower() == ".csv" else (None,)
     given = {name: value for name, value in record.items() if value not in empty and value == value}
     prompt = given.pop("prompt", None)

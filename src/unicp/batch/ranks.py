@@ -28,11 +28,11 @@ from .worker import Worker, is_broken
 PATIENCE = 5.0
 """Seconds that a process has to end by itself."""
 GRACE = 60.0
-"""Seconds that the other ranks have to come to their end after one has failed: they may wait for it for ever."""
+"""Seconds that the other ranks have to finish after one has failed; they might wait for it for ever."""
 
 
 def _end_with_parent(rank: Rank | None) -> None:
-    """Ends this process when its parent is gone, even if it was killed: nobody would take its clips."""
+    """End this process when its parent is gone, even if that was killed: nobody would take its clips."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -43,7 +43,7 @@ def _end_with_parent(rank: Rank | None) -> None:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """A process that is started in here never sees Ctrl-C, not even while it begins; ours comes afterwards."""
+    """Start processes within the block that never see Ctrl-C, not even at first; ours is delivered afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -55,7 +55,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, recipe: Recipe, folder: Path, stage: Path, device: str | None, rank: Rank | None) -> None:
-    """A process of a worker: what it gets through the pipe are clips, what it sends is kinds and outcomes."""
+    """The main function of a worker's process: it receives clips through the pipe, and sends kinds and outcomes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     threading.Thread(target=_end_with_parent, args=(rank,), daemon=True).start()
     try:
@@ -76,7 +76,7 @@ class Ranks:
     """A worker's processes, as their parent sees them. They load the model at once.
 
     Args:
-        devices: one of each process; ``None`` is its own choice.
+        devices: device of each process; ``None`` leaves it the choice.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, stage: Path, devices: Sequence[str | None]) -> None:
@@ -99,7 +99,7 @@ class Ranks:
                 )
                 with _interrupts_blocked():
                     process.start()
-                theirs.close()  # else its end would not be seen
+                theirs.close()  # otherwise we would not notice that the process has ended
                 self._pipes[number] = ours
                 self._processes.append(process)
         except BaseException:
@@ -108,12 +108,12 @@ class Ranks:
 
     @property
     def pipes(self) -> list[Connection]:
-        """What to wait for."""
+        """The connections to wait for."""
         return list(self._pipes.values())
 
     @property
     def pids(self) -> list[int | None]:
-        """Of all ranks, in order."""
+        """The processes of all ranks, in order."""
         return [process.pid for process in self._processes]
 
     def submit(self, clips: Sequence[Clip]) -> None:
@@ -124,7 +124,7 @@ class Ranks:
                 pipe.send(self._clips)
 
     def receive(self) -> list[tuple[str, Any]]:
-        """What happened to the worker: kinds of :class:`~unicp.batch.engines.Message`, and outcomes or an error.
+        """The news of the worker: kinds of :class:`~unicp.batch.engines.Message`, and outcomes or an error.
 
         Does not wait. After ``died`` and ``unloadable`` its processes have ended.
         """
@@ -169,7 +169,7 @@ class Ranks:
         return self._out_of_step("its ranks failed differently, and could not go on together")
 
     def _out_of_step(self, why: str) -> list[tuple[str, Any]]:
-        """The clips fail for the reason of the rank that failed first, and another worker is needed."""
+        """Fail the clips with the error of the rank that failed first, and ask for another worker."""
         number, errors = next((number, _errors(each)) for number, each in self._answers.items() if _errors(each))
         text = f"rank {number}: {errors[0]}"
         self.end()
@@ -189,7 +189,7 @@ class Ranks:
                 process.terminate()
 
     def end(self, dead: int | None = None, *, idle: bool = False) -> str:
-        """End all processes. Returns how ``dead``, a rank that has ended already, did so."""
+        """End all processes. Returns how the rank ``dead``, which had ended already, did so."""
         if dead is not None:
             self._processes[dead].join(PATIENCE)
         code = None if dead is None else self._processes[dead].exitcode

@@ -1,4 +1,4 @@
-"""The engine on a Ray cluster, or on a Ray of this machine: one actor a worker, placed by Ray."""
+"""The engine on a Ray cluster, or on a Ray of this machine: one actor per worker, placed by Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RayWorker:
         self._ranks: Ranks | None = None
 
     def load(self) -> str:
-        """Load the model. Returns why it could not be, or nothing."""
+        """Load the model. Returns why it could not be loaded, or nothing."""
         if len(self._devices) > 1:
             self._ranks = Ranks(*self._common, self._devices)
             kind, content = self._next(self._ranks)[0]
@@ -42,7 +42,7 @@ class RayWorker:
         return ""
 
     def make(self, clips: Sequence[Clip]) -> tuple[list[Outcome], str]:
-        """Make clips: what came of them, and why this worker has to be replaced, or nothing."""
+        """Make clips. Returns their outcomes, and why this worker has to be replaced, or nothing."""
         if self._ranks is not None:
             self._ranks.submit(clips)
             told = dict(self._next(self._ranks))
@@ -93,7 +93,7 @@ def connect(address: str | None, cpus: int | None = None) -> Any:
 
 
 def worker_count(ray: Any, gpus: float) -> int:
-    """How many workers of ``gpus`` GPUs each the cluster has room for; one where workers need none."""
+    """How many workers with ``gpus`` GPUs each fit into the cluster; one if workers need no GPU."""
     there = ray.cluster_resources().get("GPU", 0.0)
     if gpus > there:
         raise UnicpError(f"--gpus-per-worker {gpus:g}: the Ray cluster has {there:g} GPUs; use 0 for workers on CPUs")
@@ -101,12 +101,12 @@ def worker_count(ray: Any, gpus: float) -> int:
 
 
 class RayEngine:
-    """Ray actors. Ray finds their places; a dead one is replaced by another, wherever there is room.
+    """Runs workers as Ray actors. Ray places them; a dead one is replaced by another, wherever there is room.
 
     Args:
         ray: what :func:`connect` returned.
-        cpus, gpus: of a worker; fractions are possible.
-        devices: of a worker, one for each of its processes; ``None`` is the first of those that Ray lets it see.
+        cpus, gpus: CPUs and GPUs of a worker; fractions are possible.
+        devices: devices of a worker, one for each of its processes; ``None`` is the first that Ray lets it see.
     """
 
     def __init__(

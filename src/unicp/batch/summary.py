@@ -28,11 +28,11 @@ td, th { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0 }
 
 
 def _picture(manifest: Manifest, entry: Entry) -> bytes | None:
-    """The thumbnail, or, of a clip that a killed batch had made, one from its file."""
+    """The thumbnail of a clip, made from its file if a killed batch left none."""
     kept = manifest.thumbnail(entry.key)
     if kept is not None:
         return kept
-    with contextlib.suppress(Exception):  # a picture less is no reason to fail
+    with contextlib.suppress(Exception):  # a missing picture is no reason to fail
         from .worker import thumbnail
 
         return thumbnail(_first_frame(manifest.folder / entry.name))

@@ -1,4 +1,4 @@
-"""What one worker does: it loads the model once, makes clips, and puts their files in place whole."""
+"""A worker loads the model once, makes clips, and puts their files in place whole."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BROKEN_DEVICE_MESSAGES = (
     "Connection reset by peer",
     "Timed out waiting",
 )
-"""What errors say after which a process can compute nothing more: on its GPU, or together with others."""
+"""Parts of error messages after which a process can compute nothing more, on its GPU or together with others."""
 
 
 def is_broken(outcomes: Sequence[Outcome]) -> bool:
@@ -49,7 +49,7 @@ def thumbnail(frames: Any) -> bytes:
 
 
 def _flush(path: Path) -> None:
-    """To the disk itself: a file must not get its name before its content."""
+    """Flush a file to the disk, so that it does not get its name before its content."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -59,10 +59,10 @@ class Worker:
 
     Args:
         recipe: how clips are made.
-        folder: of the clips. It is to exist: where workers run on several machines, it is shared by all.
-        stage: a folder for unfinished files, on the same file system; nobody else's.
-        device: ``None`` is the recipe's choice.
-        rank: of this process, where several make each clip together. All but rank 0 make the clips and write nothing.
+        folder: folder of the clips. It has to exist; workers on several machines share it.
+        stage: a folder for unfinished files, on the same file system, for this worker alone.
+        device: device to work on; ``None`` leaves the choice to the recipe.
+        rank: rank of this process, where several make each clip together. All make the clips; only rank 0 writes files.
 
     Raises:
         Exception: whatever loading the model raises.
@@ -78,7 +78,7 @@ class Worker:
         self._maker: Maker = recipe.load(device) if rank is None else recipe.load(device, rank)
 
     def make(self, clips: Sequence[Clip]) -> list[Outcome]:
-        """Make clips of one group and write them. An error is the clip's own; it stops no other."""
+        """Make clips of one group and write them. An error of one clip does not stop the others."""
         began = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
@@ -97,7 +97,7 @@ class Worker:
         except Exception as error:
             if len(clips) == 1 or is_broken([_failed(clips[0], error, 0.0)]):
                 return [error] * len(clips)
-        # One of them may be at fault, or there is not the memory for so many at once.
+        # One of them may be at fault, or there is not enough memory for so many at once.
         return [result for clip in clips for result in self._render([clip])]
 
     def _write(self, clip: Clip, made: Rendered, seconds: float, told: tuple[str, ...]) -> Outcome:
@@ -122,7 +122,7 @@ class Worker:
                 small = thumbnail(made.frames)
                 for path in (part, note):
                     _flush(path)
-                # The record comes last: where it is, the video is whole.
+                # The record comes last: if it is there, the video is whole.
                 part.replace(target)
                 note.replace(record_path(target))
             finally:

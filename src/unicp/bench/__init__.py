@@ -1,1 +1,1 @@
-"""``compare``: every method over its main knob, against the unaccelerated pipeline, measured alike."""
+"""``compare`` measures every method over its main knob against the unaccelerated pipeline, all in the same way."""

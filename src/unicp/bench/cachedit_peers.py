@@ -16,7 +16,7 @@ def _library() -> Any:
     except ImportError as error:
         raise missing_extra("cache-dit", "peers", "its caches") from error
     for name in list(logging.root.manager.loggerDict):
-        if name.partition(".")[0] == "cache_dit":  # each of its modules has a talkative logger of its own
+        if name.partition(".")[0] == "cache_dit":  # each of its modules has a verbose logger of its own
             logging.getLogger(name).setLevel(logging.ERROR)
     return cache_dit
 
@@ -52,7 +52,7 @@ class DBCache(Peer):
 
 @register
 class DBCacheTaylorSeer(DBCache):
-    """The same, with the skipped residual extrapolated."""
+    """DBCache with the skipped residual extrapolated."""
 
     name = "cache-dit-taylorseer"
     taylor = True

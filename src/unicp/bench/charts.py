@@ -1,4 +1,4 @@
-"""Figures as inline SVG that takes its colours from the page, so that they follow light and dark."""
+"""Figures as inline SVG that takes its colours from the page, so that they follow its light or dark theme."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from html import escape
 
 COLOURS = 16
-"""Colours that the page defines: ``--c0`` to ``--c15``."""
+"""Number of colours that the page defines: ``--c0`` to ``--c15``."""
 SHAPES = ("circle", "square", "diamond", "triangle")
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A point of a curve: where it is, its intervals, and what a tooltip says."""
+    """A point of a curve: its place, its intervals, and its tooltip."""
 
     x: float
     y: float
@@ -170,7 +170,7 @@ def lines(
     width: float = 760,
     kind_of: str = "",
 ) -> str:
-    """Plain lines, one a branch; the y axis begins at zero."""
+    """Plain lines, one per branch; the y axis begins at zero."""
     points = [point for values in series.values() for point in values]
     if not points:
         return ""
@@ -188,7 +188,7 @@ def lines(
 
 
 def timeline(rows: Sequence[tuple[str, Sequence[float]]], *, label: str) -> str:
-    """What was computed: a row each of cells, one a step, darker the more of it ran (0 to 1)."""
+    """What was computed: rows of cells with one cell per step, which is darker the more of it ran (0 to 1)."""
     steps = max((len(cells) for _, cells in rows), default=0)
     if not steps:
         return ""

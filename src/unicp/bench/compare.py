@@ -1,4 +1,4 @@
-"""``compare``: the runs themselves, in an order that is fair to every method, kept as they come."""
+"""``compare`` makes the runs in an order that is fair to every method, and saves each as it finishes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a comparison is: runs done of all, what is being run, and the seconds that the rest will about take."""
+    """Progress of a comparison: runs done, all runs, the present one, and about how many seconds the rest will take."""
 
     done: int
     total: int
@@ -70,16 +70,16 @@ def compare(
 
     Args:
         pipe: a bare diffusers video pipeline. It is not changed.
-        configs: ``None`` compares everything that is known; else names (``"adacache"``, ``"fewer-steps"``,
-            ``"first-block-cache=0.05:0.1"``), configs, paths of profiles, or a mapping from labels to configs.
-        prompts: one video each; ``None`` when ``call`` carries ``prompt_embeds``.
-        seed: of the noise, the same for all.
-        repeats: how often every video is made; more make the timing of few prompts steadier.
-        results: file (SQLite) that keeps every run. With it an interrupted comparison continues, and a later one makes
-            only what is new, and beside it the unaccelerated run once more: a machine is not as fast at every hour. The
-            same model, call, versions and machine are required for a result to be used again.
-        calibration_prompt: for methods that calibrate first (MagCache); by default the first prompt.
-        progress: show a bar, or a function that is told of every run.
+        configs: names (``"adacache"``, ``"fewer-steps"``, ``"first-block-cache=0.05:0.1"``), configs, paths of
+            profiles, or a mapping from labels to configs; ``None`` compares everything that is known.
+        prompts: prompts of one video each; ``None`` when ``call`` carries ``prompt_embeds``.
+        seed: seed of the noise, the same for all runs.
+        repeats: how often every video is made, at least once; more make the timing of few prompts steadier.
+        results: path of a file (SQLite) that keeps every run. With it an interrupted comparison resumes, and a later
+            one makes only what is new and, in the same round, the unaccelerated run once more, as a machine is not
+            equally fast at every hour. A result is used again only for the same model, call, versions and machine.
+        calibration_prompt: prompt for methods that calibrate first (MagCache); by default the first prompt.
+        progress: whether to show a bar, or a function to call with the :class:`Progress` of every run.
         **call: arguments of the pipeline's call.
 
     Returns:
@@ -87,7 +87,8 @@ def compare(
         ``failures`` with its own error.
 
     Raises:
-        UnicpError: nothing to compare, no prompts, or a pipeline that is accelerated or offloaded.
+        UnicpError: there is nothing to compare, there are no prompts, an argument of the call is set by ``compare``
+            itself, or the pipeline is accelerated or offloaded.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if prompts is None and "prompt_embeds" not in call:
@@ -105,7 +106,7 @@ def compare(
     try:
         comparing = _Comparing(pipe, peers, texts, seed, repeats, kept, calibration_prompt, call)
         with _shown(progress) as show, _quiet_diffusers(), warnings.catch_warnings():
-            # A setting that never skips anything is part of a curve; the results say so.
+            # A setting that never skips anything is a point of a curve like others; the results say so.
             warnings.simplefilter("ignore", UnicpWarning)
             return comparing.run(show)
     finally:
@@ -120,7 +121,7 @@ class _Comparing:
         self.pipe, self.peers, self.prompts, self.seed, self.repeats = pipe, peers, prompts, seed, repeats
         self.kept, self.call = kept, dict(call)
         self.calibration_prompt = calibration_prompt or prompts[0]
-        fresh(pipe)  # refuses what is not bare, before minutes are spent
+        fresh(pipe)  # refuses a pipeline that is not bare, before minutes are spent
         modules = denoisers_of(pipe)
         self.steps = step_count(pipe, call)
         self.about: dict[str, Any] = {
@@ -159,14 +160,14 @@ class _Comparing:
             for number, prompt in enumerate(self.prompts):
                 reference = self._reference(baseline, alive, prompt, number, repeat)
                 results[BASELINE].append(reference)
-                # Another one begins every round, so that none always runs after the same neighbour.
+                # Each round starts with a different entry, so that none always runs after the same neighbour.
                 turn = (number + repeat) % max(1, len(alive))
                 for entry in alive[turn:] + alive[:turn]:
                     try:
                         results[entry.name].append(self._timed(entry, prompt, number, repeat, reference))
                     except Exception as error:
                         self._failed(entry, error)
-                        alive.remove(entry)  # its runs are compared with nothing: no more of them
+                        alive.remove(entry)  # an incomplete entry is not compared, so it makes no more runs
                         self.total -= (self.repeats - repeat) * len(self.prompts) - number - 1
         points = [
             Point(
@@ -231,7 +232,7 @@ class _Comparing:
 
     @contextmanager
     def _applied(self, entry: _Entry, prompt: str | None) -> Iterator[tuple[Run, Mapping[str, Any]]]:
-        """A fresh pipeline with the method on it, and the arguments to call it with."""
+        """A run with a fresh pipeline that has the method on it, and the arguments to call it with."""
         run = Run(
             fresh(self.pipe), self._with_prompt(prompt), self.calibrated.get(entry.peer.name if entry.peer else "")
         )
@@ -244,7 +245,7 @@ class _Comparing:
                 entry.peer.remove(run)
 
     def _observe(self, entry: _Entry) -> dict[str, Any]:
-        """The discarded run: a warm-up in which operations are counted and the decisions are seen."""
+        """The discarded run: a warm-up in which operations are counted and decisions are observed."""
         prompt = self.prompts[0]
         key = self._key("observation", entry, prompt)
         known = self.kept.get(key)
@@ -270,7 +271,7 @@ class _Comparing:
     def _reference(
         self, baseline: _Entry, alive: Sequence[_Entry], prompt: str | None, number: int, repeat: int
     ) -> Result:
-        """The unaccelerated video; timed beside what is new in this round: by another hour a machine may be slower."""
+        """The unaccelerated video, timed again if anything else in this round is new: machines vary by the hour."""
         known = self._known(baseline, prompt, number, repeat)
         if known is None:
             return self._made(baseline, prompt, number, repeat, None)
@@ -280,7 +281,7 @@ class _Comparing:
         began = time.perf_counter()
         made, _ = self._run(baseline, prompt)
         self._step(baseline, time.perf_counter() - began)
-        # What is kept was judged by the video that is kept.
+        # Saved results were judged against the saved video.
         return replace(known, loop_seconds=made.loop_seconds, total_seconds=made.total_seconds)
 
     def _timed(self, entry: _Entry, prompt: str | None, number: int, repeat: int, reference: Result) -> Result:
@@ -291,10 +292,10 @@ class _Comparing:
         return known
 
     def _run(self, entry: _Entry, prompt: str | None) -> tuple[Made, Any]:
-        """A timed run, and what the method reports of it."""
-        if entry.name not in self.warm:  # a comparison that continues: what happens once a process is not timed
+        """A timed run, and the method's report of it."""
+        if entry.name not in self.warm:  # in a resumed comparison, one-time costs of the process must not be timed
             with self._applied(entry, prompt) as (run, call):
-                # Two steps where the method can do with them; some know how many there must be.
+                # The baseline warms up with two steps; some methods need their full number.
                 generate(
                     run.pipe, call if entry.peer else {**call, "num_inference_steps": WARM_UP_STEPS}, seed=self.seed
                 )
@@ -345,7 +346,7 @@ class _Comparing:
             shape=tuple(frames.shape),
         )
 
-    # --- what is said ---
+    # --- messages and progress ---
 
     def _failed(self, entry: _Entry, error: Exception) -> None:
         assert entry.peer is not None
@@ -374,7 +375,7 @@ def _tensor(array: Any) -> Any:
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Some caches log a warning each time they are put on: that is as often as there are runs."""
+    """Silence diffusers within the block: some caches log a warning each time they are put on, so in every run."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""What a comparison found: results by run, points by setting, and figures over prompts."""
+"""The result of a comparison: results by run, points by setting, and figures over prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ from .statistics import Estimate, estimate, interpolate, speedups
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What :func:`unicp.compare` returns. ``print`` shows a table; :meth:`report` writes the page."""
+    """The result of :func:`unicp.compare`. ``print`` shows a table; :meth:`report` writes the page.
+
+    Attributes:
+        baseline: runs of the unaccelerated pipeline.
+        points: one for each setting of each method.
+        failures: settings that did not apply or broke, each with its own error.
+        prompts: the prompts; ``None`` for prompt embeddings.
+        steps: denoising steps of a run.
+        repeats: how often every video was made.
+        seed: seed of the noise.
+        notes: remarks on the figures.
+        provenance: machine, versions, call and command.
+    """
 
     baseline: Point
     points: tuple[Point, ...]
@@ -64,7 +76,7 @@ class Comparison:
         )
 
     def beside(self, result: Result) -> dict[str, float]:
-        """Seconds of the unaccelerated run that a run's speed-up is over."""
+        """Seconds of the unaccelerated run to which a run's speed-up refers (``loop_seconds``, ``total_seconds``)."""
         if result.beside is not None:
             return result.beside
         base = self.baseline.results
@@ -80,14 +92,14 @@ class Comparison:
     def at_speedup(self, speedup: float, measure: str = "psnr", worst: bool = False) -> dict[str, float | None]:
         """A quality figure of each method at the same speed, or faster.
 
-        It is read off the line between the method's points. Where the slowest of them is faster than asked, that one
-        counts: nobody is behind for not having been measured slower. Beyond the fastest one there is ``None``.
-        Points whose videos are identical to the unaccelerated ones have no PSNR to draw a line to, and are left out.
+        It is read off the line between the method's points. If the slowest point is faster than ``speedup``, that point
+        counts: a method does not lose because it was not measured slower. Beyond the fastest point the figure is
+        ``None``. Points whose videos are identical to the unaccelerated ones are left out, as their PSNR is infinite.
 
         Args:
-            speedup: of the denoising loop.
+            speedup: speed-up of the denoising loop.
             measure: name of one of the measures.
-            worst: of the worst prompt, instead of the mean.
+            worst: whether to take the worst prompt instead of the mean.
         """
         found: dict[str, float | None] = {}
         for name, rows in self.curves().items():
@@ -145,11 +157,11 @@ class Comparison:
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
-        """One that :meth:`save` wrote; without its videos."""
+        """Read a comparison that :meth:`save` wrote; it has no videos."""
         return cls.from_dict(json.loads(Path(path).read_text("utf-8")))
 
     def report(self, path: str | Path, *, fps: float = 8.0) -> Path:
-        """Write the page: one HTML file that needs nothing else. ``fps`` is the speed at which videos play."""
+        """Write the page: one self-contained HTML file. Videos play at ``fps`` frames per second."""
         from .report import write
 
         return write(self, Path(path), fps=fps)

@@ -1,4 +1,4 @@
-"""The caches that diffusers ships, each as its documentation says to use it."""
+"""The caches that diffusers ships, each used as its documentation says."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class MagCache(_Hooked):
     note = "Calibrated beforehand on one prompt of the comparison, with the mean of the branches' ratios."
 
     def calibrate(self, run: Run, generate: Callable[[Any, Call], Any]) -> list[float]:
-        """The magnitude ratios, one a step, as diffusers' calibration mode prints them."""
+        """The magnitude ratios, one per step, as diffusers' calibration mode prints them."""
         for denoiser in run.denoisers:
             denoiser.enable_cache(_config(self.fields)(calibrate=True, num_inference_steps=run.steps))
         said = io.StringIO()

@@ -1,4 +1,4 @@
-"""One generated video, timed fairly: the device is synchronised at every mark, nothing is counted twice."""
+"""Generates one video and times it fairly: the device is synchronised at every mark, and nothing is counted twice."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..hosts.diffusers.components import DENOISERS
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """One video and what making it took.
+    """One video and the cost of making it.
 
     Attributes:
         frames: (F, H, W, 3), float32 in [0, 1].
         steps: denoising steps.
-        loop_seconds: the denoising loop, from the first call of a denoiser to the end of the last step.
-        total_seconds: the pipeline's whole call, with text encoding and decoding.
-        report: ``None`` where nothing of unicp's was in force.
-        latents: final latents on the CPU in float32, in the pipeline's own shape; ``None`` if it does not say them.
+        loop_seconds: seconds of the denoising loop, from the first call of a denoiser to the end of the last step.
+        total_seconds: seconds of the pipeline's whole call, with text encoding and decoding.
+        report: report of unicp; ``None`` if it was not in force.
+        latents: final latents on the CPU in float32, in the pipeline's own shape; ``None`` if it does not give them.
         peak_bytes: most memory that the denoising loop took on a CUDA device, beyond what was held before the call;
             ``None`` elsewhere (:mod:`unicp.bench.observe` counts tensors on any device).
     """
@@ -48,7 +48,7 @@ def accelerator_of(pipe: Any) -> Any:
 
 
 def now(pipe: Any = None) -> float:
-    """Seconds, once everything that was queued on the pipeline's accelerator is done."""
+    """Time in seconds, taken once everything that was queued on the pipeline's accelerator is done."""
     import torch
 
     device = accelerator_of(pipe)
@@ -66,23 +66,23 @@ def denoisers_of(pipe: Any) -> dict[str, Any]:
 
 
 def step_count(pipe: Any, call: Mapping[str, Any]) -> int:
-    """Denoising steps that a call asks for; the pipeline's default where it asks for none."""
+    """Number of denoising steps that a call asks for, or else the pipeline's default."""
     default = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
     return int(call.get("num_inference_steps", default))
 
 
 def rounds(pipe: Any) -> int:
-    """Denoising steps of the call in progress.
+    """Number of denoising steps of the call in progress.
 
-    Not always those of the scheduler: there are fewer of a video that is begun in the middle, and more where frames
-    fall one after another.
+    It can differ from the scheduler's: a video that begins in the middle has fewer, and one whose frames are denoised
+    one after another has more.
     """
     return getattr(pipe, "num_timesteps", None) or len(getattr(pipe.scheduler, "timesteps", ()))
 
 
 @dataclass
 class Watch:
-    """Follows a call. ``on_step(pipe, done, total)`` is told of every finished step."""
+    """Follows a call of a pipeline. ``on_step(pipe, done, total)`` is called after every step."""
 
     pipe: Any
     on_step: Callable[[Any, int, int], None] | None = None
@@ -94,7 +94,7 @@ class Watch:
     peak_bytes: int | None = None
 
     def mark_memory(self) -> None:
-        """Just before the call."""
+        """Called just before the pipeline's call."""
         import torch
 
         if torch.cuda.is_available():
@@ -103,12 +103,12 @@ class Watch:
             self.held = torch.cuda.memory_allocated(device)
 
     def start(self, *_: Any) -> None:
-        """Before a denoiser runs."""
+        """Called before a denoiser runs."""
         if self.began is None:
             self.began = now(self.pipe)
 
     def finish(self, *_: Any) -> None:
-        """After a denoiser ran, where the pipeline does not say when a step ends."""
+        """Called after a denoiser ran, if the pipeline does not tell when a step ends."""
         self._end()
         self.steps = rounds(self.pipe)
 
@@ -146,13 +146,15 @@ def run(
     """Call the pipeline as it is, and time the call.
 
     Args:
-        call: arguments of the pipeline's call.
-        generator: one, or a list with one for each video.
-        on_step: told of every finished step: pipeline, steps done, steps in all.
+        pipe: the pipeline.
+        call: arguments of its call.
+        generator: random generator, or a list with one for each video.
+        on_step: called after every step with the pipeline, the steps done and the number of all steps.
+        output_type: as for the pipeline's call.
 
     Returns:
-        The videos of the call as the pipeline gives them (``None`` if it gives none); and what they took together,
-        without frames.
+        The videos of the call as the pipeline gives them (``None`` if it gives none), and the cost of all of them
+        together, without frames.
     """
     with ExitStack() as stack:
         watch = Watch(pipe, on_step)
@@ -193,10 +195,10 @@ def frames_of(pipe: Any, videos: Any, count: int = 1) -> list[Any]:
 
 
 def check_numbers(frames: Any) -> None:
-    """Refuse a video (F, H, W, 3) that holds values that are not numbers.
+    """Refuse a video (F, H, W, 3) with values that are not finite numbers.
 
     Raises:
-        RuntimeError: that is so.
+        RuntimeError: the video has such values.
     """
     import numpy as np
 
@@ -216,7 +218,8 @@ def generate(
     The noise is drawn on the CPU from ``seed``, so that it is the same on every device.
 
     Args:
-        call, on_step: see :func:`run`.
+        pipe, call, on_step: see :func:`run`.
+        seed: seed of the noise.
 
     Raises:
         RuntimeError: the pipeline returned no video, or one that holds values that are not numbers.

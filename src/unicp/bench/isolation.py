@@ -1,4 +1,4 @@
-"""A pipeline of its own for every run, so that nothing a method leaves behind reaches another one."""
+"""Gives every run a pipeline of its own, so that nothing a method leaves behind reaches another run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .harness import denoisers_of
 
 
 def fresh(pipe: Any) -> Any:
-    """A twin of a pipeline that shares its weights and nothing else that a method may change.
+    """A twin of a pipeline that shares its weights, but nothing else that a method may change.
 
-    Denoisers and scheduler are new objects; text encoder and VAE are the same ones. The twin's class is a subclass made
-    for it alone, of the same name: libraries that patch the pipeline's class (cache-dit does) patch that one.
+    Denoisers and scheduler are new objects; text encoder and VAE are shared. The twin's class is a subclass made for it
+    alone, with the same name: libraries that patch the pipeline's class (cache-dit does) patch that subclass.
 
     Raises:
         UnicpError: an acceleration is in force on the pipeline, or its modules are offloaded.
@@ -23,7 +23,7 @@ def fresh(pipe: Any) -> Any:
     for name, denoiser in denoisers.items():
         check_bare(pipe, name, denoiser)
     kind = type(pipe)
-    # type.__new__, as a class statement would: the name is what libraries look a pipeline up by.
+    # The subclass has the same name, because libraries look a pipeline up by the name of its class.
     isolated = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
     twin = copy.copy(pipe)
     twin.__class__ = isolated
@@ -36,7 +36,11 @@ def fresh(pipe: Any) -> Any:
 
 
 def check_bare(pipe: Any, name: str, denoiser: Any) -> None:
-    """Refuse a denoiser that is not as it was loaded: it would be no baseline."""
+    """Refuse a denoiser that is not as it was loaded, as it would not be a baseline.
+
+    Raises:
+        UnicpError: it has hooks, is offloaded, or has another library's cache.
+    """
     what = type(pipe).__name__
     for module in denoiser.modules():
         hooks = getattr(getattr(module, HOOK_REGISTRY, None), "hooks", None)

@@ -1,4 +1,4 @@
-"""What a method does, seen from outside and alike for all: which blocks ran at each call, and their operations."""
+"""Observes any method from outside: which blocks ran at each call, and how many operations they took."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Call:
 
     Attributes:
         step: denoising step, from 0.
-        branch: number of the call within its step, from 0: the guidance branches in their order.
+        branch: number of the call within its step, from 0; the guidance branches come in their order.
         operations: floating-point operations that ran.
-        blocks: the same for each block.
+        blocks: floating-point operations that ran in each block.
         change: relative L1 change of the denoiser's output since the same branch's last call; ``None`` at the first.
     """
 
@@ -33,11 +33,11 @@ class Call:
 
 @dataclass
 class Observation:
-    """What was seen of one video.
+    """What was observed while one video was made.
 
     Attributes:
-        calls: in their order.
-        blocks: names of the blocks, as :attr:`Call.blocks` counts them.
+        calls: calls of the denoisers, in order.
+        blocks: names of the blocks, in the order of :attr:`Call.blocks`.
         flops: floating-point operations inside the denoisers (``torch.utils.flop_counter``: matrix products,
             convolutions and attention), ``None`` if no denoiser ran.
         peak_bytes: most bytes of tensors that were alive at once until the last denoising step was over, without the
@@ -50,7 +50,7 @@ class Observation:
     peak_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, rounded: they are for pictures. Shares are of the most operations of any call of the branch."""
+        """Plain values, rounded for pictures. Shares refer to the most operations of any call of the same branch."""
         most: dict[int, int] = {}
         most_of_blocks: dict[int, list[int]] = {}
         for call in self.calls:
@@ -119,7 +119,7 @@ def block_lists(denoiser: Any) -> dict[str, Any]:
 
 @contextmanager
 def observing(pipe: Any) -> Iterator[tuple[Observation, Any]]:
-    """Watch the videos that are made inside. Slows them down: never while timing.
+    """Observe the video that is made within the block. This slows it down, so it must not be timed.
 
     Yields:
         The observation, and a function to call at the end of every step.
@@ -154,7 +154,7 @@ def _leaver(observer: _Observer, name: str, span: range) -> Any:
 
 
 def _live_tensors(pipe: Any) -> Any:
-    """A mode that adds up the storages of all tensors that come and go, the weights' aside."""
+    """A dispatch mode that adds up the storages of all live tensors, without weights."""
     import torch
 
     from ..tensors.live import LiveBytes

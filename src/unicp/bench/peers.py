@@ -1,6 +1,7 @@
-"""What is compared: our methods, fewer steps, and one small class for each peer. A curve is a peer over its knob.
+"""The methods that can be compared: ours, fewer steps, and one small class for each peer. Each gives a curve over its
+knob.
 
-A new peer is one class with ``@register``; the command line, the report and the tests find it by that.
+A new peer is one class with ``@register``, by which the command line, the report and the tests find it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ Call = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One run as a peer sees it: a fresh pipeline, the arguments it will be called with, and what calibration gave."""
+    """One run as a peer sees it.
+
+    Attributes:
+        pipe: a fresh pipeline.
+        call: arguments that it will be called with.
+        calibrated: result of the peer's calibration, if it calibrates.
+        reports: functions that return the run's report.
+    """
 
     pipe: Any
     call: Call
@@ -44,11 +52,14 @@ class Peer(abc.ABC):
     """One method of the comparison, drawn as one curve over its main knob.
 
     Attributes:
-        name: as it is asked for.
+        name: name by which it is asked for.
         source: whose code runs.
         library: the installed package whose version belongs to the results.
-        knob: name of the setting that the curve varies; ``values`` are its values, mild to bold.
-        note: what a reader has to know of it.
+        knob: name of the setting that the curve varies.
+        grid: default values of the knob, mild to bold; ``values`` are those in use.
+        note: what a reader has to know about it.
+        ours: whether it is a method of unicp.
+        calibrates: whether :meth:`calibrate` has to run first.
     """
 
     name: ClassVar[str]
@@ -64,11 +75,11 @@ class Peer(abc.ABC):
         self.values = tuple(values or self.grid)
 
     def labels(self, steps: int) -> tuple[str, ...]:
-        """One label a point of the curve; ``steps`` is the run's number of denoising steps."""
+        """One label for each point of the curve; ``steps`` is the run's number of denoising steps."""
         return tuple(f"{self.knob}={value}" for value in self.values)
 
     def settings(self, label: str) -> dict[str, Any]:
-        """What the results of a point are kept under: everything that changes them."""
+        """The settings that identify the results of a point: everything that changes them."""
         return {"setting": label}
 
     def value(self, label: str) -> Any:
@@ -76,22 +87,22 @@ class Peer(abc.ABC):
         return by_label[label]
 
     def calibrate(self, run: Run, generate: Callable[[Any, Call], Any]) -> Any:
-        """Plain values measured beforehand on a pipeline of its own, given to every run as ``run.calibrated``."""
+        """Measure plain values beforehand, on a pipeline of its own; every run gets them as ``run.calibrated``."""
         return None
 
     @abc.abstractmethod
     def apply(self, run: Run, label: str) -> Call:
-        """Put the method on the run's pipeline; returns the arguments to call it with.
+        """Put the method on the run's pipeline. Returns the arguments to call the pipeline with.
 
         Raises:
-            Exception: whatever the peer raises where it does not apply; it is shown as that peer's result.
+            Exception: any error of a peer that does not apply; it is shown as that peer's result.
         """
 
     def remove(self, run: Run) -> None:  # noqa: B027
-        """Take it off again (each run has a pipeline of its own; this is for what lives outside of it)."""
+        """Take off what the method put outside the run's pipeline; the pipeline itself is not used again."""
 
     def report(self, run: Run) -> Any:
-        """A ``SessionReport``, if the method gives one."""
+        """A ``SessionReport``, if the method gives one; else ``None``."""
         return None
 
     def version(self) -> str:
@@ -102,7 +113,7 @@ class Peer(abc.ABC):
 
 
 class Ours(Peer):
-    """A method of unicp: labelled configs."""
+    """A method of unicp, as configs by label."""
 
     source = "unicp"
     library = "unicp"
@@ -141,7 +152,7 @@ _PEERS: dict[str, type[Peer]] = {}
 
 
 def register(kind: type[Peer]) -> type[Peer]:
-    """Class decorator: this peer can be asked for by its name."""
+    """Class decorator that makes a peer known by its name."""
     _PEERS[kind.name] = kind
     return kind
 
@@ -151,7 +162,7 @@ HOMES = ("diffusers_peers", "cachedit_peers")
 
 
 def known() -> dict[str, Callable[[], Peer]]:
-    """Everything that can be compared, by name: our curves first, then the peers."""
+    """All methods that can be compared, by name: our curves first, then the peers."""
     for home in HOMES:
         importlib.import_module(f"{__package__}.{home}")
     found: dict[str, Callable[[], Peer]] = {}
@@ -165,12 +176,12 @@ def resolve(asked: Any) -> list[Peer]:
     """The curves that a caller asks for.
 
     Args:
-        asked: ``None`` for all there are; or names (``"first-block-cache"``, or with values of its knob
-            ``"first-block-cache=0.05:0.1"``), config objects, paths of profiles and :class:`Peer` objects; or a
-            mapping from labels to configs.
+        asked: names (``"first-block-cache"``, or with values of its knob ``"first-block-cache=0.05:0.1"``), config
+            objects, paths of profiles and :class:`Peer` objects; or a mapping from labels to configs; or ``None`` for
+            all that are known.
 
     Raises:
-        UnicpError: a name that is not known, or nothing to compare.
+        UnicpError: a name is unknown or asked for twice, or there is nothing to compare.
     """
     peers = known()
     if asked is None:
@@ -213,7 +224,7 @@ def _one(item: Any, peers: Mapping[str, Callable[[], Peer]]) -> Peer:
 
 
 def _label(config: Config) -> str:
-    """A short name of a config: what differs from its defaults."""
+    """A short label of a config: the fields that differ from their defaults."""
     changed = []
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
@@ -225,7 +236,7 @@ def _label(config: Config) -> str:
 
 @register
 class FewerSteps(Peer):
-    """The unaccelerated pipeline with fewer steps: what a method has to beat."""
+    """The unaccelerated pipeline with fewer steps, which a method has to beat."""
 
     name = "fewer-steps"
     source = "the pipeline's own scheduler"
@@ -244,7 +255,7 @@ class FewerSteps(Peer):
 
 @register
 class Control(Peer):
-    """The unaccelerated pipeline once more: how far it is from 1x is the noise of the timing."""
+    """The unaccelerated pipeline once more; how far its speed-up is from 1 shows the noise of the timing."""
 
     name = "control"
     source = "the pipeline itself"
@@ -252,7 +263,7 @@ class Control(Peer):
     grid = ("again",)
     note = (
         "The unaccelerated pipeline once more, measured like a method. Its videos have to be identical; how far its "
-        "speed-up is from 1 is how far the others can be wrong."
+        "speed-up is from 1 tells how wrong the others can be."
     )
 
     def apply(self, run: Run, label: str) -> Call:

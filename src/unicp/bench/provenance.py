@@ -1,4 +1,4 @@
-"""Where results come from: machine, versions, call, command."""
+"""The provenance of results: machine, versions, call and command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def processor() -> str:
 
 
 def environment(pipe: Any) -> dict[str, Any]:
-    """What a timing depends on: results are used again only in the same one."""
+    """The environment on which a timing depends; results are used again only in the same one."""
     import torch
 
     module = next(iter(denoisers_of(pipe).values()))
@@ -55,7 +55,7 @@ def command() -> str:
 
 
 def provenance(pipe: Any, about: Mapping[str, Any], methods: Mapping[str, str], began: float) -> dict[str, Any]:
-    """Everything needed to do it again, as plain values.
+    """Everything that is needed to repeat a comparison, as plain values.
 
     Args:
         about: of the runs: their calls, prompts, seed.

@@ -1,4 +1,4 @@
-"""How near a video is to the unaccelerated one of the same prompt and seed. All in floating point, all frames."""
+"""Distances of a video from the unaccelerated one of the same prompt and seed, in floating point over all frames."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STANDARD_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five scales of MS-SSIM (Wang et al., 2003)."""
 WINDOW = 11
 MIN_LPIPS_SIDE = 32
-"""Pixels of the shorter side, at least: below, AlexNet pools to nothing."""
+"""Fewest pixels of the shorter side for LPIPS: below that, AlexNet pools to nothing."""
 MAX_PSNR_DB = 100.0
-"""What an infinite PSNR counts as where a mean needs a number."""
+"""PSNR in dB that stands for an infinite one in a mean."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ MEASURES = (
     ),
 )
 CAPTION = ("colour", "count", "direction", "speed")
-"""What the demo model's caption check judges."""
+"""The parts of a caption that the demo model's check judges."""
 
 
 def ms_ssim(video: Any, reference: Any) -> float:
@@ -82,7 +82,7 @@ def lpips_missing() -> str:
 
 
 def lpips_note(videos: Sequence[Mapping[str, float | None]]) -> str:
-    """What has to be said of LPIPS for figures that are there; empty if every video has one."""
+    """A note on LPIPS for these figures; empty if every video has one."""
     without = sum(figures.get("lpips") is None for figures in videos)
     if not without:
         return ""
@@ -124,7 +124,7 @@ def latent_change(latents: Any, reference: Any) -> float | None:
 
 
 def caption_check(video: Any, caption: str | None) -> dict[str, bool] | None:
-    """What of a caption of the demo model a video shows; ``None`` if it is not worded like one, or too short."""
+    """Which parts of a demo caption a video shows; ``None`` for captions of other wording and for short videos."""
     from ..demo import check
 
     if caption is None:

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, from a :class:`~unicp.bench.comparison.Comparison`."""
+"""Writes the report of a :class:`~unicp.bench.comparison.Comparison`: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .sprites import layout
 from .statistics import Estimate
 
 MAX_EMBEDDED_BYTES = 24 * 2**20
-"""Of embedded videos; past it the points farthest from :data:`FEATURED_SPEEDUP` are shown in figures only."""
+"""Most bytes of embedded videos; beyond that, points farthest from :data:`FEATURED_SPEEDUP` have figures only."""
 FEATURED_SPEEDUP = 2.0
-"""Speed-up at which one point of each method is put forward."""
+"""Speed-up at which one point of each method is shown first."""
 SPEEDS = (1.5, 2.0, 3.0)
 """Speed-ups at which methods are ranked."""
 FEWER_STEPS_COLOUR = 11
@@ -29,7 +29,7 @@ FEWER_STEPS_COLOUR = 11
 
 @dataclass(frozen=True)
 class _Cell:
-    """A figure of the table: what it says, and what stands below in small print."""
+    """A cell of the table: its text, and the small print below it."""
 
     text: str
     small: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ def _model(comparison: Compared) -> str:
 
 
 def _colours(comparison: Compared) -> dict[str, int]:
-    """A colour a method: ours first; fewer steps is grey."""
+    """A colour for each method, ours first; fewer steps is grey."""
     names = list(dict.fromkeys(point.method for point in comparison.points))
     ordered = sorted(names, key=lambda name: not any(p.ours for p in comparison.points if p.method == name))
     rest = [name for name in ordered if name != "fewer-steps"]
@@ -109,7 +109,7 @@ def _colours(comparison: Compared) -> dict[str, int]:
 
 
 def forward(comparison: Compared) -> dict[str, str]:
-    """The point of each method that is nearest to :data:`FEATURED_SPEEDUP`, by method: names of points."""
+    """By method, the name of its point that is nearest to :data:`FEATURED_SPEEDUP`."""
     return {
         name: min(rows, key=lambda row: abs(row.loop_speedup.value - FEATURED_SPEEDUP)).name
         for name, rows in comparison.curves().items()
@@ -137,7 +137,7 @@ def _chart(
     unit = f" ({measure.unit})" if measure.unit else ""
     said = f"{measure.title} over speed"
     across, upwards = f"speed-up of the {title}, wall-clock", measure.title + unit
-    # Two sizes: what reads well on a desk is too small on a phone.
+    # Two sizes: a chart that is readable on a desktop is too small on a phone.
     wide = scatter(drawn, across, upwards, label=said, kind_of="for-desk")
     return wide + scatter(drawn, across, upwards, width=400, height=340, label=said, kind_of="for-phone")
 
@@ -149,7 +149,7 @@ def _figure(value: float, measure: Measure) -> str:
 
 
 def rankings(comparison: Compared) -> list[tuple[float, list[tuple[str, float, bool]]]]:
-    """At each of :data:`SPEEDS` the methods by PSNR, best first (:meth:`Comparison.at_speedup`)."""
+    """The methods by PSNR at each of :data:`SPEEDS`, best first (:meth:`Comparison.at_speedup`)."""
     ours = {point.method for point in comparison.points if point.ours}
     found = []
     for speed in SPEEDS:
@@ -199,7 +199,7 @@ def _caption(comparison: Compared) -> list[tuple[str, dict[str, float]]]:
 
 
 def _timeline(point: Point) -> str:
-    """Rows of branches; below them the blocks, where a call may run some of them only."""
+    """Rows of branches and, where a call may run only some of the blocks, rows of blocks below them."""
     calls, blocks = point.observed.get("calls", []), point.observed.get("blocks", [])
     if not calls:
         return ""
@@ -226,14 +226,14 @@ def _changes(baseline: Point) -> str:
 
 
 def _players(comparison: Compared, shown: Mapping[str, str], colours: Mapping[str, int], fps: float) -> dict[str, Any]:
-    """What the page's script plays: sheets of frames by point and prompt, within :data:`MAX_EMBEDDED_BYTES`."""
+    """The videos for the page's script: sheets of frames by point and prompt, within :data:`MAX_EMBEDDED_BYTES`."""
     order = sorted(comparison.points, key=lambda point: (point.name not in shown.values(), not point.ours))
     videos: dict[str, dict[int, str]] = {}
     figures: dict[str, dict[int, dict[str, Any]]] = {}
     left = MAX_EMBEDDED_BYTES
     counts = range(len(comparison.prompts))
     shape: tuple[int, ...] | None = None
-    # Whole prompts first: every method's point near the middle, prompt by prompt; then what else there is room for.
+    # First every method's featured point, prompt by prompt; then as many others as there is room for.
     ahead = [point for point in order if point.name in shown.values()]
     wanted = [(point, n) for n in counts for point in (comparison.baseline, *ahead)]
     wanted += [(point, n) for n in counts for point in order if point not in ahead]

@@ -1,4 +1,4 @@
-"""What was measured, as plain data: results by run, points by setting, figures over prompts."""
+"""Measurements as plain data: results by run, points by setting, figures over prompts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ class Result:
     """One timed run.
 
     Attributes:
-        prompt, repeat: which one.
-        loop_seconds, total_seconds: denoising loop, and the whole call.
-        beside: both of the unaccelerated run that was made in the same round; ``None`` for that one.
+        prompt, repeat: numbers of the prompt and of the repeat, from 0.
+        loop_seconds, total_seconds: seconds of the denoising loop, and of the whole call.
+        beside: the same two of the unaccelerated run in the same round; ``None`` for that run itself.
         peak_bytes: most memory of the denoising loop beyond what was held before, on a CUDA device.
-        cache_bytes: what unicp kept for later steps; ``None`` for other methods, which do not say.
+        cache_bytes: what unicp kept for later steps; ``None`` for other methods, which do not report it.
         quality: figures of :data:`~unicp.bench.quality.MEASURES` against the unaccelerated video; empty for that one.
-        caption: what of the caption is right (demo model only).
-        shape: of the video (F, H, W, 3).
-        video, raw: the video as a sheet of frames (WebP); of the unaccelerated one all frames and latents (npz).
+        caption: which parts of the caption are right (demo model only).
+        shape: shape of the video (F, H, W, 3).
+        video: the video as a sheet of frames (WebP).
+        raw: for the unaccelerated run, all frames and latents (npz).
     """
 
     prompt: int
@@ -101,12 +102,12 @@ class Point:
         return f"{self.method} {self.label}".strip()
 
     def measured(self, name: str) -> list[float]:
-        """A quality figure, one value a prompt (of the first repeat); an infinite PSNR counts as 100 dB."""
+        """A quality figure, one value per prompt (of the first repeat); an infinite PSNR counts as 100 dB."""
         values = [r.quality.get(name) for r in sorted(self.results, key=lambda r: r.prompt) if r.repeat == 0]
         return [min(v, MAX_PSNR_DB) if "psnr" in name else v for v in values if v is not None]
 
     def caption_right(self) -> dict[str, float] | None:
-        """Shares of the prompts whose colour, count, direction and speed are seen right."""
+        """Shares of the prompts whose colour, count, direction and speed are right in the video."""
         checks = [r.caption for r in self.results if r.repeat == 0 and r.caption is not None]
         if not checks:
             return None
@@ -145,7 +146,7 @@ class Row:
 
     @property
     def identical(self) -> bool:
-        """Every video is the unaccelerated one."""
+        """Whether every video equals the unaccelerated one."""
         psnr = self.quality.get("psnr")
         return psnr is not None and psnr.worst >= MAX_PSNR_DB
 
@@ -154,7 +155,7 @@ class Row:
 
 
 class Compared(Protocol):
-    """What the report reads of a comparison."""
+    """The part of a comparison that the report reads."""
 
     @property
     def baseline(self) -> Point: ...

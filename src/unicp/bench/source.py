@@ -1,4 +1,4 @@
-"""Which code results come from, where a version number does not say it."""
+"""Identifies the code that results come from, where a version number does not."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .. import __version__
 
 PACKAGE = Path(__file__).parent.parent
 UNRELATED_PARTS = ("bench/", "batch/", "cli/", "demo/", "__main__.py", "offline/inspect.py", "files/video.py")
-"""Parts of the package that change no method."""
+"""Parts of the package that do not affect any method."""
 REPORTING_FILES = ("charts.py", "comparison.py", "report.py", "results.py", "statistics.py")
-"""Files of this folder that work on results that are there."""
+"""Files of this folder that only process existing results."""
 
 
 def digest(files: list[Path], root: Path = PACKAGE) -> str:
-    """A short digest of files: their names below ``root``, and what is in them."""
+    """A short digest of files: of their names below ``root`` and their contents."""
     state = hashlib.sha256()
     for path in sorted(files):
         state.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

@@ -1,4 +1,4 @@
-"""Videos as one picture each, for a page that shows them frame by frame in step: a sheet of frames as WebP."""
+"""Turns a video into one picture, a sheet of frames as WebP, for a page that shows videos frame by frame in step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from ..files.video import to_uint8
 
 MAX_FRAME_SIDE = 320
-"""Pixels of the long side of a frame in a sheet, at most; larger videos are scaled down."""
+"""Most pixels of a frame's long side in a sheet; larger videos are scaled down."""
 MAX_FRAMES = 48
 MAX_LOSSLESS_SIDE = 128
-"""Frames of at most this many pixels a side are kept without loss, so that a difference is the methods' own."""
+"""Frames with at most this many pixels per side are stored losslessly, so differences come from the methods alone."""
 QUALITY = 88
 MAX_SHEET_WIDTH = 16000
 """WebP's own limit is 16383 pixels."""
@@ -21,7 +21,7 @@ MAX_SHEET_WIDTH = 16000
 
 @dataclass(frozen=True)
 class Layout:
-    """How the frames lie in a sheet: row by row, ``columns`` in a row."""
+    """The layout of frames in a sheet: row by row, with ``columns`` frames per row."""
 
     frames: int
     width: int

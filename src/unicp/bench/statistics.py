@@ -35,7 +35,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], *, higher: bool | None = True, middle: str = "mean") -> Estimate | None:
-    """The mean or median of one value a prompt, with its confidence interval.
+    """The mean or median of one value per prompt, with its confidence interval.
 
     Args:
         values: one for each prompt; infinite ones have to be replaced before.
@@ -54,7 +54,7 @@ def estimate(values: Sequence[float], *, higher: bool | None = True, middle: str
     data = np.asarray(values, dtype=np.float64)
     low = high = None
     if len(data) >= 3:
-        # The same draws every time: a report made twice says the same.
+        # The draws are the same every time, so a report that is made twice gives the same figures.
         drawn = np.random.default_rng(0).integers(0, len(data), (RESAMPLES, len(data)))
         means = (np.mean if middle == "mean" else np.median)(data[drawn], axis=1)
         tail = (1 - CONFIDENCE) / 2
@@ -68,7 +68,7 @@ def estimate(values: Sequence[float], *, higher: bool | None = True, middle: str
 
 
 def speedups(baseline: Sequence[Sequence[float]], method: Sequence[Sequence[float]]) -> list[float]:
-    """One speed-up a prompt: the median over repeats of the ratio of two runs that were made in the same round.
+    """One speed-up per prompt: the median over repeats of the ratio of two runs that were made in the same round.
 
     >>> speedups([[2.0, 4.0, 6.0]], [[1.0, 1.0, 1.0]])
     [4.0]
@@ -81,7 +81,7 @@ def speedups(baseline: Sequence[Sequence[float]], method: Sequence[Sequence[floa
 
 
 def interpolate(points: Sequence[tuple[float, float]], x: float) -> float | None:
-    """The value at ``x`` of the line through (x, y) points; ``None`` outside of them.
+    """The value at ``x`` of the line through (x, y) points; ``None`` outside their range.
 
     >>> interpolate([(1.0, 10.0), (3.0, 20.0)], 2.0)
     15.0

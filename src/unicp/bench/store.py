@@ -1,4 +1,4 @@
-"""Where results are kept: one SQLite file, so that an interrupted comparison goes on where it stopped."""
+"""Keeps results in one SQLite file, so that an interrupted comparison resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS blobs (
 
 @dataclass(frozen=True)
 class Key:
-    """What a result belongs to: everything that changes it."""
+    """The key of a result: everything that changes it."""
 
     about: Mapping[str, Any]
 
@@ -44,7 +44,7 @@ class Key:
 
 
 def plain(value: Any) -> Any:
-    """As JSON can hold it: tensors become digests of their values."""
+    """A value that JSON can hold: tensors become digests of their values."""
     if hasattr(value, "detach"):
         array = value.detach().float().cpu().contiguous().numpy()
         return f"tensor {list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
@@ -58,10 +58,10 @@ def plain(value: Any) -> Any:
 
 
 class Store:
-    """Results by :class:`Key`. Every one is written whole as soon as it is there.
+    """Results by :class:`Key`. Each is written whole as soon as it is known.
 
     Args:
-        path: the file; ``None`` keeps everything in memory.
+        path: path of the file; ``None`` keeps everything in memory.
 
     Raises:
         UnicpError: the file cannot be opened, is no result file, or is one of another version.
@@ -93,7 +93,7 @@ class Store:
         return None if row is None else dict(json.loads(row[0]))
 
     def put(self, key: Key, result: Mapping[str, Any], **blobs: bytes) -> None:
-        """Keep a result and what belongs to it, both or neither."""
+        """Save a result and its files, all of them or none."""
         with self._base:
             values = (key.digest, key.text, json.dumps(plain(result)))
             self._base.execute("INSERT OR REPLACE INTO results (key, about, result) VALUES (?, ?, ?)", values)
@@ -128,7 +128,7 @@ def unpack(data: bytes) -> dict[str, Any]:
 
 
 def sixteen_bits(frames: Any) -> Any:
-    """Frames in [0, 1] as uint16: kept like this, they are 107 dB from what they were."""
+    """Frames in [0, 1] as uint16, which is accurate to 107 dB."""
     import numpy as np
 
     return (np.clip(frames, 0, 1) * 65535 + 0.5).astype(np.uint16)

@@ -17,7 +17,7 @@ MODEL_HELP = (
 )
 GPU_HELP = "h100, h200, a100, 4090, or PEAK_TFLOPS,GB_A_SECOND: what the projected speed is for."
 MEMORY_HELP = "Of the accelerator, in 10^9 bytes: also try UniCP with what weights and activations leave of it."
-CHANGE_HELP = "How much each step is taken to change what methods measure; content decides it in a real run."
+CHANGE_HELP = "How much each step is assumed to change what methods measure; in a real run the content decides."
 
 
 def rehearse(
