@@ -1,4 +1,4 @@
-"""The command line. One file a verb; this one only wires them, and says errors in one or two lines."""
+"""The command line. There is one file per verb; this one only wires them, and prints errors in one or two lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VERBS = ("generate", "compare", "batch", "calibrate", "tune", "rehearse", "inspe
 """Modules of this package whose function of the same name is a verb, in the order of the help."""
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes: what was asked for cannot be done; something broke on the way; Ctrl-C."""
+"""Exit codes: the request cannot be met; something broke on the way; Ctrl-C."""
 
 app = typer.Typer(
     name="unicp",
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     with warnings.catch_warnings():
         if not debug:
-            # Other libraries' warnings are for programmers; ours are for whoever reads this screen.
+            # Other libraries' warnings are for programmers; ours are for the person at the screen.
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UnicpWarning)
             warnings.showwarning = _show_warning

@@ -12,19 +12,19 @@ from . import options
 
 ENGINES = ("local", "ray")
 NAMES = ("hash", "vbench")
-PROMPTS_HELP = f"A file of prompts ({', '.join(FORMATS)}); or status DIR, to see how far a batch is."
+PROMPTS_HELP = f"A file of prompts ({', '.join(FORMATS)}); or status DIR, to see the state of a batch."
 SEEDS_HELP = "Clips of each prompt: seeds from --seed (or the row's own) upwards."
 NAMES_HELP = "hash: prompt, seed and a hash of all options; vbench: {prompt}-{index}.mp4."
-ENGINE_HELP = "local: one process a device of this machine; ray: a Ray cluster (extra: ray)."
-WORKERS_HELP = "By default one a GPU, or one on a CPU."
+ENGINE_HELP = "local: one process per device of this machine; ray: a Ray cluster (extra: ray)."
+WORKERS_HELP = "By default one per GPU, or one on a CPU."
 RANKS_HELP = "Devices that make each clip together, by context parallelism."
-BATCH_HELP = "Clips of equal size and options that are made in one forward, at most."
-RESUME_HELP = "Leave the clips that are done; --no-resume makes them again."
-RETRIES_HELP = "How often a clip is tried again whose worker died."
-ADDRESS_HELP = "A Ray cluster, as auto or ray://HOST:10001; else one is started here."
+BATCH_HELP = "Most clips of equal size and options that are made in one forward."
+RESUME_HELP = "Keep the clips that are done; --no-resume makes them again."
+RETRIES_HELP = "How often a clip is tried again after its worker died."
+ADDRESS_HELP = "A Ray cluster, as auto or ray://HOST:10001; without it, Ray is started here."
 GPUS_HELP = "For ray; fractions share a GPU. By default 1 where the cluster has any."
 THREADS_HELP = "CPU threads of a worker; by default its share of the cores."
-DEVICE_HELP = "cuda (all GPUs), cuda:1, mps or cpu; by default the first there is."
+DEVICE_HELP = "cuda (all GPUs), cuda:1, mps or cpu; by default the first of these that there is."
 
 
 def batch(
@@ -58,7 +58,7 @@ def batch(
     cpus: float = typer.Option(None, "--cpus-per-worker", min=0, metavar="X", help="For ray; by default 1."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
-    """Makes a clip of every prompt of a file, on all devices; the same command again makes what is left.
+    """Makes a clip for every prompt in a file, on all devices. The same command again makes what is left.
 
     Columns of .csv, .jsonl and .parquet: prompt, and any of negative_prompt,
     seed, steps, guidance, size, frames, method and image. What a row leaves out

@@ -1,4 +1,4 @@
-"""``unicp batch status DIR``: how far a batch is, from its manifest."""
+"""``unicp batch status DIR`` shows the state of a batch, from its manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import UnicpError
 from .screen import results
 
 MAX_LISTED = 20
-"""Failed clips that are listed, at most."""
+"""Most failed clips that are listed."""
 
 
 def status(arguments: Sequence[str], output: Path | None) -> None:

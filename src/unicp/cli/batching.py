@@ -1,4 +1,4 @@
-"""What ``unicp batch`` is asked for, as clips; where they are made; and what came of them."""
+"""Turns the request of ``unicp batch`` into clips, has them made, and reports their outcomes."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ COLUMN_OPTIONS = {
 }
 FAILED = 1
 MAX_LISTED_ERRORS = 10
-"""Different errors that are listed at the end, at most."""
+"""Most different errors that are listed at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The rows of a file, and what the command says for all of them; checked, no weights are loaded.
+    """The rows of a file, and the command's values for all of them. Both are checked without loading weights.
 
     Attributes:
-        configs: by method as the rows name it; of ``None``, the command's.
-        contents: the same, as they go into the keys of clips.
-        given: values by option; ``None`` where not given.
-        suffix: of the clips' files.
+        configs: configs by the method that rows name; under ``None`` that of the command.
+        contents: the same configs, as they go into the keys of clips.
+        given: values by option; ``None`` where an option was not given.
+        suffix: suffix of the clips' files.
     """
 
     file: Path
@@ -108,7 +108,7 @@ class Plan:
         """One clip for each row and seed; equal ones are made once.
 
         Args:
-            seed, seeds: the first seed and how many, of rows that do not name several.
+            seed, seeds: first seed and number of seeds, for rows that do not name several.
             names: ``"hash"`` or ``"vbench"``.
 
         Raises:
@@ -144,7 +144,7 @@ class Plan:
         return list(found.values())
 
     def _values(self, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a worker is told of a row, and what of it goes into the keys of its clips."""
+        """The values of a row for a worker, and those for the keys of its clips."""
         image = row.values.get("image")
         asked = {option: row.values[name] for name, option in COLUMN_OPTIONS.items() if name in row.values}
         supplied = ("prompt",) if image is None else ("prompt", "image")
@@ -171,7 +171,7 @@ class Plan:
 
 @contextmanager
 def _of_row(file: Path, row: Row) -> Iterator[None]:
-    """Errors in here are a row's."""
+    """Errors within the block name the row."""
     try:
         yield
     except ValueError as error:  # UnicpError is one
@@ -194,7 +194,7 @@ def _seeds(row: Row, seed: int, seeds: int) -> Sequence[int]:
 
 
 def _group(values: Mapping[str, Any]) -> str | None:
-    """What has to be equal for clips to be made in one forward; pipelines take one image at a time."""
+    """The values that have to be equal for clips to be made in one forward; pipelines take one image at a time."""
     if values["image"] is not None:
         return None
     call = {name: value for name, value in values["call"].items() if name != "negative_prompt"}
@@ -204,10 +204,10 @@ def _group(values: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where clips are made, as the command line says it; ``None`` where it does not.
+    """Where clips are made, from the command line; ``None`` where it says nothing.
 
     Attributes:
-        ranks: devices of a worker, with a process on each.
+        ranks: number of devices of a worker, with a process on each.
     """
 
     engine: str
@@ -220,7 +220,7 @@ class Place:
     cpus: float | None
 
     def prepare(self, dtype: str | None) -> tuple[Callable[[Setting], Engine], int, int | None]:
-        """What makes the engine, the number of workers, and the CPU threads of each.
+        """A function that makes the engine, the number of workers, and the CPU threads of each.
 
         Raises:
             UnicpError: a device that is not there, or no Ray.
@@ -238,7 +238,7 @@ class Place:
                 raise UnicpError(
                     f"--gpus-per-worker {gpus:g} and --devices-per-clip {self.ranks} do not agree; leave the former out"
                 )
-            room = ray_engine.worker_count(ray, gpus)  # asked in any case: without room they would wait for ever
+            room = ray_engine.worker_count(ray, gpus)  # checked in any case: without room, workers would wait for ever
             threads = self.threads or (max(1, int(cpus) // self.ranks) if not gpus else None)
             devices = [self.device or (None if gpus else "cpu")]
             if self.ranks > 1:
@@ -264,7 +264,7 @@ class Place:
 
 @contextmanager
 def _ending_cleanly() -> Iterator[None]:
-    """SIGTERM, with which Slurm and others end a job, counts as Ctrl-C."""
+    """Within the block, SIGTERM, with which Slurm and others end a job, counts as Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -287,7 +287,7 @@ def execute(
     retries: int,
     resume: bool,
 ) -> int:
-    """Make the clips, by a recipe given the threads of a worker, and say what came of them. Returns the exit code."""
+    """Make the clips, by a recipe given the threads of a worker, and report their outcomes. Returns the exit code."""
     make_engine, workers, threads = place.prepare(dtype)
     with _ending_cleanly():
         result = driver.run(

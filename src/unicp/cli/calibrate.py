@@ -1,4 +1,4 @@
-"""``unicp calibrate``: measure a pipeline, once, for UniCP."""
+"""``unicp calibrate`` measures a pipeline, once, for UniCP."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def calibrate(
 ) -> None:
     """Measures an unaccelerated pipeline and writes a profile for --method unicp.
 
-    What is done is kept in FILE.part.safetensors after every run: after Ctrl-C the same command goes on from there.
+    After every run the results are saved in FILE.part.safetensors: after Ctrl-C the same command resumes from there.
 
     [bold]Examples[/bold]
 

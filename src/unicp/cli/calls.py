@@ -1,4 +1,4 @@
-"""The arguments of a pipeline's call, and whether the pipeline can do what they ask."""
+"""Builds the arguments of a pipeline's call, and checks that the pipeline supports them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "--size": ("width", "height"),
     "--negative": ("negative_prompt",),
 }
-"""What pipelines call an option: the first of these names that one takes (of a size, both)."""
+"""Names of each option in pipelines: the first that a pipeline takes is used (for a size, both)."""
 
 # Attributes of pipelines that say how many pixels or frames one latent stands for.
 SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor")
@@ -26,7 +26,7 @@ DEFAULT_FPS = 16.0
 
 
 def demo_defaults() -> dict[str, Any]:
-    """What the demo model was trained for."""
+    """The defaults of the demo model: what it was trained for."""
     size = (demo.WIDTH, demo.HEIGHT)
     return {"--steps": demo.STEPS, "--guidance": demo.GUIDANCE, "--frames": demo.FRAMES, "--size": size}
 
@@ -34,14 +34,14 @@ def demo_defaults() -> dict[str, Any]:
 def build(
     model: Model, options: Mapping[str, Any], fps: float | None, supplied: Collection[str] = ("prompt",)
 ) -> tuple[dict[str, Any], float]:
-    """Arguments for the pipeline's call, and the frames a second of the file.
+    """Arguments for the pipeline's call, and the frames per second of the file.
 
     Only what was asked for is passed on, so that every pipeline keeps its own defaults; the demo model's are those
     of :mod:`unicp.demo`.
 
     Args:
-        options: values by option, as in :data:`ARGUMENTS`; ``None`` where not given.
-        fps: ``--fps``; pipelines that are told a frame rate are told this one.
+        options: values by option, as in :data:`ARGUMENTS`; ``None`` where an option was not given.
+        fps: value of ``--fps``; pipelines that take a frame rate are given this one.
         supplied: arguments that the caller adds to the call.
 
     Raises:

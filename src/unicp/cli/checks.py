@@ -1,4 +1,4 @@
-"""Whether a method can work on a model: asked of its denoisers without their weights, before anything is loaded."""
+"""Checks, before anything is loaded, that a method can work on a model: its denoisers are built without weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .model import Model
 
 
 def check_method(model: Model, config: Config | None) -> None:
-    """Refuse what could never work, before any weights are loaded: the denoiser is built without them.
+    """Refuse a method that could never work on a model, before any weights are loaded.
 
     Raises:
         UnicpError: no transformer in the pipeline, or one that the method cannot be used on.
@@ -30,7 +30,7 @@ def check_method(model: Model, config: Config | None) -> None:
 
 
 def check_spread(model: Model, configs: Sequence[Config | None], size: int) -> None:
-    """Refuse, before any weights are loaded, what ``size`` devices can never make together.
+    """Refuse, before any weights are loaded, a model of which ``size`` devices can never make a clip together.
 
     Raises:
         UnicpError: a denoiser that diffusers cannot spread over so many, or a method that needs all of it in one place.
@@ -48,12 +48,12 @@ def check_spread(model: Model, configs: Sequence[Config | None], size: int) -> N
         parallel.check_spread(kind, getattr(getattr(denoiser, "config", None), "num_attention_heads", None), size)
         for config in configs:
             if denoiser is not None and config is not None:
-                # Any group will do for the question: nothing is computed.
+                # Any group serves for this check: nothing is computed.
                 accelerate(denoiser, config, group=object()).restore()
 
 
 def _without_weights(model: Model, component: str, class_name: str) -> Any:
-    """A denoiser as it is configured; ``None`` where it cannot be built so, and loading it has the last word."""
+    """A denoiser built from its configuration; ``None`` if it cannot be built like this: then loading it will tell."""
     import diffusers
     import torch
 

@@ -1,4 +1,4 @@
-"""What the clips of ``unicp batch`` are to be, told before any is made."""
+"""Properties of the clips of ``unicp batch`` that are known before any is made."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from . import calls, pipelines
 from .model import Model
 
 BYTES_PER_PIXEL = 0.1
-"""Of a compressed video, a generous guess for the check of the disk ahead; other formats take more."""
+"""A generous guess for compressed videos, for the check of the disk beforehand; other formats take more."""
 RECORD_BYTES = 2**16
 
 
 def expected_bytes(model: Model, call: Mapping[str, Any], suffix: str) -> int:
-    """A guess at the size of a clip's files: from the call, else from the pipeline's defaults."""
+    """A guess at the size of a clip's files in bytes, from the call or else from the pipeline's defaults."""
     takes = inspect.signature(model.pipeline.__call__).parameters
     pixels = 1.0
     for words in (("width",), ("height",), calls.ARGUMENTS["--frames"]):
@@ -30,7 +30,7 @@ def expected_bytes(model: Model, call: Mapping[str, Any], suffix: str) -> int:
 
 
 def identity(model: Model) -> str:
-    """What a model is called in the key of a clip: the same wherever and whenever the command is typed.
+    """The name of a model in the key of a clip: the same wherever and whenever the command is typed.
 
     A model of the hub is its name, whether the hub can be reached or not, and whatever was committed there since: a
     batch that goes on next day must find its clips. The commit is in the records.
@@ -42,7 +42,7 @@ def identity(model: Model) -> str:
 
 
 def absolute(config: Config | None) -> Config | None:
-    """A config whose profiles are found from any current folder: those of workers may be others."""
+    """A config whose profiles are found from any current folder: workers may have another one."""
     if config is None:
         return None
     changed: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""``unicp compare``: every method over its main knob, against the unaccelerated pipeline."""
+"""``unicp compare`` measures every method over its main knob against the unaccelerated pipeline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ METHODS_HELP = (
     "Names with commas between, or paths of profiles; by default all. A peer's knob can be given its own values: "
     "first-block-cache=0.05:0.1. See unicp compare --list."
 )
-RESULTS_HELP = "Where every run is kept, so that an interrupted comparison continues; by default beside the report."
+RESULTS_HELP = "File that keeps every run, so that an interrupted comparison resumes; by default beside the report."
 REPEATS_HELP = "How often each video is made; more make the timing of few prompts steadier."
 DEMO_PROMPTS_HELP = "Captions the demo model was not trained on, instead of PROMPT."
 
@@ -77,7 +77,7 @@ def compare(
 
         texts += demo.prompts(demo_prompts)
     texts = options.read_prompts(texts, prompts_file)
-    # What follows loads torch and diffusers: seconds that a wrong option should not cost.
+    # The imports below load torch and diffusers, which takes seconds that a wrong option should not cost.
     from ..bench.compare import compare as measure
     from ..bench.peers import resolve
     from . import calls, pipelines

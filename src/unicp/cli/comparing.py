@@ -1,4 +1,4 @@
-"""``--compare``: a video against its unaccelerated twin, in figures."""
+"""``--compare`` measures a video against its unaccelerated twin."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _decibels(value: float) -> str:
 
 
 def table(made: Made, baseline: Made, measured: dict[str, float], method: str) -> Table:
-    """Both runs side by side; it fits 80 columns."""
+    """A table of both runs side by side, at most 80 columns wide."""
     assert made.report is not None
     shown = Table("", "unaccelerated", method, "", title="against the unaccelerated video, same seed")
     for column in shown.columns[1:]:
@@ -57,7 +57,7 @@ def table(made: Made, baseline: Made, measured: dict[str, float], method: str) -
 
 
 def summary(all_measured: Sequence[dict[str, float]], fractions: Sequence[float]) -> str:
-    """The mean over several prompts, in a line."""
+    """The mean over several prompts, in one line."""
 
     def mean(name: str) -> float:
         return fmean(measured[name] for measured in all_measured)
@@ -70,11 +70,11 @@ def summary(all_measured: Sequence[dict[str, float]], fractions: Sequence[float]
 
 
 def labels(made: Made, baseline: Made, method: str) -> tuple[str, str]:
-    """What stands above the two videos: the seconds are those of the denoising loop."""
+    """The labels above the two videos; seconds are those of the denoising loop."""
     return f"unaccelerated {baseline.loop_seconds:.1f} s", f"{method} {made.loop_seconds:.1f} s"
 
 
 def to_json(made: Made, baseline: Made, measured: dict[str, float]) -> dict[str, Any]:
-    """For the record beside the video."""
+    """Plain values for the record beside the video."""
     seconds = {"loop_seconds": baseline.loop_seconds, "total_seconds": baseline.total_seconds}
     return {"baseline": seconds, **measured, "note": "one run each, after a warm-up of two steps"}

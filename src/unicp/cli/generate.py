@@ -1,4 +1,4 @@
-"""``unicp generate``: videos from prompts, made faster."""
+"""``unicp generate`` makes videos from prompts, faster."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def generate(
 ) -> None:
     """Makes videos from prompts, faster, with a .json beside each that says how to make it again.
 
-    A file that is named with -o is replaced if it exists. Names made up from prompts replace nothing.
-    Without --size, --steps and so on, the model's own defaults count.
+    A file that you name with -o is replaced if it exists. Files that are named after prompts replace nothing.
+    Without --size, --steps and so on, the model's own defaults apply.
 
     [bold]Examples[/bold]
 
@@ -54,7 +54,7 @@ def generate(
     if compare and config is None:
         raise UnicpError("--compare sets a method against none; name a --method other than none")
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
-    # What follows loads torch and diffusers: seconds that a wrong option should not cost.
+    # The imports below load torch and diffusers, which takes seconds that a wrong option should not cost.
     from . import calls, checks, jobs, outputs, pipelines
 
     targets = outputs.plan(texts, output, kind, compare)

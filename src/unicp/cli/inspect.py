@@ -1,4 +1,4 @@
-"""``unicp inspect``: what is in a profile, or how a video was made."""
+"""``unicp inspect`` shows what is in a profile, or how a video was made."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def inspect(
         except UnicpError as error:
             if output is not None:
                 raise
-            written = []  # nobody asked for them
+            written = []  # matplotlib is missing, but figures were not asked for
             messages().print(f"no figures: {error}", markup=False, soft_wrap=True)
         for path in written:
             screen.print(f"wrote {path}", markup=False, soft_wrap=True)

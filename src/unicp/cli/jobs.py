@@ -1,4 +1,4 @@
-"""The videos of one ``unicp generate``: made one after another, written, and reported."""
+"""Makes the videos of one ``unicp generate`` one after another, writes and reports them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .running import make
 from .screen import results, waiting
 
 WARM_UP_STEPS = 2
-"""Denoising steps of the run before a comparison: what a process does only once is not to count for either."""
+"""Denoising steps of the run before a comparison, so that one-time costs of a process count for neither video."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that the videos of one command share.
+    """The settings that all videos of one command share.
 
     Attributes:
         call: arguments of the pipeline's call, without the prompt.
@@ -45,11 +45,11 @@ class Job:
 
     @property
     def label(self) -> str:
-        """What tables and videos call the accelerated one."""
+        """Label of the accelerated video in tables and pictures."""
         return self.config.method if self.config is not None else "unaccelerated"
 
     def run(self, prompts: Sequence[str], targets: Sequence[Target], compare: bool) -> None:
-        """Make and write one video after another; those that are complete stay, whatever happens to later ones."""
+        """Make and write one video after another; complete ones stay, whatever happens to later ones."""
         screen = results()
         measured, fractions = [], []
         if compare:
@@ -91,7 +91,7 @@ class Job:
         baseline: Made | None,
         figures: dict[str, float] | None,
     ) -> None:
-        """Write the files of one video: all are complete before the first gets its name."""
+        """Write the files of one video; all of them are complete before the first gets its name."""
         height, width = made.frames.shape[1:3]
         scale = self.scale or video.default_scale(height, width, target.suffix)
         with ExitStack() as files:

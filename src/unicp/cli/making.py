@@ -21,9 +21,9 @@ from . import calls, options, pipelines, records
 from .model import Model
 
 TIMEOUT = datetime.timedelta(minutes=10)
-"""How long ranks wait for each other: their folders may be read at different speeds, and one of them may hang."""
+"""How long ranks wait for each other, as they may load at different speeds, and one of them may hang."""
 UNEVEN_TOKENS_MESSAGE = "must be divisible by mesh size"
-"""What diffusers says of tokens that cannot be shared evenly."""
+"""Part of diffusers' error message for tokens that cannot be divided evenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class PipelineRecipe:
     """Makes clips with a diffusers pipeline.
 
     Attributes:
-        dtype, device: as the user wrote them; ``None`` is the worker's own choice.
+        dtype, device: as the user wrote them; ``None`` leaves the choice to the worker.
         scale: see :class:`~unicp.cli.jobs.Job`.
-        threads: of a worker on a CPU; ``None`` leaves torch's own number.
+        threads: CPU threads of a worker on a CPU; ``None`` leaves torch's own number.
     """
 
     model: Model
@@ -42,12 +42,12 @@ class PipelineRecipe:
     threads: int | None = None
 
     def load(self, device: str | None, rank: Rank | None = None) -> PipelineMaker:
-        """Load the pipeline, on this worker's first device unless another is named; with ``rank``, spread over all."""
+        """Load the pipeline on this worker's first device, or the named one; with ``rank``, share its tokens among all."""
         import torch
 
         place, number = options.read_device(device, self.dtype)
         if place.type == "cuda" and place.index is not None:
-            torch.cuda.set_device(place)  # else every worker would also hold a little of the first GPU
+            torch.cuda.set_device(place)  # otherwise every worker would also hold some memory of the first GPU
         if place.type == "cpu" and self.threads:
             torch.set_num_threads(self.threads)
         if rank is None:
@@ -80,7 +80,7 @@ class PipelineMaker:
         return records.dumps(values)
 
     def make(self, clips: Sequence[Clip]) -> list[Rendered | Exception]:
-        """Clips of one group, in one forward. Each has a generator of its own, seeded as if it were alone."""
+        """Make clips of one group in one forward. Each has a generator of its own, seeded as if it were alone."""
         values = clips[0].values
         config = config_from_dict(values["config"]) if values["config"] is not None else None
         calls.check_shape(self._pipe, values["call"])
@@ -90,7 +90,7 @@ class PipelineMaker:
         try:
             made, frames = self._run(clips, config)
         except BaseException as error:
-            self._accelerated(None)  # what a video keeps that broke off
+            self._accelerated(None)  # frees what a video that broke off has kept
             self._free()
             if UNEVEN_TOKENS_MESSAGE in str(error):
                 raise UnicpError(
@@ -103,7 +103,7 @@ class PipelineMaker:
         ]
 
     def _accelerated(self, config: Config | None) -> Session | None:
-        """What is in force for the clips to come: put on anew only where their config is another one."""
+        """The session for the clips to come; it is made anew only if their config differs from the last."""
         if self._session is not None and self._session.config == config:
             self._session.warn_again()
             return self._session
@@ -124,7 +124,7 @@ class PipelineMaker:
                 torch.cuda.empty_cache()
 
     def _run(self, clips: Sequence[Clip], config: Config | None) -> tuple[Made, list[Any]]:
-        """One call of the pipeline: what it took, and the frames (F, H, W, 3) of each clip."""
+        """Call the pipeline once. Returns what the call took, and the frames (F, H, W, 3) of each clip."""
         import torch
 
         alone = len(clips) == 1
@@ -168,7 +168,7 @@ class PipelineMaker:
             device=self._device,
             dtype=self._dtype,
         )
-        if len(clips) > 1:  # timings and report are of all of them
+        if len(clips) > 1:  # timings and report cover all of them together
             others = [{"prompt": each.prompt, "seed": each.seed} for each in clips]
             record["clip"] = {"batch": others, "position": position}
         if self._ranks > 1:

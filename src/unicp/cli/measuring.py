@@ -1,4 +1,4 @@
-"""What ``unicp calibrate`` and ``unicp tune`` share: prompts, a loaded pipeline, and where the profile goes."""
+"""Functions that ``unicp calibrate`` and ``unicp tune`` share: prompts, a loaded pipeline, and saving the profile."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from . import options
 if TYPE_CHECKING:
     from ..profiles import Profile
 
-PROMPTS_HELP = "What to run it on; by default a few captions for the demo model."
-SEED_HELP = "Of the noise; 1 more with every prompt."
+PROMPTS_HELP = "Prompts to run; by default, for the demo model, a few captions."
+SEED_HELP = "Seed of the noise, which rises by 1 with every prompt."
 DEMO_CAPTIONS = 30_000_000
-"""First scene of the default captions: such as the demo model was trained on; the held-out ones are for judging."""
+"""Seed of the first default caption. These captions are of the training side; held-out ones are kept for judging."""
 
 
 def check_output(output: Path) -> Path:
-    """The file that holds what is done so far, beside the profile.
+    """The file with the results so far, beside the profile.
 
     Raises:
         UnicpError: the profile cannot be written there.
@@ -37,7 +37,7 @@ def check_output(output: Path) -> Path:
 
 
 def read_prompts(prompts: Sequence[str] | None, file: Path | None, model: str, default: int) -> list[str]:
-    """The prompts that were given, or, for the demo model, some of our own."""
+    """The prompts that were given or, for the demo model, some of our own."""
     texts = list(prompts or [])
     if not texts and file is None:
         if model != "demo":
@@ -49,7 +49,7 @@ def read_prompts(prompts: Sequence[str] | None, file: Path | None, model: str, d
 
 
 def load(model: str, given: Mapping[str, Any], device: str | None, dtype: str | None) -> tuple[Any, dict[str, Any]]:
-    """The pipeline, loaded, and the arguments of its call."""
+    """The loaded pipeline, and the arguments of its call."""
     from . import calls, pipelines
 
     place, number = options.read_device(device, dtype)
@@ -61,7 +61,7 @@ def load(model: str, given: Mapping[str, Any], device: str | None, dtype: str | 
 
 
 def write(profile: Profile, output: Path) -> None:
-    """Save a profile, say so, and what to do with it. It took long: if its place has gone, it is saved elsewhere.
+    """Save a profile, and say where it is and what to do with it. If its folder is gone, it is saved elsewhere.
 
     Raises:
         UnicpError: it could not be saved in its place; says where it is.

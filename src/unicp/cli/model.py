@@ -1,4 +1,4 @@
-"""A pipeline that was found: what it is made of, before any of it is loaded."""
+"""A pipeline that was found, and its components, before any of it is loaded."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Model:
 
     Attributes:
         name: as the user wrote it.
-        source: what diffusers loads it from: a folder or a hub id.
+        source: the folder or hub id from which diffusers loads it.
         index: its ``model_index.json``.
         revision: commit on the hub, ``None`` for folders.
-        offline: the hub cannot be reached; what is in the cache has to do.
+        offline: whether the hub cannot be reached, so that the cache has to serve.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""``unicp models``: what can be accelerated, and how."""
+"""``unicp models`` lists what can be accelerated, and how."""
 
 from __future__ import annotations
 

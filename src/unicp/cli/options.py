@@ -1,4 +1,4 @@
-"""From the words of the command line to values; nothing here loads a model."""
+"""Turns the words of the command line into values; nothing here loads a model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..policies.config import Config, config_from_dict, config_types
 from ..profiles import config_of
 
 NONE = "none"
-"""The method that is no method: the pipeline as it is."""
+"""Name for no method: the pipeline as it is."""
 TARGETS = ("target_speedup", "min_psnr")
-"""Fields of a budget, of which there is one at a time."""
+"""Targets of a budget, which has exactly one of them."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 # What the help of several verbs says.
@@ -27,7 +27,7 @@ DTYPE_HELP = f"{', '.join(DTYPES)}; by default bfloat16 on a GPU, else float32."
 
 
 def method_names() -> list[str]:
-    """What ``--method`` takes, besides the path of a profile."""
+    """Names that ``--method`` takes, besides the path of a profile."""
     return [NONE, *sorted(config_types())]
 
 
@@ -35,7 +35,7 @@ METHOD_HELP = f"{', '.join(method_names())}, or the path of a profile."
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
-    """The prompts of the command line and then those of the file, one a line; empty lines are left out."""
+    """The prompts of the command line, then those of the file, one per line; empty lines are left out."""
     found = [prompt.strip() for prompt in prompts]
     if file is not None:
         try:
@@ -70,7 +70,7 @@ def read_size(text: str) -> tuple[int, int]:
 def of_call(
     *, steps: int | None, guidance: float | None, size: str | None, frames: int | None, negative: str | None
 ) -> dict[str, Any]:
-    """What was asked for of the pipeline's call, by option; ``None`` where nothing was (:func:`.calls.build`)."""
+    """Values for the pipeline's call by option; ``None`` where an option was not given (:func:`.calls.build`)."""
     return {
         "--steps": steps,
         "--guidance": guidance,
@@ -121,7 +121,7 @@ def read_method(method: str, settings: Sequence[str]) -> Config | None:
         base: dict[str, Any] = {"method": method}
     elif method.endswith(".safetensors") or Path(method).exists():
         base = config_of(method).to_dict()
-        if any(values.get(target) is not None for target in TARGETS):  # asked for instead of what the profile asks for
+        if any(values.get(target) is not None for target in TARGETS):  # it replaces the profile's own target
             base = {name: value for name, value in base.items() if name not in TARGETS}
     else:
         raise unknown("method", method, [*method_names(), "PROFILE.safetensors"])
@@ -137,7 +137,7 @@ def read_method(method: str, settings: Sequence[str]) -> Config | None:
 
 
 def read_device(name: str | None, dtype: str | None) -> tuple[Any, Any]:
-    """Device and dtype as torch has them: cuda before mps before cpu; bfloat16 on a GPU, float32 on the CPU."""
+    """Device and dtype for torch; by default cuda before mps before cpu, and bfloat16 on a GPU, float32 on the CPU."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

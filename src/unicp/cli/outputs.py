@@ -1,4 +1,4 @@
-"""Where videos go: names, and whether they can be written."""
+"""Names of the files of videos, and checks that they can be written."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Target:
 
     @property
     def side_by_side(self) -> Path:
-        """The two beside each other."""
+        """The video of both side by side."""
         return self.video.with_stem(self.video.stem + "-compare")
 
     def files(self, compare: bool) -> list[Path]:
@@ -46,15 +46,15 @@ class Target:
 
 
 def plan(prompts: Sequence[str], output: str | None, kind: str | None, compare: bool) -> list[Target]:
-    """Where the video of each prompt goes; checked, nothing is made yet.
+    """The files for the video of each prompt. They are checked, but not made yet.
 
     A name that was given is replaced if it exists. Names that are made up from prompts never replace anything: they
     get ``-2``, ``-3``, and so on.
 
     Args:
-        prompts: one video each.
-        output: ``-o``: a file for one prompt, or a folder; ``None`` is the current folder.
-        kind: ``--format``: ``"mp4"``, ``"gif"`` or ``"png"``.
+        prompts: prompts, of one video each.
+        output: value of ``-o``: a file for one prompt, or a folder; ``None`` means the current folder.
+        kind: value of ``--format``: ``"mp4"``, ``"gif"`` or ``"png"``.
         compare: whether the files of a comparison are wanted too.
 
     Raises:

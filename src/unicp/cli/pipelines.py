@@ -1,4 +1,4 @@
-"""Finding and loading a pipeline: the demo model, a folder, or a model of the hub."""
+"""Finds and loads a pipeline: the demo model, a folder, or a model of the hub."""
 
 from __future__ import annotations
 

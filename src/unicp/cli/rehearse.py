@@ -15,8 +15,8 @@ METHODS = ", ".join(name for name in options.method_names() if name != options.N
 MODEL_HELP = (
     "wan-1.3b, wan-14b, wan2.2-a14b, hunyuan-video, hunyuan-video-1.5, ltx, ltx-2, cogvideox-5b, mochi or open-sora."
 )
-GPU_HELP = "h100, h200, a100, 4090, or PEAK_TFLOPS,GB_A_SECOND: what the projected speed is for."
-MEMORY_HELP = "Of the accelerator, in 10^9 bytes: also try UniCP with what weights and activations leave of it."
+GPU_HELP = "Accelerator of the projected speed: h100, h200, a100, 4090, or PEAK_TFLOPS,GB_A_SECOND."
+MEMORY_HELP = "Memory of the accelerator in 10^9 bytes: also try UniCP with what weights and activations leave of it."
 CHANGE_HELP = "How much each step is assumed to change what methods measure; in a real run the content decides."
 
 
@@ -35,7 +35,7 @@ def rehearse(
     as_json: bool = typer.Option(False, "--json", help="Everything as JSON, reads by place and timelines included."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
-    """Tells what a method will cost at full size, without weights, without an accelerator, in a minute or two.
+    """Tells what a method will cost at full size, in a minute or two, without weights and without an accelerator.
 
     The published configuration is built without weights, and the accelerated loop runs on shapes alone: operations by
     kind of layer, bytes kept, peak, reads of the device, and a projected speed-up by the operations and the bytes.

@@ -1,4 +1,4 @@
-"""Making one video with progress on the screen; the timing itself is :mod:`unicp.bench.harness`."""
+"""Makes one video with progress on the screen; the timing itself is in :mod:`unicp.bench.harness`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..policies.config import Config
 from .screen import steps
 
 DONE = {"compute": "computed", "reuse": "reused", "forecast": "forecast", "leap": "leapt over", "partial": "partial"}
-"""How progress says what a step did."""
+"""Words for what a step did, in the progress."""
 
 
 def _sigma(pipe: Any, index: int, records: list[StepRecord]) -> float | None:
@@ -24,7 +24,7 @@ def _sigma(pipe: Any, index: int, records: list[StepRecord]) -> float | None:
 
 
 def _done(records: list[StepRecord]) -> str:
-    """In a word what the calls of one step did; the guidance branches may differ."""
+    """What the calls of one step did, in a few words; the guidance branches may differ."""
     actions = list(dict.fromkeys(record.action for record in records)) or ["compute"]
     return "+".join(DONE[action] for action in actions)
 
@@ -48,5 +48,5 @@ def make(pipe: Any, call: Mapping[str, Any], *, seed: int, config: Config | None
             shown.show(done, total, _sigma(running, done - 1, latest), what)
 
         made = generate(pipe, call, seed=seed, on_step=show)
-    # Out of the progress bar: the session may have a warning to give.
+    # Outside the progress bar, as the session may print a warning.
     return made if session is None else dataclasses.replace(made, report=session.report())

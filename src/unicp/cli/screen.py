@@ -1,4 +1,4 @@
-"""What is shown: results on stdout, progress and messages on stderr. Without a terminal, no control codes."""
+"""Prints results on stdout, progress and messages on stderr. Without a terminal there are no control codes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Steps:
 
 @contextmanager
 def steps(title: str, total: int | None) -> Iterator[Steps]:
-    """A progress bar for one video; it is gone at the end."""
+    """A progress bar for one video; it vanishes at the end."""
     console = messages()
     if not console.is_terminal:
         yield Steps(console, None, None, title)
@@ -53,7 +53,7 @@ def steps(title: str, total: int | None) -> Iterator[Steps]:
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Says what is going on while nothing can be counted; gone at the end."""
+    """Shows what is going on while nothing can be counted; the line vanishes at the end."""
     console = messages()
     if console.is_terminal:
         with console.status(text):
@@ -63,7 +63,7 @@ def waiting(text: str) -> Iterator[None]:
 
 
 class Runs:
-    """Progress over the runs of a comparison, with an estimate of what is left. A context manager."""
+    """Progress over the runs of a comparison, with an estimate of the time left. It is a context manager."""
 
     def __init__(self) -> None:
         self._console = messages()

@@ -1,4 +1,4 @@
-"""``unicp studio``: a page on which a video is made both ways."""
+"""``unicp studio`` serves a page on which a video is made both accelerated and unaccelerated."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from . import options
 if TYPE_CHECKING:
     from ..studio.request import Backend, Prepared, Request
 
-HOST_HELP = "127.0.0.1 is this machine alone; 0.0.0.0 lets others in."
-PORT_HELP = "By default 7860, or the next one that is free."
+HOST_HELP = "127.0.0.1 serves this machine alone; 0.0.0.0 lets others in."
+PORT_HELP = "By default 7860, or the next free one."
 SHARE_HELP = "Ask Gradio's servers for a public link, for as long as this runs."
-MODEL_HELP = "What the page begins with: demo, the folder of a pipeline, or a hub id."
+MODEL_HELP = "Model that the page begins with: demo, the folder of a pipeline, or a hub id."
 
 
 def studio(
@@ -67,12 +67,12 @@ def studio(
 
 
 def members(folder: Path) -> list[str]:
-    """The pipelines that lie in a folder, such as the proving ground's."""
+    """The pipelines in a folder, such as those of the proving ground."""
     return [str(index.parent) for index in sorted(folder.glob("*/model_index.json"))]
 
 
 def backend(device: str | None, dtype: str | None) -> Backend:
-    """What the page needs of this command line: how settings are read, and how models are found and loaded."""
+    """The functions of this command line that the page needs: to read settings, and to find and load models."""
     from ..studio.request import Backend, Prepared
     from . import calls, checks, pipelines
 
@@ -87,7 +87,7 @@ def backend(device: str | None, dtype: str | None) -> Backend:
         call, fps = calls.build(found, given, None)
         checks.check_method(found, request.config)
         if found.source not in loaded:
-            loaded.clear()  # one at a time: two may not fit
+            loaded.clear()  # one model at a time, as two may not fit into memory
             loaded[found.source] = pipelines.load(found, place, number)
         pipe = loaded[found.source]
         calls.check_shape(pipe, call)

@@ -1,4 +1,4 @@
-"""``unicp tune``: find the best plans for every speed, once, for the budget."""
+"""``unicp tune`` finds the best plans for every speed, once, for the budget."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 from ..errors import UnicpError
 from . import measuring, options
 
-SPEEDUP_HELP = "How much faster the denoising loop is to be; 2 if nothing else is asked for."
-PSNR_HELP = "Or: how near to the unaccelerated video, in dB, for four of five prompts."
+SPEEDUP_HELP = "How much faster the denoising loop is to be; 2 if you give no target."
+PSNR_HELP = "Or: how close to the unaccelerated video, in dB, for four of five prompts."
 INSIDE_HELP = "A profile of unicp calibrate: try UniCP inside computed steps, too."
 EFFORT_HELP = "low, medium or high: how many runs the search may take."
 
@@ -36,7 +36,7 @@ def tune(
 ) -> None:
     """Finds out which denoising steps matter most, and writes a profile with a plan for every speed.
 
-    What is done is kept in FILE.part.json: after Ctrl-C the same command goes on from there.
+    The results so far are saved in FILE.part.json: after Ctrl-C the same command resumes from there.
 
     [bold]Examples[/bold]
 

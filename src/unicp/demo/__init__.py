@@ -10,7 +10,7 @@ from pathlib import Path
 from .scenes import prompts as prompts
 
 HEIGHT, WIDTH, FRAMES, STEPS = 96, 96, 13, 50
-"""Size, length and number of denoising steps the model was trained for and is shown with."""
+"""Height and width in pixels, frames, and denoising steps for which the model was trained."""
 GUIDANCE = 4.0
 FPS = 8
 

@@ -1,4 +1,4 @@
-"""Does a video show what its caption says? Measured from the pixels, with nothing learnt.
+"""Checks from the pixels whether a video shows what its caption says; nothing in it is learnt.
 
 :func:`check` finds the saturated objects of a video, follows each, and compares colours, number, motion and
 speed with the caption. It is written for the scenes of :mod:`unicp.demo.scenes`: every threshold lies midway
@@ -40,7 +40,7 @@ AREA_SEEN = 0.011
 AREA_SPECK = 0.0025
 """A third of that smallest object at its smallest. Edges between two colours can look like specks of another colour."""
 AREA_WHOLE = 0.5
-"""Frames that show less than this part of the object's median area say nothing about where it is: it is hidden."""
+"""Share of the object's median area below which a frame does not count for its position: the object is hidden."""
 ROUNDNESS = 0.13
 """Outline harmonic below which an object has no corners to see turning, midway between the roundest square (0.25) and
 the least round ball or ring (0.02) that `scenes` draws; triangles and stars have 0.45 and more."""
@@ -83,7 +83,10 @@ class Motion:
 
 @dataclass(frozen=True, kw_only=True)
 class ThingCheck:
-    """One thing of the caption beside the object it was matched with; ``colour`` and ``seen`` are None without one."""
+    """An object of the caption, and the object in the video that it was matched with, if any.
+
+    ``colour`` and ``seen`` are ``None`` if there is none.
+    """
 
     expected: Thing
     colour: str | None
@@ -95,13 +98,13 @@ class ThingCheck:
 
     @property
     def speed_right(self) -> bool:
-        """True of anything said to stand still: a caption says no speed then."""
+        """Whether the speed is right; always ``True`` for an object that stands still, as its caption has no speed."""
         return self.expected.motion == "still" or (self.seen is not None and self.seen.speed == self.expected.speed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionCheck:
-    """What of a caption is right (for all its things at once), and what was measured.
+    """Which parts of a caption are right (for all its objects at once), and what was measured.
 
     ``colour``: the colours named are seen, and no other. ``count``: as many objects are seen as named.
     ``direction``: each moves the way it should (left, bouncing, growing, ...). ``speed``: each is as slow or fast
@@ -127,7 +130,7 @@ _SCENE = re.compile(
 
 
 def parse_caption(caption: str) -> Scene:
-    """The scene a caption describes; what captions do not say (places, sizes, seed) is left at its default.
+    """The scene that a caption describes; what captions do not say (places, sizes, seed) has its default.
 
     >>> parse_caption("a red ball bouncing fast over a gray striped background").things[0].motion
     'bouncing'
@@ -154,7 +157,7 @@ def _ndimage() -> Any:
 
 
 def _objects(video: Any) -> tuple[dict[str, Any], int]:
-    """Masks (F, H, W) of the colours that are there, largest first, and the number of connected objects."""
+    """Masks (F, H, W) of the colours in a video, largest first, and the number of connected objects."""
     ndimage = _ndimage()
     side = min(video.shape[1:3])
     smooth = ndimage.gaussian_filter(video, (0, BLUR * side, BLUR * side, 0))
@@ -194,7 +197,7 @@ def _turns(mask: Any, centre_x: Any, centre_y: Any, u: Any) -> float:
     weight = np.abs(offset) ** 2
     unit = offset / np.maximum(np.abs(offset), 1e-9)
     total = np.bincount(frame, weight, len(mask))
-    rates = np.asarray(sorted(np.linspace(-1.5, 1.5, 301), key=abs))  # Of equally good rates the slowest is taken.
+    rates = np.asarray(sorted(np.linspace(-1.5, 1.5, 301), key=abs))  # of equally good rates, the slowest is taken
     best, turns = ROUNDNESS, 0.0
     for fold in (3, 4, 5):
         terms = weight * unit**fold
@@ -207,7 +210,7 @@ def _turns(mask: Any, centre_x: Any, centre_y: Any, u: Any) -> float:
 
 
 def _swings(heights: Any) -> Any:
-    """The turning points of a way (F,), ends included, without the jitter."""
+    """The turning points of a path (F,), including its ends, without jitter."""
     points = [float(heights[0])]
     rising = 0
     for value in map(float, heights[1:]):
@@ -230,7 +233,7 @@ def measure(mask: Any, others: Any) -> Motion:
     side = min(height, width)
     u = np.linspace(0, 1, frames)
     area = mask.sum((1, 2)).astype(np.float64)
-    # In pixels; the columns' and the rows' sums have all that a centre of gravity needs.
+    # In pixels. Sums over columns and rows are enough for a centre of gravity.
     centre_x = mask.sum(1) @ (np.arange(width) + 0.5) / np.maximum(area, 1)
     centre_y = mask.sum(2) @ (np.arange(height) + 0.5) / np.maximum(area, 1)
     whole = area >= AREA_WHOLE * np.median(area)
@@ -241,7 +244,7 @@ def measure(mask: Any, others: Any) -> Motion:
     swing = way - abs(float(points[-1] - points[0]))
     bounces = way / (2 * max(float(np.ptp(points)), TURNING_POINT))
 
-    # Size and angle need frames where nothing touches the object; without enough of them, the whole ones will do.
+    # Size and angle need frames in which nothing touches the object; if there are too few, whole ones serve.
     free = area > 0
     if others.any():
         free &= ~(mask & _ndimage().binary_dilation(others, np.ones((1, 5, 5), dtype=bool))).any((1, 2))
@@ -276,7 +279,7 @@ def check(video: Any, caption: str | Scene) -> CaptionCheck:
         raise UnicpError(f"cannot check a video of shape {video.shape}: (frames, height, width, 3), 5 frames or more")
     scene = parse_caption(caption) if isinstance(caption, str) else caption
     masks, objects = _objects(video)
-    # Each thing is followed by its colour. One whose colour is missing gets the largest object left over, so that a
+    # Each object is tracked by its colour. If its colour is missing it gets the largest object left over, so that a
     # wrong colour does not make its motion wrong too.
     spare = [name for name in masks if name not in {thing.colour for thing in scene.things}]
     things = []

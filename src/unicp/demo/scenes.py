@@ -1,4 +1,4 @@
-"""Procedurally drawn, captioned videos: what the demo model was trained on, and what it is judged by.
+"""Procedurally drawn, captioned videos, on which the demo model was trained and by which it is judged.
 
 A :class:`Scene` is plain data. :func:`sample_scene` draws one, :meth:`Scene.caption` says it in words,
 :func:`render` paints it. Everything follows from an integer seed.
@@ -81,7 +81,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One or two things over a background, and what the camera does. ``seed`` draws the uncaptioned details."""
+    """One or two objects over a background, and the camera's motion. ``seed`` draws the details outside the caption."""
 
     things: tuple[Thing, ...]
     texture: str = "striped"
@@ -90,7 +90,7 @@ class Scene:
     seed: int = 0
 
     def caption(self) -> str:
-        """What a person would write.
+        """The caption that a person would write.
 
         >>> ball = Thing(shape="ball", colour="red", motion="bouncing", speed="fast")
         >>> Scene(things=(ball,), texture="striped", tone="gray").caption()
@@ -104,7 +104,7 @@ class Scene:
 
 
 def is_held_out(caption: str) -> bool:
-    """One caption in twenty, by its hash, is never trained on."""
+    """Whether a caption is never trained on: one in twenty, by its hash."""
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:4], "little") % 20 == 0
 
 
@@ -124,7 +124,7 @@ def _sample_thing(rng: np.random.Generator, colour: str, lane: int | None) -> Th
     if lane is not None:
         radius = rng.uniform(0.12, 0.15)
         side = -0.22 if lane == 0 else 0.22
-        # Two things keep to lanes of their own, so that neither hides the other for long.
+        # Two objects keep to lanes of their own, so that neither hides the other for long.
         if motion in ("left", "right"):
             y += side
         elif motion in ("up", "down", "bouncing"):

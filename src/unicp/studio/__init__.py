@@ -1,1 +1,1 @@
-"""``unicp studio``: a page on which a video is made both ways and looked at. Needs the extra ``studio``."""
+"""``unicp studio`` is a page on which a video is made accelerated and unaccelerated. It needs the extra ``studio``."""

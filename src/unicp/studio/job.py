@@ -1,4 +1,4 @@
-"""A request on its way, and what came of it."""
+"""A request that is being worked on, and its result."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ FINAL = (DONE, CANCELLED, FAILED)
 
 
 class Cancelled(Exception):
-    """Somebody pressed the button."""
+    """Raised when a job was cancelled on its page."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Both videos of a request, and what was measured.
+    """Both videos of a request, and the measurements.
 
     Attributes:
         made, plain: the accelerated video and the unaccelerated one.
-        kept: the unaccelerated one was made by a job before.
-        psnr, ssim, motion_ratio: of the accelerated video against the other (:mod:`unicp.tensors.metrics`).
+        kept: whether an earlier job made the unaccelerated one.
+        psnr, ssim, motion_ratio: metrics of the accelerated video against the other (:mod:`unicp.tensors.metrics`).
     """
 
     request: Request
@@ -51,19 +51,19 @@ class Result:
 
     @property
     def speedup(self) -> float:
-        """Of the denoising loop, by wall clock."""
+        """Speed-up of the denoising loop by wall clock."""
         return self.plain.loop_seconds / self.made.loop_seconds
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way. Written by the workshop's thread; pages read.
+    """A request that is being worked on. The workshop's thread writes it, and pages read it.
 
     Attributes:
         steps, total: denoising steps of the video in progress.
-        records: what the accelerated video did so far.
-        began: when the present state began, by the monotonic clock.
-        error: in sentences, where it failed.
+        records: records of the accelerated video so far.
+        began: time at which the present state began, by the monotonic clock.
+        error: why it failed, in sentences.
     """
 
     request: Request
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def stopping(self) -> bool:
-        """Cancelled, but a step is still running."""
+        """Whether it was cancelled while a step is still running."""
         return self._stop.is_set() and not self.over
 
     def enter(self, state: str, total: int = 0) -> None:

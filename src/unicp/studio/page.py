@@ -1,4 +1,4 @@
-"""The page: what is on it, and what its buttons do. Importing this needs Gradio."""
+"""The page, its fields and what its buttons do. Importing this module needs Gradio."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .workshop import Workshop
 
 HERE = Path(__file__).parent
 POLL = 0.15
-"""Seconds between two looks at a job in progress."""
+"""Seconds between two updates of a job in progress."""
 KEPT_RUNS = 20
-"""Of a page; the oldest one goes first."""
+"""Runs that a page keeps; the oldest goes first."""
 COPY = """(text) => {{
   navigator.clipboard.writeText(text);
   const button = document.querySelector("#{id}"), said = button.textContent;
@@ -35,7 +35,7 @@ EMPTY = '<div class="unicp-empty">Both videos, their difference and every decisi
 
 @dataclass
 class Page:
-    """What one open page has on the server: its job in progress and its runs."""
+    """The state of one open page on the server: its job in progress and its runs."""
 
     job: Job | None = None
     runs: list[tuple[int, Result]] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Pages:
         return self._pages.setdefault(str(request.session_hash), Page())
 
     def close(self, request: gr.Request) -> None:
-        """The page is gone: nobody waits for what it had asked for."""
+        """Cancel the job of a page that is gone."""
         page = self._pages.pop(str(request.session_hash), None)
         if page is not None and page.job is not None:
             page.job.cancel()
@@ -93,7 +93,7 @@ def read_config(
 
 
 def read_request(workshop: Workshop, values: Mapping[str, Any]) -> Request:
-    """What the fields of the page ask for.
+    """The request that the fields of the page describe.
 
     Raises:
         UnicpError: one of them holds what cannot be.
@@ -117,7 +117,7 @@ def build(workshop: Workshop, models: list[str]) -> gr.Blocks:
     """The page.
 
     Args:
-        models: what its field offers; any other may be typed.
+        models: models that its field offers; any other may be typed.
     """
     pages = Pages(workshop)
     with gr.Blocks(title="unicp studio", analytics_enabled=False) as blocks:
@@ -228,7 +228,7 @@ def build(workshop: Workshop, models: list[str]) -> gr.Blocks:
 
 
 def _fields(models: list[str]) -> dict[str, Any]:
-    """The fields that ask, by name; ``hint`` says what the slider comes to."""
+    """The fields of the request, by name; ``hint`` says which setting the slider means."""
     fields: dict[str, Any] = {
         "prompt": gr.Textbox(demo.prompts(1)[0], label="Prompt", lines=2, max_lines=6, elem_id="prompt"),
         "model": gr.Dropdown(

@@ -1,4 +1,4 @@
-"""What a page asks for, and the Python and the command line that make the same video."""
+"""A request of a page, with the Python and the command line that make the same video."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Request:
 
     Attributes:
         model: ``"demo"``, the folder of a pipeline, or a hub id.
-        config: of the accelerated video.
+        config: config of the accelerated video.
         options: of the pipeline's call, named and written as on the command line (``{"--steps": 30, "--size":
             "832x480"}``); those that are ``None`` are the model's own.
     """
@@ -66,13 +66,13 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A pipeline that is loaded, and how it is to be called.
+    """A loaded pipeline, and how to call it.
 
     Attributes:
         call: arguments of the pipeline's call, without prompt and seed.
-        source: what ``from_pretrained`` loads it from.
-        dtype: as ``torch_dtype`` of ``from_pretrained``.
-        fps: frames a second of the video.
+        source: the argument of ``from_pretrained``.
+        dtype: its ``torch_dtype``.
+        fps: frames per second of the video.
         notes: what the user should know, in sentences.
     """
 
@@ -109,7 +109,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """What the page needs of the command line, which finds and loads models.
+    """The functions of the command line that the page needs to find and load models.
 
     Attributes:
         settings: reads lines such as ``moreg=true`` into values.
@@ -127,7 +127,7 @@ def changed(config: Config) -> dict[str, Any]:
 
 
 def as_python(config: Config) -> str:
-    """A config as one writes it.
+    """A config as one writes it in Python.
 
     >>> from unicp.policies.schedule import ScheduleConfig
     >>> as_python(ScheduleConfig(interval=2))
@@ -138,7 +138,7 @@ def as_python(config: Config) -> str:
 
 
 def methods() -> list[str]:
-    """What the page offers, the first choice first: every curve of every method."""
+    """The methods that the page offers, the default first: every curve of every method."""
     names = [name for kind in config_types().values() for name in kind.curves(50)]
     return sorted(names, key=lambda name: (name != DEFAULT_METHOD, name))
 
@@ -153,7 +153,7 @@ def configure(method: str, speed: float, steps: int, settings: Mapping[str, Any]
         method: one of :func:`methods`, or the path of a profile that carries a config.
         speed: from :data:`MIN_SPEEDUP` to :data:`MAX_SPEEDUP`.
         steps: denoising steps of the run.
-        settings: fields that have other values.
+        settings: values of fields that replace those of the curve.
 
     Raises:
         UnicpError: an unknown method, or a value that it refuses.
@@ -171,11 +171,11 @@ def configure(method: str, speed: float, steps: int, settings: Mapping[str, Any]
         share = min(1.0, max(0.0, (speed - MIN_SPEEDUP) / (MAX_SPEEDUP - MIN_SPEEDUP)))
         base = points[round(share * (len(points) - 1))]
     targets = {name: None for name in (TARGET, "min_psnr") if hasattr(base, name)}
-    if TARGET in targets:  # in place of whatever the curve or the profile asks for
+    if TARGET in targets:  # it replaces the target of the curve or the profile
         targets[TARGET] = float(speed) if settings.get("min_psnr") is None else None  # type: ignore[assignment]
     return config_from_dict({**base.to_dict(), **targets, **settings})
 
 
 def takes_speed(config: Config) -> bool:
-    """Whether a method was told its speed, and not how bold it is to be."""
+    """Whether a method was given a speed, and not a place between mild and bold."""
     return getattr(config, TARGET, None) is not None

@@ -1,4 +1,4 @@
-"""``unicp studio`` as a server: on this machine alone, unless more is asked for."""
+"""The server of ``unicp studio``, for this machine alone unless asked otherwise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import UnicpError, missing_extra
 HERE = Path(__file__).parent
 HEAD = (
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    # The browser itself sees to it that nothing is fetched from, or sent to, anywhere else.
+    # The browser itself enforces that nothing is fetched from, or sent to, anywhere else.
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'self' data: blob: 'unsafe-inline' "
     "'unsafe-eval'\">"
 )
@@ -40,9 +40,9 @@ def launch(
 
     Args:
         blocks: the page, by :func:`unicp.studio.page.build`.
-        host: ``"0.0.0.0"`` lets other machines in.
-        port: by default 7860, or the next one that is free.
-        share: ask Gradio's servers for a public link.
+        host: address to serve; ``"0.0.0.0"`` lets other machines in.
+        port: port to serve; by default 7860, or the next free one.
+        share: whether to ask Gradio's servers for a public link.
 
     Returns:
         The page; ``.local_url`` is the address, ``.close()`` ends it.

@@ -19,9 +19,9 @@ WIDTH, ROW, GAP, CURVE, LEFT, FOOT = 1000, 26, 6, 92, 74, 22
 
 
 def timeline(records: Sequence[StepRecord], total: int) -> str:
-    """An SVG of ``total`` steps, those without a record still empty.
+    """An SVG of ``total`` steps; steps without a record are empty.
 
-    The curve is the measured relative change where a method measures one, and the noise level elsewhere.
+    The curve is the measured relative change if the method measures one, else the noise level.
     """
     rows: dict[str, dict[int, StepRecord]] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""What a page shows of a job and of its result, as HTML; everything a user wrote is escaped."""
+"""The HTML that a page shows for a job and its result; everything that a user wrote is escaped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DOING = {
 
 
 def status(job: Job | None, ahead: int = 0) -> str:
-    """One line on what is going on, a bar, and of the accelerated video the decisions so far."""
+    """One line on what is going on, a bar, and the decisions of the accelerated video so far."""
     if job is None:
         return ""
     if job.state == FAILED:
@@ -62,7 +62,7 @@ def failure(text: str) -> str:
 
 
 def player(result: Result) -> str:
-    """What player.js plays: both videos as sheets of frames, as JSON."""
+    """Both videos as sheets of frames, as JSON for player.js."""
 
     def uri(frames: Any) -> str:
         return "data:image/webp;base64," + base64.b64encode(sprites.sheet(frames)).decode("ascii")
@@ -92,7 +92,7 @@ def decibels(value: float) -> str:
 
 
 def figures(result: Result) -> str:
-    """Speed, nearness, time and memory, a card each, and then the notes."""
+    """Cards for speed, closeness, time and memory, and then the notes."""
     made, plain, report = result.made, result.plain, result.made.report
     assert report is not None
     loop = f"denoising loop {plain.loop_seconds:.2f} → {made.loop_seconds:.2f} s"
@@ -134,7 +134,7 @@ def decisions(result: Result) -> str:
 
 
 def line(number: int, result: Result) -> str:
-    """A result in a line, for the list of runs."""
+    """A result in one line, for the list of runs."""
     prompt = result.request.prompt
     short = prompt if len(prompt) <= 48 else prompt[:47] + "…"
     said = [
@@ -147,7 +147,7 @@ def line(number: int, result: Result) -> str:
 
 
 def summary(config: Any) -> str:
-    """A method and what of it is not at its default, shortened.
+    """A method and its fields that are not at their defaults, shortened.
 
     >>> from unicp.policies.budget import BudgetConfig
     >>> summary(BudgetConfig(target_speedup=3.0))
@@ -164,7 +164,7 @@ def _short(words: Iterable[str], longest: int = 60) -> str:
 
 
 def hint(config: Any) -> str:
-    """What the place of the speed slider comes to for a method."""
+    """What the place of the speed slider means for a method."""
     if takes_speed(config):
         text = f"Asks for {config.target_speedup:g}× the speed of the denoising loop."
     elif getattr(config, "min_psnr", None) is not None:

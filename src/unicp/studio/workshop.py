@@ -1,4 +1,4 @@
-"""Where videos are made for the pages: one after another, in a thread of their own, and each can be cancelled."""
+"""Makes the videos of all pages one after another, in a thread of its own; each can be cancelled."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .job import CANCELLED, DONE, FAILED, FAST, LOADING, PLAIN, WARMING, Cancell
 from .request import Backend, Prepared, Request
 
 WARM_UP_STEPS = 2
-"""What a model does only at its first video is not to count for either: it makes so many steps beforehand."""
+"""Denoising steps of a warm-up before a model's first video, so that one-time costs count for neither video."""
 KEPT_BYTES = 2**30
-"""Of unaccelerated videos that are kept, so that another method or speed needs only its own video."""
+"""Most bytes of unaccelerated videos that are kept, so that another method or speed needs only its own video."""
 LOG = logging.getLogger(__name__)
 
 
 class Workshop:
-    """Makes the videos of all pages, one at a time: two at once would slow each other down, and the times be wrong."""
+    """Makes the videos of all pages, one at a time: two at once would slow each other down and falsify the times."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -45,7 +45,7 @@ class Workshop:
         return job
 
     def ahead(self, job: Job) -> int:
-        """How many jobs come before this one, that in progress included."""
+        """How many jobs come before this one, including the one in progress."""
         with self._lock:
             return self._waiting.index(job) if job in self._waiting else 0
 
@@ -60,7 +60,7 @@ class Workshop:
             except UnicpError as error:
                 job.error = str(error)
                 job.enter(FAILED)
-            except Exception as error:  # a page is told of whatever happens, and the next job is made
+            except Exception as error:  # the page is told of any error, and the next job is made
                 LOG.exception("a video could not be made")
                 job.error = _sentence(error)
                 job.enter(FAILED)
