@@ -44,7 +44,7 @@ def counted(number: int, what: str) -> str:
 
 
 class Progress:
-    """Counts clips, and shows how far a batch is.
+    """Counts clips, and shows the progress of a batch.
 
     Args:
         console: the console to print on; by default that of stderr.

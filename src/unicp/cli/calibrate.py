@@ -13,7 +13,7 @@ SET_HELP = "A field of UniCPConfig, as in delta=0.15; may be repeated."
 
 def calibrate(
     prompts: list[str] = typer.Argument(None, metavar="PROMPT...", help=measuring.PROMPTS_HELP),
-    prompts_file: Path = typer.Option(None, metavar="FILE", help="More prompts, one a line."),
+    prompts_file: Path = typer.Option(None, metavar="FILE", help="A file of more prompts, one per line."),
     model: str = typer.Option("demo", metavar="MODEL", help="demo, the folder of a pipeline, or a hub id."),
     settings: list[str] = typer.Option(None, "--set", metavar="NAME=VALUE", help=SET_HELP),
     steps: int = typer.Option(None, min=1, metavar="N", help="Denoising steps."),
@@ -21,11 +21,13 @@ def calibrate(
     guidance: float = typer.Option(None, min=0, metavar="X", help="Guidance scale."),
     size: str = typer.Option(None, metavar="WxH", help="Width and height in pixels, as in 832x480."),
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
-    negative: str = typer.Option(None, metavar="TEXT", help="What not to show."),
+    negative: str = typer.Option(None, metavar="TEXT", help="Negative prompt: what not to show."),
     tokens: int = typer.Option(2048, min=1, metavar="N", help="Most rows of an output that are compared."),
     host: bool = typer.Option(False, "--host", help="Keep outputs to compare in the host's memory."),
     output: Path = typer.Option(..., "-o", "--output", metavar="FILE", help="The profile, a .safetensors file."),
-    device: str = typer.Option(None, metavar="NAME", help="cuda, mps or cpu; by default the first there is."),
+    device: str = typer.Option(
+        None, metavar="NAME", help="cuda, mps or cpu; by default the first of these that there is."
+    ),
     dtype: str = typer.Option(None, metavar="NAME", help="As for unicp generate."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:

@@ -20,21 +20,25 @@ DEMO_PROMPTS_HELP = "Captions the demo model was not trained on, instead of PROM
 
 
 def compare(
-    prompts: list[str] = typer.Argument(None, metavar="PROMPT...", help="What to show; every method makes each."),
-    prompts_file: Path = typer.Option(None, metavar="FILE", help="More prompts, one a line."),
+    prompts: list[str] = typer.Argument(
+        None, metavar="PROMPT...", help="What to show; every method makes a video for each prompt."
+    ),
+    prompts_file: Path = typer.Option(None, metavar="FILE", help="A file of more prompts, one per line."),
     demo_prompts: int = typer.Option(None, min=1, metavar="N", help=DEMO_PROMPTS_HELP),
     model: str = typer.Option("demo", metavar="MODEL", help="demo, the folder of a pipeline, or a hub id."),
     methods: str = typer.Option(None, metavar="NAME,...", help=METHODS_HELP),
     report: Path = typer.Option("report.html", metavar="FILE", help="The page to write; the figures go beside it."),
     results: Path = typer.Option(None, metavar="FILE", help=RESULTS_HELP),
     steps: int = typer.Option(None, min=1, metavar="N", help="Denoising steps."),
-    seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help="Of the noise; one for all."),
+    seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help="Seed of the noise, the same for all videos."),
     repeats: int = typer.Option(1, min=1, metavar="N", help=REPEATS_HELP),
     guidance: float = typer.Option(None, min=0, metavar="X", help="Guidance scale."),
     size: str = typer.Option(None, metavar="WxH", help="Width and height in pixels, as in 832x480."),
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
-    negative: str = typer.Option(None, metavar="TEXT", help="What not to show."),
-    device: str = typer.Option(None, metavar="NAME", help="cuda, mps or cpu; by default the first there is."),
+    negative: str = typer.Option(None, metavar="TEXT", help="Negative prompt: what not to show."),
+    device: str = typer.Option(
+        None, metavar="NAME", help="cuda, mps or cpu; by default the first of these that there is."
+    ),
     dtype: str = typer.Option(None, metavar="NAME", help=f"{', '.join(options.DTYPES)}."),
     list_: bool = typer.Option(False, "--list", help="Show what can be compared, and stop."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
@@ -95,7 +99,7 @@ def compare(
                 pipe, peers, texts, seed=seed, repeats=repeats, results=kept, progress=shown.show, **call
             )
     except KeyboardInterrupt:
-        print(f"what was measured is kept in {kept}; the same command goes on from there", file=sys.stderr)
+        print(f"what was measured is saved in {kept}; the same command resumes from there", file=sys.stderr)
         raise
     comparison.report(report, fps=fps)
     comparison.save(report.with_suffix(".json"))

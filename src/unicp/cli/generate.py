@@ -14,23 +14,27 @@ OUTPUT_HELP = "A file (.mp4, .gif, or .png: frames side by side) or a folder; by
 
 
 def generate(
-    prompts: list[str] = typer.Argument(None, metavar="PROMPT...", help="What to show; one video for each."),
-    prompts_file: Path = typer.Option(None, metavar="FILE", help="More prompts, one a line."),
+    prompts: list[str] = typer.Argument(
+        None, metavar="PROMPT...", help="What to show; one video is made for each prompt."
+    ),
+    prompts_file: Path = typer.Option(None, metavar="FILE", help="A file of more prompts, one per line."),
     model: str = typer.Option("demo", metavar="MODEL", help="demo, the folder of a pipeline, or a hub id."),
     method: str = typer.Option("adacache", metavar="METHOD", help=options.METHOD_HELP),
     settings: list[str] = typer.Option(None, "--set", metavar="NAME=VALUE", help=options.SET_HELP),
     steps: int = typer.Option(None, min=1, metavar="N", help="Denoising steps."),
-    seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help="Of the noise; one for all prompts."),
+    seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help="Seed of the noise, the same for all prompts."),
     guidance: float = typer.Option(None, min=0, metavar="X", help="Guidance scale."),
     size: str = typer.Option(None, metavar="WxH", help="Width and height in pixels, as in 832x480."),
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
     fps: float = typer.Option(None, min=0.1, max=240, metavar="X", help=f"Frames a second; {options.FPS_HELP}"),
-    negative: str = typer.Option(None, metavar="TEXT", help="What not to show."),
+    negative: str = typer.Option(None, metavar="TEXT", help="Negative prompt: what not to show."),
     compare: bool = typer.Option(False, "--compare", help=COMPARE_HELP),
     output: str = typer.Option(None, "-o", "--output", metavar="PATH", help=OUTPUT_HELP),
-    kind: str = typer.Option(None, "--format", metavar="NAME", help="mp4, gif or png, where -o does not say it."),
+    kind: str = typer.Option(None, "--format", metavar="NAME", help="mp4, gif or png, if -o does not say which."),
     scale: int = typer.Option(None, min=1, max=16, metavar="N", help=options.SCALE_HELP),
-    device: str = typer.Option(None, metavar="NAME", help="cuda, mps or cpu; by default the first there is."),
+    device: str = typer.Option(
+        None, metavar="NAME", help="cuda, mps or cpu; by default the first of these that there is."
+    ),
     dtype: str = typer.Option(None, metavar="NAME", help=options.DTYPE_HELP),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:

@@ -42,7 +42,7 @@ class PipelineRecipe:
     threads: int | None = None
 
     def load(self, device: str | None, rank: Rank | None = None) -> PipelineMaker:
-        """Load the pipeline on this worker's first device, or the named one; with ``rank``, share its tokens among all."""
+        """Load the pipeline on this worker's first device, or a named one; with ``rank``, share tokens among all."""
         import torch
 
         place, number = options.read_device(device, self.dtype)

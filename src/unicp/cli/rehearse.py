@@ -26,13 +26,15 @@ def rehearse(
     settings: list[str] | None = typer.Option(
         None, "--set", metavar="NAME=VALUE", help="A field of the method's config."
     ),
-    size: str = typer.Option(None, metavar="WxH", help="By default as the model's authors generate."),
+    size: str = typer.Option(None, metavar="WxH", help="By default as the authors of the model use it."),
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
     steps: int = typer.Option(None, min=2, metavar="N", help="Denoising steps."),
     gpu: str = typer.Option("h100", metavar="NAME", help=GPU_HELP),
     memory: float = typer.Option(None, min=0.1, metavar="GB", help=MEMORY_HELP),
     change: float = typer.Option(0.04, min=0, metavar="X", help=CHANGE_HELP),
-    as_json: bool = typer.Option(False, "--json", help="Everything as JSON, reads by place and timelines included."),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print everything as JSON, including reads by place and timelines."
+    ),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
     """Tells what a method will cost at full size, in a minute or two, without weights and without an accelerator.

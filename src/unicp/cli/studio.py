@@ -26,7 +26,9 @@ def studio(
     port: int = typer.Option(None, min=1, max=65535, metavar="N", help=PORT_HELP),
     share: bool = typer.Option(False, "--share", help=SHARE_HELP),
     browser: bool = typer.Option(True, "--browser/--no-browser", help="Open the page."),
-    device: str = typer.Option(None, metavar="NAME", help="cuda, mps or cpu; by default the first there is."),
+    device: str = typer.Option(
+        None, metavar="NAME", help="cuda, mps or cpu; by default the first of these that there is."
+    ),
     dtype: str = typer.Option(None, metavar="NAME", help="As for unicp generate."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:

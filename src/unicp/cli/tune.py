@@ -17,7 +17,7 @@ EFFORT_HELP = "low, medium or high: how many runs the search may take."
 
 def tune(
     prompts: list[str] = typer.Argument(None, metavar="PROMPT...", help=measuring.PROMPTS_HELP),
-    prompts_file: Path = typer.Option(None, metavar="FILE", help="More prompts, one a line."),
+    prompts_file: Path = typer.Option(None, metavar="FILE", help="A file of more prompts, one per line."),
     model: str = typer.Option("demo", metavar="MODEL", help="demo, the folder of a pipeline, or a hub id."),
     target_speedup: float = typer.Option(None, metavar="X", help=SPEEDUP_HELP),
     min_psnr: float = typer.Option(None, metavar="X", help=PSNR_HELP),
@@ -28,9 +28,11 @@ def tune(
     guidance: float = typer.Option(None, min=0, metavar="X", help="Guidance scale."),
     size: str = typer.Option(None, metavar="WxH", help="Width and height in pixels, as in 832x480."),
     frames: int = typer.Option(None, min=1, metavar="N", help="Length of the video."),
-    negative: str = typer.Option(None, metavar="TEXT", help="What not to show."),
+    negative: str = typer.Option(None, metavar="TEXT", help="Negative prompt: what not to show."),
     output: Path = typer.Option(..., "-o", "--output", metavar="FILE", help="The profile, a .safetensors file."),
-    device: str = typer.Option(None, metavar="NAME", help="cuda, mps or cpu; by default the first there is."),
+    device: str = typer.Option(
+        None, metavar="NAME", help="cuda, mps or cpu; by default the first of these that there is."
+    ),
     dtype: str = typer.Option(None, metavar="NAME", help="As for unicp generate."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
