@@ -9,9 +9,8 @@ from collections.abc import Iterable
 class UnicpError(ValueError, RuntimeError):
     """Raised for everything that unicp refuses: a wrong value, an unknown model, a broken file.
 
-    It is a ``ValueError`` and a ``RuntimeError``, so that callers who expect either catch it. The message has one or
-    two
-    lines: what was wrong, with which value, and what to do.
+    It is a ``ValueError`` and a ``RuntimeError``, so that callers who expect either catch it. The message has one
+    or two lines: what was wrong, with which value, and what to do.
     """
 
 

@@ -41,8 +41,7 @@ def weights(sigmas: Sequence[float], sigma: float, damping: float = 1.0) -> list
     """Weights of the last computed values in the extrapolation to ``sigma``.
 
     They are those of the Lagrange polynomial through the points ``sigmas`` (newest first), shrunk towards plain reuse
-    of
-    the newest value beyond one spacing of the nodes: ``w = c * lagrange + (1 - c) * (1, 0, ...)`` with
+    of the newest value beyond one spacing of the nodes: ``w = c * lagrange + (1 - c) * (1, 0, ...)`` with
     ``c = damping ** (n * (r - 1))`` for a polynomial of degree ``n`` at a distance of ``r > 1`` spacings
     (:func:`reach`). So, with a damping below 1, weights are bounded however large the distance is: at 0.85 those of a
     linear forecast are at most 2.7. The weights always sum to one.

@@ -218,14 +218,18 @@ def untuned(
 
     A multistep solver that can leap and has few steps takes the steps that a run of fewer steps would take, evenly
     along the run. So does DDIM below :data:`MIN_COMPUTED_FOR_FORECASTS` computed steps; from there on, skipped steps
-    are forecast. A solver that gains from a short first step gets one from :data:`MIN_COMPUTED_FOR_GROWING` computed
-    steps
-    on: the first of its long steps then uses two outputs instead of one. In a run of :data:`LONG_RUN_STEPS` steps or
-    more, the plan of a multistep solver is :func:`default`. If the solver takes every step and few are computed, these
-    are spaced evenly and their outputs repeated, which for solvers of first order equals longer steps. If more are
-    computed, the first ``K^2 / 2N`` of ``N`` steps are, for ``K`` computed ones, then gaps grow (:func:`growing`), and
-    skipped steps are forecast. A last step that is too short to matter is skipped. Noise levels that are visited twice
-    are all computed once before any is computed again. Where lengths of steps jump, the plan goes by these lengths.
+    are forecast. A solver that gains from a short first step gets one if :data:`MIN_COMPUTED_FOR_GROWING` steps or more
+    are
+    computed: the first of its long steps then uses two outputs instead of one. In a run of :data:`LONG_RUN_STEPS` steps
+    or more, the plan of a multistep solver is :func:`default`.
+
+    If the solver takes every step and few are computed, these are spaced evenly and their outputs repeated, which for
+    solvers of first order equals longer steps. If more are computed, the first ``K^2 / 2N`` of ``N`` steps are, for
+    ``K`` computed ones, then gaps grow (:func:`growing`), and skipped steps are forecast. If the last step is skipped
+    and few others are, it is every second one of the last steps instead.
+
+    A last step that is too short to matter is skipped. Noise levels that are visited twice are all computed once before
+    any is computed again. Where lengths of steps jump, the plan goes by these lengths.
 
     Args:
         sigmas: noise levels of the run (N,), falling to 0 after the last.
@@ -288,8 +292,9 @@ def untuned(
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
     if computed < MIN_COMPUTED_FOR_GROWING:
         return computing(steps, {round(body * i / computed) for i in range(computed)}, order=0)
-    # With a last step that is skipped, forecasts reach the end anyway: then every second one of the last is worth less
-    # than more first steps in full (demo model, 12 to 30 Euler steps; at 50, where the last is computed, it is not).
+    # If the last step is skipped, forecasts reach the end anyway. Then it is best to skip every second of the last
+    # steps, which leaves more first steps computed (demo model, 12 to 30 Euler steps; not at 50, where the last is
+    # computed).
     first, skipped = max(1, round(computed**2 / (2 * steps))), body - computed
     if not trapezoid and body < steps and first <= body - 2 * skipped:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
@@ -297,7 +302,7 @@ def untuned(
 
 
 def _every_second(before: int, skipped: int) -> set[int]:
-    """Steps to skip where they are few: no two are neighbours, and they stand as late as can be before a step.
+    """Steps to skip where there are few: no two are neighbours, and they come as late as possible before a step.
 
     >>> sorted(_every_second(10, 3))
     [5, 7, 9]
