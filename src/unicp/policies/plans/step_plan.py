@@ -35,8 +35,8 @@ MIN_COMPUTED_FOR_GROWING = 8
 """Computed steps below which the default plan spaces them evenly, as fewer steps would be."""
 
 LONG_FIRST_STEP_RATIO = 0.5
-"""Length in sigma of the first of few long steps, as a share of their mean, from which on a short one before it is
-worth its cost under UniPC and DEIS. At shift 1 it is; from 3 on it depends on the guidance and the order."""
+"""Length in sigma of the first of few long steps, as a share of their mean, from which on a short step before it is
+worth its cost under UniPC and DEIS. With shift 1 it is; with 3 or more it depends on guidance and order."""
 
 UNEVEN_LENGTHS_RATIO = 3.0
 """Ratio of neighbouring steps' lengths in sigma above which a plan goes by sigma and not by the index of steps."""
@@ -219,9 +219,9 @@ def untuned(
     A multistep solver that can leap and has few steps takes the steps that a run of fewer steps would take, evenly
     along the run. So does DDIM below :data:`MIN_COMPUTED_FOR_FORECASTS` computed steps; from there on, skipped steps
     are forecast. A solver that gains from a short first step gets one if :data:`MIN_COMPUTED_FOR_GROWING` steps or more
-    are
-    computed: the first of its long steps then uses two outputs instead of one. In a run of :data:`LONG_RUN_STEPS` steps
-    or more, the plan of a multistep solver is :func:`default`.
+    are computed and the first long step would be long in sigma (:data:`LONG_FIRST_STEP_RATIO`): the first of its long
+    steps then uses two outputs instead of one. In a run of :data:`LONG_RUN_STEPS` steps or more, the plan of a
+    multistep solver is :func:`default`.
 
     If the solver takes every step and few are computed, these are spaced evenly and their outputs repeated, which for
     solvers of first order equals longer steps. If more are computed, the first ``K^2 / 2N`` of ``N`` steps are, for
