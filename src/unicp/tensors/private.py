@@ -83,3 +83,13 @@ def find_first_step(scheduler: Any, timestep: Any) -> None:
 def set_step(scheduler: Any, index: int) -> None:
     """Puts a scheduler to a step; it can be asked for it, and told only where it begins."""
     scheduler._step_index = index
+
+
+def condition_of(guider: Any, batch: Any) -> str:
+    """Which of a guider's conditions a batch of inputs is for."""
+    return str(getattr(batch, guider._identifier_key))
+
+
+def count_prepared(guider: Any, number: int) -> None:
+    """Tells a guider how many conditions of the step have been run: some count, to know which one comes."""
+    guider._count_prepared = number
