@@ -169,7 +169,9 @@ class Flux:
             guidance_embeds=True,
         )
         scheduler = FlowMatchEulerDiscreteScheduler()
-        return assembled("flux.modular_blocks_flux", "FluxCoreDenoiseStep", transformer=transformer, scheduler=scheduler)
+        return assembled(
+            "flux.modular_blocks_flux", "FluxCoreDenoiseStep", transformer=transformer, scheduler=scheduler
+        )
 
     def call(self) -> dict[str, Any]:
         return {"prompt_embeds": _embeds(1), "pooled_prompt_embeds": _embeds(2)[:, 0]}

@@ -22,6 +22,7 @@ from ..policies.base import Decision
 from ..policies.config import make_policy
 from ..profiles import played, read, resolve_config
 from ..tensors import private
+from .diffusers import hooks
 from .diffusers.denoiser import DRAWN, LEAPT, STRAY
 from .diffusers.refusals import check_denoiser
 
@@ -198,9 +199,10 @@ class _Filling:
         own = [name for name in DENOISERS if self._of(pipe, name) is self]
         name = DENOISERS[own[0]] if own else "transformer"
         parts = Parts(meter=Meter())
-        if getattr(self.config, "profile", None) is not None:
-            self.config.profile.opened(getattr(pipe, name, None), name, pipe)
-            parts.book = self.config.profile.book(self.config)
+        profile = getattr(self.config, "profile", None)
+        if profile is not None:
+            profile.opened(getattr(pipe, name, None), name, pipe)
+            parts.book = profile.book(self.config)
         self.run = Run(self.config.shared(1 + len(siblings)), name=name, parts=parts)
         self._before, self._unseen = (-1, set()), True
         self.leaper.alone = not siblings
@@ -244,6 +246,10 @@ class _Filling:
         """The denoiser is about to run. Which of the guider's conditions this is, if it may not be the next one."""
         if self.run is not None and self._unseen:
             check_denoiser(denoiser, self._pipe(), self.config.method, self.needs, None)
+            if hooks.find(denoiser, hooks.HOOK) is not None:
+                raise UnicpError(
+                    "unicp.accelerate acts on this denoiser already; unicp.restore(pipe), or drop the guider"
+                )
             self._unseen = False
         self._ran += 1
         if not self.wanted or not self._planned or self._ran > len(self.wanted):

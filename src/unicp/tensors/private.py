@@ -93,3 +93,8 @@ def condition_of(guider: Any, batch: Any) -> str:
 def count_prepared(guider: Any, number: int) -> None:
     """Tells a guider how many conditions of the step have been run: some count, to know which one comes."""
     guider._count_prepared = number
+
+
+def own_settings(cache_config: Any) -> dict[str, Any]:
+    """Keys of vLLM-Omni's cache config that are none of its own: it keeps them for backends it does not know."""
+    return dict(getattr(cache_config, "_extra_params", None) or {})
