@@ -20,6 +20,7 @@ import torch
 
 from tests.contract import counting
 from tests.host_adapters import SGLang, Stage, VllmOmni, hooked
+from tests.test_host_contract import BreakingOff, breaking_off
 from tests.test_house import ROOT
 from tests.tiny import wan_transformer
 from unicp import BudgetConfig, ScheduleConfig, UnicpError
@@ -154,6 +155,18 @@ def test_the_report_of_a_request_is_logged_once(caplog: pytest.LogCaptureFixture
     assert [record.getMessage()[:46] for record in caplog.records] == [
         "budget: 5 of 10 denoising steps computed (50% "
     ] * 2
+
+
+def test_a_request_that_broke_off_is_let_go_of_at_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    host = VllmOmni()
+    host.put(BUDGET)
+    caplog.set_level("INFO", "unicp")
+    with breaking_off(host.denoiser, 5), pytest.raises(BreakingOff):
+        host.make()
+    assert host.backend.session.cached_tensors()
+    host.backend.refresh(host.pipe, 10)
+    assert not host.backend.session.cached_tensors()
+    assert len(caplog.records) == 1
 
 
 # --- the wheels -----------------------------------------------------------------------------------------------------
