@@ -13,7 +13,6 @@ from typing import Any
 from diffusers.guiders import BaseGuidance
 
 from ..engine.clock import Clock, Tick
-from ..engine.meter import Meter
 from ..engine.report import SessionReport
 from ..engine.run import Parts, Run
 from ..engine.solver.leap import Leaper
@@ -198,7 +197,7 @@ class _Filling:
             self.run.close()
         own = [name for name in DENOISERS if self._of(pipe, name) is self]
         name = DENOISERS[own[0]] if own else "transformer"
-        parts = Parts(meter=Meter())
+        parts = Parts()
         profile = getattr(self.config, "profile", None)
         if profile is not None:
             profile.opened(getattr(pipe, name, None), name, pipe)
