@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from diffusers import WanPipeline
 from diffusers.guiders import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
@@ -131,6 +132,41 @@ def test_it_makes_the_ordinary_pipelines_video(leap: float) -> None:
     assert done(pipe.guider.report()) == done(report)
     assert ("leap" in {r.action for r in report.steps}) == (leap > 0)
     assert torch.equal(made, wanted)
+
+
+@pytest.mark.slow
+def test_the_demo_model_makes_the_ordinary_pipelines_video() -> None:
+    from benchmarks.modular import modular, noise
+
+    config, size = BudgetConfig(target_speedup=2), {"height": 96, "width": 96, "num_frames": 13}
+    ordinary = WanPipeline.from_pretrained(unicp.demo.path(), dtype=torch.float32)
+    pipe = filled(modular(ordinary), config)
+    words, steps = "a red ball bouncing fast over a gray striped background", 26
+    made = pipe(prompt=words, latents=noise(ordinary, 0), num_inference_steps=steps, output="latents", **size)
+    with unicp.accelerate(ordinary, config) as session:
+        seed = torch.Generator().manual_seed(0)
+        call = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "latent", **size}
+        wanted = ordinary(words, generator=seed, **call).frames
+        assert done(pipe.guider.report()) == done(session.report())
+    assert torch.equal(made, wanted)
+
+
+def test_it_plays_a_profile() -> None:
+    family, kind = FAMILIES["ltx"], GUIDED["ltx"]
+    profile = family.run(
+        family.build(),
+        lambda run, **call: unicp.tune(run, None, effort="low", target_speedup=2, progress=False, **call),
+    )
+    config = BudgetConfig(profile=profile, target_speedup=1.4)
+    wanted, decided = accelerated(kind, config)
+    pipe = filled(kind.build(), config)
+    assert torch.equal(generate(pipe, kind), wanted)
+    assert done(pipe.guider.report()) == decided and {action for _, _, action, *_ in decided} > {"compute"}
+    with pytest.raises(UnicpError, match="FillGuider has to know the model: give it the pipeline, pipe=pipe"):
+        FillGuider(pipe.guider, config)
+    other = filled(GUIDED["wan"].build(), config)
+    with pytest.raises(UnicpError, match="the profile"):
+        generate(other, GUIDED["wan"])
 
 
 # --- whatever guider is used ----------------------------------------------------------------------------------------

@@ -68,14 +68,16 @@ def _config(batch: Any) -> Config | None:
 
 def _check(stage: Any, batch: Any, server: Any) -> None:
     """Refuse what would decide apart, or not at all."""
+    from ..tensors import private
+
     asked = getattr(batch, "enable_teacache", False), getattr(batch, "enable_spectrum", False)
-    if stage._sp_world_size() > 1:
+    if private.spread_over(stage) > 1:
         what = "sequence parallelism spreads the latents over processes, which would decide apart: set --sp-degree 1"
     elif getattr(server, "enable_cfg_parallel", False):
         what = "guidance branches run in processes of their own, which would decide apart: drop --enable-cfg-parallel"
     elif getattr(server, "enable_breakable_cuda_graph", False):
         what = "captured CUDA graphs replay no decisions: drop --enable-breakable-cuda-graph"
-    elif any(asked) or getattr(stage, "_cache_dit_enabled", False):
+    elif any(asked) or private.has_cache_dit(stage):
         what = "another cache acts on the model (TeaCache, Spectrum or cache-dit), and two do not go together: drop one"
     else:
         return

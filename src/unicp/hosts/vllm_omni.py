@@ -75,11 +75,12 @@ class UnicpBackend:
         """
         import torch
 
+        from ..tensors import private
         from .diffusers.compiled import original
         from .diffusers.components import DENOISERS
         from .diffusers.session import Session
 
-        names = getattr(pipeline, "_dit_modules", None) or DENOISERS
+        names = private.dit_modules(pipeline) or DENOISERS
         modules = {name: getattr(pipeline, name, None) for name in names}
         found = {name: original(module) for name, module in modules.items() if isinstance(module, torch.nn.Module)}
         if not found:

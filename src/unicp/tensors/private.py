@@ -98,3 +98,18 @@ def count_prepared(guider: Any, number: int) -> None:
 def own_settings(cache_config: Any) -> dict[str, Any]:
     """Keys of vLLM-Omni's cache config that are none of its own: it keeps them for backends it does not know."""
     return dict(getattr(cache_config, "_extra_params", None) or {})
+
+
+def dit_modules(pipeline: Any) -> tuple[str, ...]:
+    """The names under which a pipeline of vLLM-Omni has its denoisers, where they are not the usual ones."""
+    return tuple(getattr(pipeline, "_dit_modules", None) or ())
+
+
+def spread_over(stage: Any) -> int:
+    """Over how many processes SGLang's denoising stage spreads a sequence."""
+    return int(stage._sp_world_size())
+
+
+def has_cache_dit(stage: Any) -> bool:
+    """Whether SGLang's denoising stage has cache-dit on its models."""
+    return bool(getattr(stage, "_cache_dit_enabled", False))
