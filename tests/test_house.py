@@ -368,7 +368,8 @@ PRIVATE = re.compile(
     r"""torch\._[a-zA-Z] | torch\.utils(\.|[ ]import[ ])_ | diffusers\.[a-z_.]*\._ | _modeling_parallel
       | _diffusers_hook | _hook_order | _fn_refs | _old_forward | _compiled_call_impl | _call_impl | _orig_mod
       | _torchdynamo | (?<!context)_parallel_config\b | _cp_plan | _flattened_mesh | _init_step_index | \b_step_index
-      | \b_cache_config\b | \b_is_cached | \b_progress_bar_config""",
+      | \b_cache_config\b | \b_is_cached | \b_progress_bar_config | _identifier_key | _count_prepared
+      | _dit_modules | _extra_params | _sp_world_size | _cache_dit_enabled""",
     re.VERBOSE,
 )
 

@@ -147,3 +147,27 @@ def test_batch_of_the_wheel(installed: Run) -> None:
     videos = sorted((installed.folder / "videos").glob("*.mp4"))
     assert len(videos) == 2
     assert {json.loads(video.with_suffix(".json").read_text())["prompt"] for video in videos} == set(PROMPTS)
+
+
+PLUG_INS = """
+import sys
+from importlib.metadata import entry_points
+
+found = {}
+for group in ("sglang.multimodal_gen.plugins", "vllm_omni.general_plugins"):
+    (entry,) = [entry for entry in entry_points(group=group) if entry.name == "unicp"]
+    assert entry.dist.name == "unicp" and callable(entry.load()), group
+    found[group] = entry.value
+heavy = {"torch", "diffusers", "numpy"} & set(sys.modules)
+assert not heavy, f"finding the plug-ins loads {sorted(heavy)}"
+import unicp
+from unicp.hosts.guider import FillGuider
+print(found["sglang.multimodal_gen.plugins"], found["vllm_omni.general_plugins"], FillGuider.__name__)
+"""
+
+
+@pytest.mark.wheel
+def test_servers_find_the_plug_ins_of_the_wheel(installed: Run) -> None:
+    """By the loader that they use, in an environment that has none of them."""
+    said = installed("python", "-c", PLUG_INS)
+    assert said.split() == ["unicp.hosts.sglang:register", "unicp.hosts.vllm_omni:register", "FillGuider"]

@@ -354,7 +354,8 @@ class Clock:
             if own is None or place >= len(own) or not _near(self._read(own)[place], level, timestep.dtype):
                 return grid, point.offset
             return own, place
-        if own is not None and index is None and counts and self.step is None:
+        first = self.step is None or (self.step.position == 0 and own is self._timesteps)
+        if own is not None and index is None and counts and first:  # it has not stepped yet
             index = scheduler.begin_index if hasattr(type(scheduler), "begin_index") else None
         return own, index
 

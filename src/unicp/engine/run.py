@@ -110,7 +110,8 @@ class Run:
         self._measured: dict[str, list[Any]] = {}  # residuals at the last computed step, by what decides apart
         self._pending: list[tuple[Policy, Step, StepRecord, Any, dict[str, tuple[int, Any]]]] = []
         self._step: Step | None = None
-        self._measuring = False
+        self._asked = ""  # the branch that was decided on last
+        self._measuring: set[str] = set()  # branches whose calls at this step are to be measured
         self._unmeasured: set[str] = set()  # what decides, and has nothing to compare its next measurement with
         self._remarks: list[str] = []
         self._began = 0.0
@@ -180,18 +181,23 @@ class Run:
     # -- what hosts use --------------------------------------------------------------------------------------------
 
     def decide(self, step: Step, branch: str) -> Decision:
-        """What this call of the denoiser is to do. Asked before :meth:`act`, once a call."""
+        """What this call of the denoiser is to do. Asked before :meth:`act`, once a call.
+
+        All branches of a step may be decided on before the first of them acts.
+        """
         self._began = time.perf_counter()
         if self._step is None or step.position != self._step.position:
             self.settle()
             self._decisions.clear()
+            self._measuring.clear()
             units = self._parts.units
             if units is not None and units.choosing and self._step is not None:
                 units.choose(self._meter.cost(branch).units, len(self._units))
         self._step = step
-        key = self._key(branch)
-        self._measuring = key not in self._decisions
-        if self._measuring:
+        key, self._asked = self._key(branch), branch
+        self._measuring.discard(branch)  # called again at a step, it has been
+        if key not in self._decisions:
+            self._measuring.add(branch)
             if key not in self._policies:
                 self._policies[key] = self._introduced(make_policy(self.config))
             self._decisions[key] = self._policies[key].decide(step)
@@ -203,7 +209,7 @@ class Run:
 
     def instead(self) -> Decision:
         """Compute this call, whatever was decided, and decide nothing by it."""
-        self._measuring = False
+        self._measuring.discard(self._asked)
         return Decision(action="compute")
 
     def corrects(self, branch: str) -> bool:
@@ -215,7 +221,7 @@ class Run:
         """Nothing that is kept of a branch counts any more, nor what was measured last, if it decides now."""
         self._fills.pop(branch, None)
         self._units.pop(branch, None)
-        if self._measuring:
+        if branch in self._measuring:
             self._unmeasured.add(self._key(branch))
             self._measured.pop(self._key(branch), None)
 
@@ -286,7 +292,7 @@ class Run:
     ) -> Any:
         """Runs the denoiser, its blocks and units acting by the decision, and captures what is to be measured."""
         stack, probe, units = self._parts.stack, self._parts.probe, self._parts.units
-        measuring = self._measuring and decision.runs
+        measuring = branch in self._measuring and decision.runs
         if stack is not None and isinstance(fill, StackFill):
             stack.call = StackCall(step, decision, fill, batch, frames)
         if probe is not None:

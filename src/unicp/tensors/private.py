@@ -83,3 +83,33 @@ def find_first_step(scheduler: Any, timestep: Any) -> None:
 def set_step(scheduler: Any, index: int) -> None:
     """Set the step of a scheduler. It can be asked for its step, but told only where it begins."""
     scheduler._step_index = index
+
+
+def condition_of(guider: Any, batch: Any) -> str:
+    """Which of a guider's conditions a batch of inputs is for."""
+    return str(getattr(batch, guider._identifier_key))
+
+
+def count_prepared(guider: Any, number: int) -> None:
+    """Tells a guider how many conditions of the step have been run: some count, to know which one comes."""
+    guider._count_prepared = number
+
+
+def own_settings(cache_config: Any) -> dict[str, Any]:
+    """Keys of vLLM-Omni's cache config that are none of its own: it keeps them for backends it does not know."""
+    return dict(getattr(cache_config, "_extra_params", None) or {})
+
+
+def dit_modules(pipeline: Any) -> tuple[str, ...]:
+    """The names under which a pipeline of vLLM-Omni has its denoisers, where they are not the usual ones."""
+    return tuple(getattr(pipeline, "_dit_modules", None) or ())
+
+
+def spread_over(stage: Any) -> int:
+    """Over how many processes SGLang's denoising stage spreads a sequence."""
+    return int(stage._sp_world_size())
+
+
+def has_cache_dit(stage: Any) -> bool:
+    """Whether SGLang's denoising stage has cache-dit on its models."""
+    return bool(getattr(stage, "_cache_dit_enabled", False))

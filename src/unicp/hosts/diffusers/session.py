@@ -31,12 +31,16 @@ class Session:
     """An acceleration in force, made by :func:`accelerate`. It holds an independent state for each denoiser.
 
     It is a context manager: leaving the block restores the model.
+
+    Attributes:
+        config: what was asked for.
+        made: how many videos were made with it.
     """
 
     def __init__(
         self, denoisers: dict[str, Any], config: Config, acting: Config, specs: dict[str, Any], pipe: Any, group: Any
     ) -> None:
-        self.config = config
+        self.config, self.made = config, 0
         self._generation: Generation | None = None
         self._reports: deque[SessionReport] = deque(maxlen=KEPT_REPORTS)
         self._warned = False
@@ -95,6 +99,7 @@ class Session:
             return
         self._generation = None
         self._reports.append(generation.report(self._notes(generation)))
+        self.made += 1
         if generation.complete and not generation.acted and not self._warned:
             self._warned = True
             why = next(iter(generation.idle.values()))
@@ -126,6 +131,11 @@ class Session:
     def _end(self) -> None:
         for each in self._hooked:
             each.end()
+
+    def end(self) -> None:
+        """The video in progress is over, however far it came: the next call of a denoiser begins another."""
+        self._end()
+        self._close()
 
     def warn_again(self) -> None:
         """Warn again if the next video skips nothing; otherwise a session warns once."""
