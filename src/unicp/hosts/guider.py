@@ -19,10 +19,10 @@ from ..engine.solver.leap import Leaper
 from ..errors import UnicpError
 from ..policies.base import Decision
 from ..policies.config import make_policy
-from ..profiles import played, read, resolve_config
+from ..profiles import acting_config, read, resolve_config
 from ..tensors import private
 from .diffusers import hooks
-from .diffusers.denoiser import DRAWN, LEAPT, STRAY
+from .diffusers.denoiser import LEAPS_NOTE, NOISE_NOTE, STRAY_CALLS_NOTE
 from .diffusers.refusals import check_denoiser
 
 DENOISERS = {"guider": "transformer", "guider_2": "transformer_2"}
@@ -135,7 +135,7 @@ class _Filling:
     """
 
     def __init__(self, config: Any, pipe: Any) -> None:
-        self.config = played(read(resolve_config(config)))
+        self.config = acting_config(read(resolve_config(config)))
         self.needs = make_policy(self.config).needs()
         if self.needs.inside:
             raise UnicpError(
@@ -172,7 +172,7 @@ class _Filling:
         tick = self.clock.tick(self._said, {"timestep": self._said.timestep})
         if tick.stray:
             if self.run is not None:
-                self.run.remark(STRAY)
+                self.run.remark(STRAY_CALLS_NOTE)
             return names
         if tick.new_generation:
             tick = self._begin(tick)
@@ -211,7 +211,7 @@ class _Filling:
         if not self._followed or not self.leaper.active:
             return tick
         # Timesteps go from the pipeline to the denoiser directly: it is called at those of the run.
-        step = self.clock.leaps(False, self.leaper.starts, self.leaper.throughout)
+        step = self.clock.allow_leaps(False, self.leaper.starts, self.leaper.throughout)
         return Tick(step, tick.branch, tick.new_generation, tick.new_step, tick.unknown)
 
     @staticmethod
@@ -230,12 +230,12 @@ class _Filling:
             run.remark(tick.unknown)
         elif decision.action == "leap":
             if self._followed and self.leaper.over(step.index):
-                run.remark(LEAPT)
+                run.remark(LEAPS_NOTE)
                 return decision
             return run.instead()  # the scheduler did not go where it was to go
         elif step.position == position or name in names or step.position == 0:
             if decision.action == "forecast" and step.noisy:
-                run.remark(DRAWN)
+                run.remark(NOISE_NOTE)
                 return Decision(action="reuse")
             return decision
         run.drop(name)  # it was not called at the step before, so that what is kept of it is of no use
@@ -245,7 +245,7 @@ class _Filling:
         """The denoiser is about to run. Which of the guider's conditions this is, if it may not be the next one."""
         if self.run is not None and self._unseen:
             check_denoiser(denoiser, self._pipe(), self.config.method, self.needs, None)
-            if hooks.find(denoiser, hooks.HOOK) is not None:
+            if hooks.find(denoiser, hooks.DENOISER_HOOK) is not None:
                 raise UnicpError(
                     "unicp.accelerate acts on this denoiser already; unicp.restore(pipe), or drop the guider"
                 )

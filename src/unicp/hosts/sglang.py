@@ -91,11 +91,11 @@ class _Clip:
         import torch
 
         from ..engine.run import Run
-        from ..engine.solver.response import played
+        from ..engine.solver.response import response_and_noise
 
         scheduler = batch.scheduler if getattr(batch, "scheduler", None) is not None else stage.scheduler
         timesteps = batch.timesteps if getattr(batch, "timesteps", None) is not None else scheduler.timesteps
-        weights, noisy = played(scheduler)
+        weights, noisy = response_and_noise(scheduler)
         if noisy:
             raise UnicpError(
                 f"{type(scheduler).__name__} draws noise at its steps, which no forecast can follow; choose another "
