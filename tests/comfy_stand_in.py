@@ -284,7 +284,8 @@ class KSAMPLER:
 
 def sampler_object(name: str, **options: Any) -> KSAMPLER:
     """The sampler of that name."""
-    return KSAMPLER(globals()["sample_" + {"ddim": "euler", "uni_pc": "unipc"}.get(name, name)], options)
+    function = {"ddim": "euler", "uni_pc": "unipc", "uni_pc_bh2": "unipc_bh2"}.get(name, name)
+    return KSAMPLER(globals()[f"sample_{function}"], options)
 
 
 def simple(sampling: Any, steps: int) -> Any:
@@ -295,7 +296,7 @@ def simple(sampling: Any, steps: int) -> Any:
 
 def levels(sampling: Any, sampler: str, steps: int) -> Any:
     """The grid that a sampler gets for a number of steps: UniPC and DPM2 leave out the last level but one."""
-    if sampler in ("dpm_2", "uni_pc"):
+    if sampler in ("dpm_2", "uni_pc", "uni_pc_bh2"):
         found = simple(sampling, steps + 1)
         return torch.cat([found[:-2], found[-1:]])
     return simple(sampling, steps)
