@@ -117,7 +117,7 @@ def test_what_was_computed_is_shown_behind_the_sampler(studio: Studio) -> None:
     assert shown["result"][0] is latent
     assert "unicp, euler: 10 of 20 evaluations computed, 2.00x" in shown["result"][1]
     assert "##~#" in shown["result"][1]
-    assert "10 longer steps in place of 20" in str(_ran(studio, model, "dpmpp_2m"))
+    assert "10 longer steps in place of 20" in str(_ran(studio, model, "lms"))
     assert UnicpReport().show(latent, studio.patcher)["ui"]["text"] == [PLAIN]
 
 

@@ -40,9 +40,10 @@ class Speedup:
         options = guider.model_options.setdefault("transformer_options", {})
         levels = [float(sigma) for sigma in sigmas.tolist()]  # once, and never again
         run = Sampling(self._config, sampler, levels, self._book)
-        if run.sigmas != levels:
-            sigmas = torch.tensor(run.sigmas, dtype=sigmas.dtype, device=sigmas.device)
         options[KEY] = run
+        # UniPC writes into the tensor that it is given.
+        fewer = run.sigmas != levels
+        sigmas = torch.tensor(run.sigmas, dtype=sigmas.dtype, device=sigmas.device) if fewer else sigmas.clone()
         result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         report = run.report()
         self._reports.append(report)

@@ -1,8 +1,8 @@
 """One sampling run of ComfyUI: what is computed, forecast, or never asked for.
 
-What is forecast is the velocity after guidance, ``v = (x - x0) / sigma``: for models that predict noise it is the noise,
-for flow matching the velocity, and for either what k-diffusion's samplers integrate. Everything of a run is in one
-object, which lies in the run's own ``transformer_options`` and goes with them.
+What is forecast is the velocity after guidance, ``v = (x - x0) / sigma``: for models that predict noise it is the
+noise, for flow matching the velocity, and for either what k-diffusion's samplers integrate. Everything of a run is in
+one object, which lies in the run's own ``transformer_options`` and goes with them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ from ...engine.run import Parts, Run
 from ...errors import UnicpError
 from ...policies.base import Step
 from ...policies.budget import BudgetConfig
+from ...policies.plans.step_plan import affordable
 from ...tensors.extrapolation import levels_at
-from .samplers import FORECASTS, LONGER_STEPS, way_of
+from .samplers import FORECASTS, LAST_STEPS, LONGER_STEPS, MIN_COMPUTED, response, way_of
 
 KEY = "unicp"
 """Of our wrappers on a model, and of a run in its options."""
 
 BRANCH = "guided"
-ELSEWHERE = "the sampler evaluated the model elsewhere than at the noise levels of its steps: from there on everything was computed"
+ELSEWHERE = (
+    "the sampler evaluated the model elsewhere than at the noise levels of its steps: from there on everything was "
+    "computed"
+)
 UNCHECKED = "that the profile is of this model could not be checked: ComfyUI names weights otherwise than diffusers"
 SWITCHED = (
     "conditions switched on or off in the middle of the run: the next step was computed, and forecasts began anew"
@@ -116,40 +120,40 @@ class Sampling:
 
     def __init__(self, config: BudgetConfig, sampler: Any, sigmas: Sequence[float], book: Any = None) -> None:
         self._way = way_of(sampler)
-        self._sampler = sampler.sampler_function.__name__.removeprefix("sample_")
+        name = sampler.sampler_function.__name__
+        self._sampler, last = name.removeprefix("sample_"), LAST_STEPS.get(name)
         if any(not a >= b for a, b in pairwise((*sigmas, 0.0))):
             raise UnicpError(
                 "unicp makes runs faster whose noise levels fall from step to step, and these rise "
                 f"({', '.join(f'{s:g}' for s in sigmas)!s:.60}...); bypass the unicp node in this run"
             )
-        if book is not None and self._way != FORECASTS:
+        if book is not None and (self._way != FORECASTS or last is not None):
             raise UnicpError(
                 f"the plans of a profile are for the sampler euler, and {self._sampler} is not played by them; take "
                 "euler, or leave the profile out"
             )
         self._steps = len(sigmas) - 1
+        self._speed = config.target_speedup or 1.0
         self._notes: list[str] = [] if book is None else [UNCHECKED]
         self._calls = self._computed = 0
         self._lost = False
         self._conditions: Any = None
-        self._run = self._begun(config, book, sigmas)
-        self.sigmas = list(sigmas) if self._way == FORECASTS else self._fewer(config, sigmas)
-
-    def _begun(self, config: BudgetConfig, book: Any, sigmas: Sequence[float]) -> Run | None:
-        if self._way != FORECASTS or self._steps < 2:
-            return None
+        self._run: Run | None = None
+        self.sigmas = list(sigmas)
+        weights = response(sampler, sigmas) if self._way == FORECASTS else None
+        if weights is None or (last is not None and affordable(self._steps, self._speed) < MIN_COMPUTED):
+            self._way, self.sigmas = LONGER_STEPS, self._fewer(sigmas)
+            return
+        self._levels, self._weights = tuple(sigmas[:-1]), weights
+        if last is not None:
+            config = config.replace(warmup_steps=2, cooldown_steps=last)
         meter = Meter()
         meter.counted = True  # counting would run under a dispatch mode, which compiled models do not like
-        self._levels = tuple(sigmas[:-1])
-        self._weights = tuple([b - a for a, b in pairwise(sigmas)])
-        return Run(config, parts=Parts(book=book, meter=meter), name="model")
+        self._run = Run(config, parts=Parts(book=book, meter=meter), name="model")
 
-    def _fewer(self, config: BudgetConfig, sigmas: Sequence[float]) -> list[float]:
+    def _fewer(self, sigmas: Sequence[float]) -> list[float]:
         """The noise levels of a run of fewer steps."""
-        from ...policies.plans.step_plan import affordable
-
-        speed = config.target_speedup or 1.0
-        taken = affordable(self._steps, speed)
+        speed, taken = self._speed, affordable(self._steps, self._speed)
         if not 0.9 <= self._steps / taken / speed <= 1.15:
             self._notes.append(
                 f"target_speedup={speed:g} cannot be had of {self._steps} steps: {taken} are taken, for "
