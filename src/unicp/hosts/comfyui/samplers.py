@@ -30,7 +30,7 @@ WAYS: Mapping[str, str] = {
 """Samplers that draw no noise. With those that were not measured, and those of several stages, a run is what one of
 fewer steps is."""
 
-LAST_STEPS: Mapping[str, int] = {"sample_dpmpp_2m": 3, "sample_unipc": 3, "sample_unipc_bh2": 3}
+ENDS: Mapping[str, tuple[int, int]] = {"sample_dpmpp_2m": (2, 3), "sample_unipc": (2, 3), "sample_unipc_bh2": (2, 3)}
 """How many steps at the end are computed under samplers that look back at earlier outputs: they make more of an error
 there than a step's length says."""
 

@@ -22,7 +22,7 @@ from ...policies.base import Step
 from ...policies.budget import BudgetConfig
 from ...policies.plans.step_plan import affordable
 from ...tensors.extrapolation import levels_at
-from .samplers import FORECASTS, LAST_STEPS, LONGER_STEPS, MIN_COMPUTED, response, way_of
+from .samplers import FORECASTS, ENDS, LONGER_STEPS, MIN_COMPUTED, response, way_of
 
 KEY = "unicp"
 """Of our wrappers on a model, and of a run in its options."""
@@ -121,13 +121,13 @@ class Sampling:
     def __init__(self, config: BudgetConfig, sampler: Any, sigmas: Sequence[float], book: Any = None) -> None:
         self._way = way_of(sampler)
         name = sampler.sampler_function.__name__
-        self._sampler, last = name.removeprefix("sample_"), LAST_STEPS.get(name)
+        self._sampler, ends = name.removeprefix("sample_"), ENDS.get(name)
         if any(not a >= b for a, b in pairwise((*sigmas, 0.0))):
             raise UnicpError(
                 "unicp makes runs faster whose noise levels fall from step to step, and these rise "
                 f"({', '.join(f'{s:g}' for s in sigmas)!s:.60}...); bypass the unicp node in this run"
             )
-        if book is not None and (self._way != FORECASTS or last is not None):
+        if book is not None and (self._way != FORECASTS or ends is not None):
             raise UnicpError(
                 f"the plans of a profile are for the sampler euler, and {self._sampler} is not played by them; take "
                 "euler, or leave the profile out"
@@ -141,12 +141,12 @@ class Sampling:
         self._run: Run | None = None
         self.sigmas = list(sigmas)
         weights = response(sampler, sigmas) if self._way == FORECASTS else None
-        if weights is None or (last is not None and affordable(self._steps, self._speed) < MIN_COMPUTED):
+        if weights is None or (ends is not None and affordable(self._steps, self._speed) < MIN_COMPUTED):
             self._way, self.sigmas = LONGER_STEPS, self._fewer(sigmas)
             return
         self._levels, self._weights = tuple(sigmas[:-1]), weights
-        if last is not None:
-            config = config.replace(warmup_steps=2, cooldown_steps=last)
+        if ends is not None:
+            config = config.replace(warmup_steps=ends[0], cooldown_steps=ends[1])
         meter = Meter()
         meter.counted = True  # counting would run under a dispatch mode, which compiled models do not like
         self._run = Run(config, parts=Parts(book=book, meter=meter), name="model")
