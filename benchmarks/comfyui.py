@@ -28,7 +28,7 @@ from unicp.demo import scenes
 from unicp.tensors import metrics
 
 STEPS, SPEED, SHIFT = 20, 2.0, 3.0
-SAMPLERS = ("euler", "dpmpp_2m", "uni_pc", "uni_pc_bh2")
+SAMPLERS = ("euler", "dpmpp_2m", "uni_pc")
 THRESHOLDS = (0.2,)
 """Of EasyCache; 0.2 is ComfyUI's default."""
 PARTS = common.RESULTS / "comfyui.parts"

@@ -16,7 +16,7 @@ WAYS: Mapping[str, str] = {
     "sample_euler": FORECASTS,  # ddim is this one, too
     "sample_dpmpp_2m": FORECASTS,
     "sample_unipc": FORECASTS,
-    "sample_unipc_bh2": FORECASTS,
+    "sample_unipc_bh2": LONGER_STEPS,
     "sample_lms": LONGER_STEPS,
     "sample_ipndm": LONGER_STEPS,
     "sample_ipndm_v": LONGER_STEPS,
@@ -30,12 +30,12 @@ WAYS: Mapping[str, str] = {
 """Samplers that draw no noise. With those that were not measured, and those of several stages, a run is what one of
 fewer steps is."""
 
-ENDS: Mapping[str, tuple[int, int]] = {"sample_dpmpp_2m": (2, 3), "sample_unipc": (2, 3), "sample_unipc_bh2": (2, 3)}
-"""How many steps at the end are computed under samplers that look back at earlier outputs: they make more of an error
-there than a step's length says."""
+ENDS: Mapping[str, tuple[int, int]] = {"sample_dpmpp_2m": (2, 3), "sample_unipc": (3, 2)}
+"""How many first and last steps are computed under samplers that look back at earlier outputs: they make more of an
+error at the end than a step's length says."""
 
-MIN_COMPUTED = 8
-"""Computed steps below which samplers that look back are given longer steps."""
+MIN_COMPUTED = 10
+"""Computed steps below which those samplers are given longer steps; so many were measured (benchmarks/comfyui.py)."""
 
 NOISE_OPTIONS = ("s_churn", "eta")
 """Options with which samplers draw noise that draw none without."""

@@ -22,7 +22,7 @@ from ...policies.base import Step
 from ...policies.budget import BudgetConfig
 from ...policies.plans.step_plan import affordable
 from ...tensors.extrapolation import levels_at
-from .samplers import FORECASTS, ENDS, LONGER_STEPS, MIN_COMPUTED, response, way_of
+from .samplers import ENDS, FORECASTS, LONGER_STEPS, MIN_COMPUTED, response, way_of
 
 KEY = "unicp"
 """Of our wrappers on a model, and of a run in its options."""
