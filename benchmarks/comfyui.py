@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import unicp
-from benchmarks import common
+from benchmarks import common, figures
 from tests import comfy_stand_in as comfy
 from unicp.demo import scenes
 from unicp.tensors import metrics
@@ -32,6 +32,8 @@ SAMPLERS = ("euler", "dpmpp_2m", "uni_pc")
 THRESHOLDS = (0.2,)
 """Of EasyCache; 0.2 is ComfyUI's default."""
 PARTS = common.RESULTS / "comfyui.parts"
+PAGE = Path(__file__).parent.parent / "docs" / "comfyui.md"
+BEGIN, END = "<!-- figures: python -m benchmarks.comfyui -->", "<!-- end of figures -->"
 PICTURE = Path(__file__).parent.parent / "integrations" / "comfyui" / "unicp.png"
 
 
@@ -191,6 +193,22 @@ def table(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def block(values: dict[str, Any]) -> str:
+    """What the page of the docs has between its markers."""
+    machine, versions = (values["provenance"][key] for key in ("machine", "versions"))
+    said = (
+        f"{len(values['captions'])} captions that the model never saw; {machine['processor']}, "
+        f"torch {versions['torch']}, unicp {versions['unicp']}: `{values['provenance']['command']}`."
+    )
+    return "\n".join([BEGIN, "", *table(values["results"]), "", said, "", END])
+
+
+def page(text: str, values: dict[str, Any]) -> str:
+    """The page with these figures."""
+    before, _, rest = text.partition(BEGIN)
+    return before + block(values) + rest.partition(END)[2]
+
+
 def draw(found: list[dict[str, Any]]) -> None:
     """A bar for each method and sampler."""
     import matplotlib
@@ -228,11 +246,10 @@ def main() -> None:
     studio = Studio(scenes.prompts(args.captions, seed=1))
     found = [row for sampler in args.only for row in rows(studio, sampler, not args.collect)]
     if args.collect or tuple(args.only) == SAMPLERS:
-        common.save(
-            "comfyui", {"captions": studio.captions, "steps": STEPS, "results": found}, "python -m benchmarks.comfyui"
-        )
+        kept = {"captions": studio.captions, "steps": STEPS, "results": found}
+        values = figures.read(common.save("comfyui", kept, "python -m benchmarks.comfyui"))
+        PAGE.write_text(page(PAGE.read_text("utf-8"), values), "utf-8")
         draw(found)
-        print("\n".join(table(found)))
 
 
 if __name__ == "__main__":

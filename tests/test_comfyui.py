@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
 
 import unicp
+from benchmarks import comfyui as bench
+from benchmarks import figures
 from tests import comfy_stand_in as comfy
 from tests.tiny import wan_transformer
 from unicp import BudgetConfig, Profile, UnicpError
@@ -586,6 +589,21 @@ def test_the_metadata_of_the_package() -> None:
     assert about["project"]["version"] == unicp.__version__
     assert about["tool"]["comfy"]["DisplayName"] == "unicp"
     assert (FOLDER / about["project"]["license"]["file"]).read_text("utf-8") == (ROOT / "LICENSE").read_text("utf-8")
+
+
+def test_the_figures_of_the_docs_are_the_committed_ones() -> None:
+    values = figures.read(bench.common.RESULTS / "comfyui.json")
+    text = bench.PAGE.read_text("utf-8")
+    assert bench.page(text, values) == text, "run: python -m benchmarks.comfyui --collect"
+
+
+def test_twice_the_speed_is_nearer_than_half_the_steps() -> None:
+    """In the committed figures, in the mean over captions."""
+    found = figures.read(bench.common.RESULTS / "comfyui.json")["results"]
+    psnr = {(row["sampler"], row["method"]): mean(row["psnr"]) for row in found}
+    for sampler in bench.SAMPLERS:
+        assert psnr[sampler, "unicp 2x"] > psnr[sampler, "half the steps"]
+    assert all(row["share"] <= 0.55 for row in found if row["method"] == "unicp 2x")
 
 
 def test_every_sampler_has_a_way() -> None:

@@ -22,7 +22,7 @@ from ...policies.base import Step
 from ...policies.budget import BudgetConfig
 from ...policies.plans.step_plan import affordable
 from ...tensors.extrapolation import levels_at
-from .samplers import ENDS, FORECASTS, LONGER_STEPS, MIN_COMPUTED, response, way_of
+from .samplers import ENDS, FORECASTS, LONGER_STEPS, MIN_COMPUTED, SLACK, response, way_of
 
 KEY = "unicp"
 """Of our wrappers on a model, and of a run in its options."""
@@ -141,12 +141,14 @@ class Sampling:
         self._run: Run | None = None
         self.sigmas = list(sigmas)
         weights = response(sampler, sigmas) if self._way == FORECASTS else None
-        if weights is None or (ends is not None and affordable(self._steps, self._speed) < MIN_COMPUTED):
+        if ends is not None:
+            speed = max(1.0, self._speed / SLACK)
+            config = config.replace(target_speedup=speed, warmup_steps=ends[0], cooldown_steps=ends[1])
+        few = ends is not None and affordable(self._steps, config.target_speedup or 1.0) < MIN_COMPUTED
+        if weights is None or few:
             self._way, self.sigmas = LONGER_STEPS, self._fewer(sigmas)
             return
         self._levels, self._weights = tuple(sigmas[:-1]), weights
-        if ends is not None:
-            config = config.replace(warmup_steps=ends[0], cooldown_steps=ends[1])
         meter = Meter()
         meter.counted = True  # counting would run under a dispatch mode, which compiled models do not like
         self._run = Run(config, parts=Parts(book=book, meter=meter), name="model")
