@@ -5,7 +5,7 @@
 For each sampler at 20 steps, each caption: all steps, half of them, `UnicpSpeedup` at a target of 2, and EasyCache
 (Zhou et al. 2025, by its public description; ComfyUI's node of that name has these defaults). What is compared is
 decoded video, against the same sampler with all steps; what is counted are evaluations of the network, and nothing is
-timed. The captions are none that plans were looked at with.
+timed. Where computed steps lie was chosen on other captions.
 
 Resumable: latents lie in benchmarks/results/comfyui.parts, a file a run, and processes with different ``--only`` can
 share the work. ``--collect`` writes the figures and the picture of what is there.

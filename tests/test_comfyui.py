@@ -597,12 +597,12 @@ def test_the_figures_of_the_docs_are_the_committed_ones() -> None:
     assert bench.page(text, values) == text, "run: python -m benchmarks.comfyui --collect"
 
 
-def test_twice_the_speed_is_nearer_than_half_the_steps() -> None:
+def test_twice_the_speed_is_5_db_nearer_than_half_the_steps() -> None:
     """In the committed figures, in the mean over captions."""
     found = figures.read(bench.common.RESULTS / "comfyui.json")["results"]
     psnr = {(row["sampler"], row["method"]): mean(row["psnr"]) for row in found}
     for sampler in bench.SAMPLERS:
-        assert psnr[sampler, "unicp 2x"] > psnr[sampler, "half the steps"]
+        assert psnr[sampler, "unicp 2x"] >= psnr[sampler, "half the steps"] + 5
     assert all(row["share"] <= 0.55 for row in found if row["method"] == "unicp 2x")
 
 
