@@ -14,6 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import unicp
+from tests import comfy_stand_in as comfy
 from tests.family import part
 from tests.tiny import FAMILIES, wan_transformer
 from tests.tiny_modular import MODULAR
@@ -40,10 +41,12 @@ class Host:
     Attributes:
         denoiser: what is to run less often; its weights may be changed between videos.
         branches: calls of it a step.
+        methods: that it takes.
     """
 
     denoiser: torch.nn.Module
     branches = 2
+    methods: tuple[str, ...] = ("budget", "schedule")
 
     def put(self, config: Any) -> None:
         """Accelerate what comes."""
@@ -365,7 +368,58 @@ class VllmOmni(Host):
         ]
 
 
+class ComfyUI(Host):
+    """The wrappers of the speed node on a model, under Euler; memory is short, so that branches are called apart."""
+
+    methods = ("budget",)
+
+    def __init__(self) -> None:
+        comfy.install()
+        self.denoiser = wan_transformer()
+        self.sampling = comfy.Flow(shift=3.0)
+        model = comfy.Model(self._velocity, self.sampling, together=False)
+        self.plain = self.patcher = comfy.ModelPatcher(model)
+        self.sampler = "euler"
+
+    def _velocity(self, x: Any, sigma: Any, context: Any) -> Any:
+        return self.denoiser(x, 1000 * sigma, context, return_dict=False)[0]
+
+    def put(self, config: Any) -> None:
+        from unicp.hosts.comfyui.nodes import KEY, Speedup, predict_noise
+
+        self.wrapper = Speedup(config)
+        self.patcher = self.plain.clone()
+        self.patcher.add_wrapper_with_key("outer_sample", KEY, self.wrapper.outer_sample)
+        self.patcher.add_wrapper_with_key("predict_noise", KEY, predict_noise)
+
+    def take(self) -> None:
+        self.patcher = self.plain
+
+    @torch.inference_mode()
+    def make(self, *, prompts: tuple[int, ...] = (1,), size: int = 32, steps: int = 10) -> torch.Tensor:
+        guider = comfy.CFGGuider(self.patcher, embeds(prompts), embeds(prompts, negative=True), 4.0)
+        start = noise(prompts, size)
+        grid = comfy.levels(self.sampling, self.sampler, steps)
+        made: torch.Tensor = guider.sample(start, torch.zeros_like(start), comfy.sampler_object(self.sampler), grid)
+        return made
+
+    def report(self) -> dict[str, Any]:
+        session = self.wrapper.fresh()[-1].session
+        assert session is not None
+        return dict(session.to_dict())
+
+    def refused(self) -> list[Refusal]:
+        def sampled(name: str) -> Callable[[], Any]:
+            return lambda: (self.put(BudgetConfig(target_speedup=2)), setattr(self, "sampler", name), self.make())
+
+        return [
+            (sampled("euler_ancestral"), "the sampler euler_ancestral draws noise at its steps"),
+            (sampled("euler_cfg_pp"), "the sampler euler_cfg_pp reads the unconditional result at every step"),
+        ]
+
+
 HOSTS: dict[str, type[Host]] = {
+    "comfyui": ComfyUI,
     "diffusers": Diffusers,
     "guider": Guider,
     "own-loop": OwnLoop,
