@@ -217,7 +217,11 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The budget's margins, a line a situation, in Markdown: of the mean over captions and of the worst one."""
+    """The budget's margins, a line a situation, in Markdown: of the mean over captions and of the worst one.
+
+    A situation that was measured on fewer captions than others has their number beside it.
+    """
+    most = max(len(row["psnr"]) for row in rows)
     budgets = {(row["situation"], row["method"]): row for row in rows if row["method"].startswith("budget")}
     heads = [f"budget {speed:g}x" for speed in SPEEDS]
     lines = [
@@ -225,12 +229,14 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         "|---|" + "---:|" * len(heads),
     ]
     for situation in dict.fromkeys(row["situation"] for row in rows):
+        counts = {len(row["psnr"]) for row in rows if row["situation"] == situation} - {most}
         cells = []
         for head in heads:
             row = budgets.get((situation, head))
             over, worst = margins(row) if row is not None else (0.0, 0.0)
             cells.append("–" if row is None else f"{over + 0.0:+.1f} / {worst + 0.0:+.1f}")
-        lines.append(f"| {situation} | " + " | ".join(cells) + " |")
+        few = f" ({max(counts)} captions)" if counts else ""
+        lines.append(f"| {situation}{few} | " + " | ".join(cells) + " |")
     return lines
 
 

@@ -361,9 +361,11 @@ def _promise() -> list[str]:
     rows = [row for row in measured["results"] if row["method"].startswith("budget")]
     below = [(row, *promise.margins(row)) for row in rows]
     short = [
-        f"{row['situation']} at {row['method'].split()[1]}" for row, over, worst in below if over < -0.05 or worst < -1
+        f"{row['situation']} at {row['method'].split()[1]} ({over:+.1f} / {worst:+.1f})"
+        for row, over, worst in below
+        if over < -0.05 or worst < -1
     ]
-    long_runs = [over for row, over, _ in below if row["evaluations"][1] >= 20]
+    long_runs = [over for row, over, _ in below if promise.steps_of(row) >= 20]
     lines = [
         "## The default plan against fewer steps",
         "",
