@@ -224,3 +224,14 @@ def test_where_it_was_worst_the_default_plan_is_no_worse_than_fewer_steps(
     row = maker.row(promise.Situation(scheduler, steps), "budget", BudgetConfig(target_speedup=speed))
     mean, worst = promise.margins(row)
     assert mean >= -0.1 and worst >= -1, promise.shown(row)  # timesteps are whole numbers, rounded to another side
+
+
+@pytest.mark.parametrize("steps", [20, 30])
+def test_a_solver_of_third_order_takes_even_steps(steps: int) -> None:
+    """Beside short steps its long ones lost up to 5 dB to as many even ones."""
+    scheduler = SCHEDULERS["unipc"]()
+    PIPE.scheduler = type(scheduler).from_config(scheduler.config, solver_order=3)
+    with unicp.accelerate(PIPE, BudgetConfig(target_speedup=2)) as session:
+        WAN.generate(PIPE, steps=steps)
+        computed = sorted({record.index for record in session.report().steps if record.action == "compute"})
+    assert computed == list(range(0, steps, 2))

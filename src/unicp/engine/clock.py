@@ -194,7 +194,7 @@ class Clock:
     def reset(self) -> None:
         """Forget everything: the next call begins a generation."""
         self.step: Step | None = None
-        self._leaps = self._free = self._starts = self._throughout = False  # what the solver of this run can do
+        self._solver: dict[str, bool] = {}  # what the solver of this run can do, as steps have it
         self._noise: float | None = None
         self._mean: float | None = None
         self._wave = False  # frames are denoised one after another: their mean tells how far the video is
@@ -320,11 +320,8 @@ class Clock:
                 sigma=float(sigma),
                 sigmas=sigmas if count is None or sigmas is None else sigmas[:count],
                 weights=self._weights,
-                leaps=self._leaps,
-                free=self._free,
-                starts=self._starts,
-                throughout=self._throughout,
                 noisy=self._noisy,
+                **self._solver,
             )
         assert self.step is not None
         return Tick(self.step, branch, fresh, moved, self._unknown)
@@ -400,15 +397,15 @@ class Clock:
         """Number of timesteps at the end of the run that the pipeline leaves out."""
         return LEFT_OUT.get(type(self._pipe() if self._pipe is not None else None).__name__, 0)
 
-    def allow_leaps(self, free: bool, starts: bool, throughout: bool) -> Step:
+    def allow_leaps(self, **solver: bool) -> Step:
         """Note that the solver of the run that has just begun can take longer steps; returns the step that says so.
 
         Args:
-            free, starts, throughout: what else it can do; see :class:`Step`.
+            **solver: what else it can do, and what is worth it; see :class:`Step`.
         """
-        self._leaps, self._free, self._starts, self._throughout = True, free, starts, throughout
+        self._solver = {"leaps": True, **solver}
         assert self.step is not None
-        self.step = dataclasses.replace(self.step, leaps=True, free=free, starts=starts, throughout=throughout)
+        self.step = dataclasses.replace(self.step, **self._solver)  # type: ignore[arg-type]
         return self.step
 
     def can_move_timestep(self, call: Mapping[str, Any]) -> bool:

@@ -47,6 +47,7 @@ class Step:
         free: whether it can also go to noise levels that lie between those of the run.
         starts: whether a short first step before the long ones is worth its cost.
         throughout: whether longer steps are worth it only in plans that take them all the way.
+        evenly: whether they are worth it only at even distances.
         noisy: whether the sampler draws noise at its steps.
     """
 
@@ -61,6 +62,7 @@ class Step:
     free: bool = dataclasses.field(default=False, compare=False)
     starts: bool = dataclasses.field(default=False, compare=False)
     throughout: bool = dataclasses.field(default=False, compare=False)
+    evenly: bool = dataclasses.field(default=False, compare=False)
     noisy: bool = dataclasses.field(default=False, compare=False)
 
     @property

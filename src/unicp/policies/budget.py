@@ -349,6 +349,7 @@ class BudgetPolicy(Policy):
             free=step.free,
             starts=step.starts,
             throughout=step.throughout,
+            evenly=step.evenly,
             corrects=config.correct and step.weights is not None,
             stays=step.weights is not None and step.weights[-1] == 0,
             warmup=config.warmup_steps,

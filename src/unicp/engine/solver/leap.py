@@ -31,6 +31,10 @@ SOLVERS_WITH_A_SHORT_START = ("UniPCMultistepScheduler", "DEISMultistepScheduler
 """Schedulers whose long steps gain from a short one before them. DPM-Solver++ loses more by it than it gains
 (benchmarks/promise.py)."""
 
+MAX_ORDER_AT_UNEVEN_DISTANCES = 2
+"""Order of a multistep solver up to which it can do with long steps beside short ones. At order 3 UniPC lost up to 5 dB
+to as many even ones, and never gained as much (benchmarks/promise.py)."""
+
 
 def leaps(scheduler: Any) -> bool:
     """Whether a scheduler, its timesteps set, can take longer steps that are worth it."""
@@ -115,14 +119,15 @@ class Leaper:
         return self._scheduler is not None
 
     @property
-    def starts(self) -> bool:
-        """Whether a short first step before the long ones is worth its cost."""
-        return type(self._scheduler).__name__ in SOLVERS_WITH_A_SHORT_START
-
-    @property
-    def throughout(self) -> bool:
-        """Whether longer steps are worth it only where they are taken all the way."""
-        return type(self._scheduler).__name__ in VARIANCE_PRESERVING
+    def worth(self) -> dict[str, bool]:
+        """Which plans of longer steps are worth it with the solver of this run; see :class:`Step`."""
+        name, config = type(self._scheduler).__name__, getattr(self._scheduler, "config", {})
+        evenly = int(config.get("solver_order", 2)) > MAX_ORDER_AT_UNEVEN_DISTANCES
+        return {
+            "starts": name in SOLVERS_WITH_A_SHORT_START and not evenly,
+            "throughout": name in VARIANCE_PRESERVING,
+            "evenly": evenly,
+        }
 
     def over(self, index: int) -> bool:
         """Whether the solver has gone beyond this step already."""

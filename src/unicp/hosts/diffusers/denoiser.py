@@ -241,7 +241,7 @@ class HookedDenoiser:
             self.leaper.begin()
         if not self._follows_scheduler or not self.leaper.active:
             return tick
-        step = self.clock.allow_leaps(self.clock.can_move_timestep(call), self.leaper.starts, self.leaper.throughout)
+        step = self.clock.allow_leaps(free=self.clock.can_move_timestep(call), **self.leaper.worth)
         return dataclasses.replace(tick, step=step)
 
     def _checked(self, run: Run, tick: Tick, decision: Decision, call: Mapping[str, Any]) -> Decision:

@@ -208,6 +208,7 @@ def untuned(
     free: bool = False,
     starts: bool = False,
     throughout: bool = False,
+    evenly: bool = False,
     corrects: bool = True,
     stays: bool = False,
     trapezoid: bool = False,
@@ -238,6 +239,7 @@ def untuned(
         free: whether it can go to noise levels between those of the run.
         starts: whether a short first step before the long ones is worth its cost.
         throughout: whether longer steps are worth it only where few steps are computed and all of them are long.
+        evenly: whether longer steps are worth it only at even distances.
         corrects: whether forecasts can be corrected; without correction they are worse than longer steps of such
             solvers.
         stays: whether the solver ignores the last output, because it ends at the last level and not at zero noise
@@ -276,7 +278,7 @@ def untuned(
         places = [body * i / computed for i in range(computed)]
         places = places if free else [float(int(place)) for place in places]
         return replace(computing(steps, {int(place) for place in places}), places=tuple(places))
-    if leaps and steps >= LONG_RUN_STEPS:
+    if leaps and steps >= LONG_RUN_STEPS and not evenly:
         return default(steps, computed)
     if leaps:
         starts &= computed >= MIN_COMPUTED_FOR_GROWING
