@@ -12,9 +12,11 @@ ACTIONS = ("compute", "reuse", "forecast", "leap", "partial", "conditional")
 """What can be decided for a step: all of the denoiser runs; what was kept stands in; its output is extrapolated; the
 solver has gone beyond the step, so that no output counts; some units of it run; it runs, but for the unconditional
 branch, whose output is extrapolated."""
-UNIT_ACTIONS = ("compute", "reuse", "map", "slice", "blend", "delta")
-"""What can happen to a unit in a partial call: it ran in full; its kept output was used; it ran on its kept attention
-map; it ran sliced; the sliced and the kept output were mixed; the kept output was moved by the change of the sliced."""
+UNIT_ACTIONS = ("compute", "reuse", "forecast", "map", "slice")
+"""What can happen to a unit in a partial call: it ran in full; its kept output was used; its output was extrapolated
+from the last two; it ran on its kept attention map; it ran sliced."""
+FILLED = ("reuse", "forecast")
+"""Those in which it does not run."""
 
 
 def unconditional(branch: str) -> bool:
@@ -83,12 +85,12 @@ class Decision:
             to be decided ``"leap"``.
         further: where the solver is going from ``until`` on, in order: solvers look at how many steps are left.
         damping: of a forecast, per spacing of the outputs it is made from
-            (:func:`unicp.tensors.extrapolation.weights`): 1 extrapolates fully, 0 repeats the last value.
+            (:func:`unicp.tensors.extrapolation.weights`): 1 extrapolates fully, 0 repeats the last value. Of a
+            ``"partial"`` call, that of the forecasts of units.
         order: of a forecast: degree of the extrapolation; ``None`` is the highest that is kept (``Needs.order``).
         place: where on the run's grid a computed step is evaluated, in steps: its own index if ``None``, else at most
             one step behind it.
         units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
-        weights: for units that blend: weight of the sliced output, 0 to 1.
         whole: nothing may be left out inside of this step, whatever acts inside of steps.
     """
 
@@ -99,7 +101,6 @@ class Decision:
     order: int | None = None
     place: float | None = None
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     whole: bool = False
 
     @property
@@ -136,7 +137,9 @@ class Needs:
         weights: tell the policy what the solver makes of each output (``Step.weights``), where it can be told.
         steadiness: at every computed step measure how steadily the outputs change, and let forecasts go by it
             (:func:`unicp.tensors.extrapolation.steadiness`).
-        unit_changes: compare the full output of every unit with the one before.
+        unit_order: degree of the extrapolation of kept outputs of units; 0 is plain reuse.
+        unit_damping: of that extrapolation (``Decision.damping``).
+        unit_changes: compare the full output of every unit with what would have stood in for it.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
         cache_bytes: most bytes of units' outputs to keep, of all guidance branches together; ``None`` is no limit.
         leap: let the solver take longer steps, where it can (``Step.leaps``, ``Decision.until``).
@@ -153,6 +156,8 @@ class Needs:
     correct: bool = False
     weights: bool = False
     steadiness: bool = False
+    unit_order: int = 0
+    unit_damping: float = 1.0
     unit_changes: bool = False
     map_bytes: int = 0
     cache_bytes: int | None = None
@@ -196,6 +201,14 @@ class Policy(abc.ABC):
 
     def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:  # noqa: B027
         """Meet the denoiser, before the first decision; only policies that act on units care."""
+
+    def price(self, total: int, units: Mapping[str, int]) -> None:  # noqa: B027
+        """Take note of what the denoiser costs; told before the decisions of all steps but the first.
+
+        Args:
+            total: floating-point operations of a call in full.
+            units: those of each unit that can be left out.
+        """
 
     def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:  # noqa: B027
         """Take note of what the units that were computed in full measured."""

@@ -106,9 +106,23 @@ class DenoiserProfile:
         if missing:
             raise UnicpError(f"the profile says nothing of {missing[0]!r} and {len(missing) - 1} more; calibrate again")
 
-    def errors(self, statistic: str, sliced: Mapping[str, float]) -> UnitErrors:
-        """The plain numbers a policy decides by: ``statistic`` is ``"mean"`` or ``"max"``."""
-        cache = {unit: self.tensors[f"{unit}/cache_{statistic}"].tolist() for unit in self.units}
+    def errors(self, statistic: str, sliced: Mapping[str, float], fill: str) -> UnitErrors:
+        """The plain numbers a policy decides by.
+
+        Args:
+            statistic: ``"mean"`` or ``"max"`` over prompts and branches.
+            sliced: errors of slicing, by unit.
+            fill: ``"reuse"`` or ``"forecast"``: whose errors.
+
+        Raises:
+            UnicpError: they were not measured.
+        """
+        table = {"reuse": "cache", "forecast": "forecast"}[fill]
+        if any(f"{unit}/{table}_{statistic}" not in self.tensors for unit in self.units):
+            raise UnicpError(
+                "the profile was made before errors of forecasts were measured; calibrate again, or take fill='reuse'"
+            )
+        cache = {unit: self.tensors[f"{unit}/{table}_{statistic}"].tolist() for unit in self.units}
         return UnitErrors(sigmas=self.sigmas, steps=self.steps, cache=cache, sliced=dict(sliced))
 
     def moments(self, unit: str) -> tuple[Any, Any] | None:

@@ -62,11 +62,11 @@ class Kept:
         if step.sigma in self.sigmas:  # second-order schedulers visit a noise level twice; the last visit counts
             again = self.sigmas.index(step.sigma)
             del self.values[again], self.sigmas[again]
+        del self.values[self.order :], self.sigmas[self.order :]  # before the copy, which is never one too many
         if not own:
             value = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in value]
         self.values.insert(0, value)
         self.sigmas.insert(0, step.sigma)
-        del self.values[self.order + 1 :], self.sigmas[self.order + 1 :]
         self.steady = steady if steady is not None else self.steady
         return given
 
