@@ -91,6 +91,8 @@ class Decision:
         place: where on the run's grid a computed step is evaluated, in steps: its own index if ``None``, else at most
             one step behind it.
         units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
+        makeshift: where units are filled, the output counts as a forecast: it is no value to forecast from, and a later
+            one makes it good (``Needs.correct``).
         whole: nothing may be left out inside of this step, whatever acts inside of steps.
     """
 
@@ -101,6 +103,7 @@ class Decision:
     order: int | None = None
     place: float | None = None
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    makeshift: bool = False
     whole: bool = False
 
     @property
@@ -202,12 +205,12 @@ class Policy(abc.ABC):
     def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:  # noqa: B027
         """Meet the denoiser, before the first decision; only policies that act on units care."""
 
-    def price(self, total: int, units: Mapping[str, int]) -> None:  # noqa: B027
+    def price(self, units: Mapping[str, float], spent: float) -> None:  # noqa: B027
         """Take note of what the denoiser costs; told before the decisions of all steps but the first.
 
         Args:
-            total: floating-point operations of a call in full.
-            units: those of each unit that can be left out.
+            units: share of a call's floating-point operations that leaving out each unit saves.
+            spent: share of the operations of the steps so far that ran.
         """
 
     def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:  # noqa: B027

@@ -26,7 +26,8 @@ from .config import (
     make_policy,
     register,
 )
-from .unit_errors import UnitErrors
+from .target import Target
+from .unit_errors import UnitErrors, shared_error
 from .windows import Place, Window
 
 SHIFTS = ("switch", "off")
@@ -51,6 +52,8 @@ class UniCPConfig(Config):
             computed outputs, damped; ``"reuse"``, the last one, as the paper has it, at half the memory.
         damping: of a forecast, per spacing of the two outputs: 1 extrapolates fully, 0 repeats the last beyond one
             spacing.
+        correct: steps that are computed make good what the filled ones before them were off by, as far as their outputs
+            show it (:class:`unicp.BudgetConfig`); with forecasts in shared windows, where no ``stack`` does it.
         delta: largest error of an attention output that filling may cause: sum of absolute differences between what
             stands in and what would have been computed, over the sum of absolute values; 0 fills no attention.
         delta_cross: the same for cross-attention, which changes far less from step to step; ``None`` takes ``delta``.
@@ -95,6 +98,7 @@ class UniCPConfig(Config):
     profile: Any = None
     fill: str = "forecast"
     damping: float = 0.85
+    correct: bool = True
     delta: float = 0.1
     delta_cross: float | None = None
     delta_mlp: float | None = None
@@ -129,6 +133,12 @@ class UniCPConfig(Config):
         check_number("damping", self.damping, low=0, high=1)
         if self.target_speedup is not None:
             check_number("target_speedup", self.target_speedup, low=1)
+            for name, value, wanted in (("windows", self.windows, "shared"), ("stack", self.stack, None)):
+                if value != wanted:
+                    raise UnicpError(
+                        f"target_speedup shares what is left out over one window of all units, and decides on all steps; "
+                        f"with it {name} must be {wanted!r}, got {value!r:.80}"
+                    )
         check_number("max_window", self.max_window, low=1, whole=True)
         check_number("warmup_steps", self.warmup_steps, low=1, whole=True)
         check_number("cooldown_steps", self.cooldown_steps, low=0, whole=True)
@@ -140,7 +150,7 @@ class UniCPConfig(Config):
         check_number("map_bytes", self.map_bytes, low=0, whole=True)
         if self.max_cache_bytes is not None:
             check_number("max_cache_bytes", self.max_cache_bytes, low=1, whole=True)
-        for name in ("pcas", "map_level", "refresh_from_sliced"):
+        for name in ("correct", "pcas", "map_level", "refresh_from_sliced"):
             check_flag(name, getattr(self, name))
         if self.refreshes and self.fill == "forecast":
             which = "dws='off'" if self.dws == "off" else "refresh_from_sliced=True"
@@ -193,6 +203,9 @@ class UniCPPolicy(Policy):
         self.windows: list[Window] = []
         self.window: dict[str, Window] = {}  # by unit
         self.maps: dict[str, Window] = {}
+        self.target: Target | None = None
+        self.places: list[Place] = []  # of all steps, where a target is to know the profile's errors there
+        self.spent = 0.0  # share of the operations so far that ran
         self.halved = False  # the unconditional branch did not run at this step
         self.smallest = math.inf
         self.broken = 0
@@ -201,7 +214,12 @@ class UniCPPolicy(Policy):
         config = self.config
         kinds = ("attention", "cross_attention", "mlp")
         wanted = tuple(kind for kind in kinds if config.threshold(kind) > 0 or self._slices(kind))
-        inner = self.inner.needs() if self.inner is not None else Needs(keep="nothing")
+        if self.inner is not None:
+            inner = self.inner.needs()
+        elif self.corrects:
+            inner = Needs(keep="output", order=1, weights=True, correct=True, steadiness=True)
+        else:
+            inner = Needs(keep="nothing")
         online = config.edcw == "online" or (config.edcw == "profiled" and config.profile is None)
         return inner.replace(
             units=wanted,
@@ -211,6 +229,12 @@ class UniCPPolicy(Policy):
             map_bytes=config.map_bytes if config.map_level and config.delta > 0 else 0,
             cache_bytes=config.max_cache_bytes,
         )
+
+    @property
+    def corrects(self) -> bool:
+        """Whether computed steps make good what filled ones were off by: those between which all units are filled."""
+        config = self.config
+        return config.correct and config.fill == "forecast" and config.windows == "shared" and self.inner is None
 
     def _slices(self, kind: str) -> bool:
         return kind == "attention" and self.config.pcas and self.config.delta_prune > 0
@@ -235,6 +259,12 @@ class UniCPPolicy(Policy):
             sharing.setdefault(group if name in self.limits else name, []).append(name)
         self.windows = [self._new_window(members) for members in sharing.values()]
         self.window = {name: window for window in self.windows for name in window.members}
+        if self.config.target_speedup is not None:
+            self.target = Target(
+                speedup=self.config.target_speedup,
+                max_window=self.config.max_window,
+                cooldown=self.config.cooldown_steps,
+            )
 
     def _new_window(self, members: Sequence[str]) -> Window:
         limits = {name: self.limits[name] for name in members if name in self.limits}
@@ -279,12 +309,16 @@ class UniCPPolicy(Policy):
                 window.due = step.index + 1
         if all(action == "compute" for action in actions.values()):
             return decided
-        return replace(decided, action="partial", units=actions)
+        return replace(decided, action="partial", units=actions, makeshift=self.corrects)
 
     def _filled(self, step: Step, window: Window, place: Place) -> bool:
         """Whether what is kept serves a step."""
         if not window.ready or self.config.edcw == "off" or window.limit == 0:
             return False
+        if self.target is not None and step.count is not None:
+            if window.anchors[0].index == step.index - 1:
+                window.due = self._due(step, window, place)
+            return step.index < window.due
         within = step.index - window.anchors[0].index <= self.config.max_window
         if self.online:
             return within and step.index < window.due
@@ -301,10 +335,30 @@ class UniCPPolicy(Policy):
             return False
         if config.refreshes or window.limit == 0 or config.edcw == "off":
             return True
+        if self.target is not None and step.count is not None:
+            new = replace(window, anchors=[place, *window.anchors])
+            following = replace(step, index=step.index + 1, position=step.position + 1)
+            return not following.is_last(0) and self._due(following, new, place) == following.index
         if self.online:  # what was measured last opened no window; every second step is measured again
             return window.due == step.index == window.anchors[0].index + 1
         following = replace(place, calibrated=place.calibrated + errors.steps / (step.count or errors.steps))
-        return not window.calibrated(following, begins=place) <= window.limit
+        return not window.calibrated(following, [place, *window.anchors]) <= window.limit
+
+    def _due(self, step: Step, window: Window, place: Place) -> int:
+        """The next step at which the shared window's units are computed, for the speed that is asked for."""
+        assert self.target is not None and step.count is not None
+        if window.rows is not None and not self.places:
+            levels = step.sigmas or (step.sigma,) * step.count
+            steps = [replace(step, index=i, sigma=levels[i]) for i in range(step.count)]
+            self.places = [Place.of(each, self.errors) for each in steps]
+        here = place if place.index == step.index else replace(place, index=step.index)
+        self.target.spent = self.spent * step.position
+        return self.target.due(window, here, step.count, step.index - step.position, self.places)
+
+    def price(self, units: Mapping[str, float], spent: float) -> None:
+        self.spent = spent
+        if self.target is not None:
+            self.target.saved = sum(units.get(name, 0.0) for name in self.limits)
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         if self.inner is not None:
@@ -338,9 +392,30 @@ class UniCPPolicy(Policy):
         for window, measured in found.items():
             expected = window.measured(measured, self.config.max_window + 1)
             self.smallest = min(self.smallest, expected)
+            if self.target is not None and step.count is not None and window.ready:
+                self._note(step, window, measured)
+
+    def _note(self, step: Step, window: Window, found: Sequence[tuple[float, int, float]]) -> None:
+        """Tell the target how large errors are: of a fill one step behind its anchor, from two neighbouring outputs."""
+        assert self.target is not None and step.count is not None
+        error = shared_error(window.limit, ((own, change) for own, _, change in found)) / window.limit
+        indices = [place.index for place in window.anchors]
+        ahead = float(indices[0] - indices[1])
+        if window.forecasts:
+            if len(indices) < 3:
+                return
+            ahead *= (indices[0] - indices[2]) / 2
+        first = step.index - step.position
+        self.target.note(error / ahead, step.position / max(step.count - first - 1, 1))
 
     def notes(self) -> list[str]:
         said = self.inner.notes() if self.inner is not None else []
+        target = self.target
+        if target is not None and target.reachable is not None and target.reachable < 0.97 * target.speedup:
+            said.append(
+                f"target_speedup={target.speedup:g}: no more than {target.reachable:.2f} can be had; raise max_window, or "
+                "let more kinds of units be filled"
+            )
         if self.config.profile is None and self.config.pcas and self.config.delta_prune > 0:
             said.append("sliced attention (PCAS) needs a profile: unicp calibrate makes one; nothing was sliced")
         return said + ([no_numbers(self.broken)] if self.broken else [])

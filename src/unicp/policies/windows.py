@@ -74,14 +74,14 @@ class Window:
         self.anchors = [place, *self.anchors[:2]]
         self.open = True
 
-    def calibrated(self, now: Place, begins: Place | None = None) -> float:
-        """The calibrated error of a fill, from what is kept or from what a window would begin with; infinite if unknown.
+    def calibrated(self, now: Place, anchors: Sequence[Place] = ()) -> float:
+        """The calibrated error of a fill; infinite where it is not known.
 
         Args:
             now: where it is filled.
-            begins: where the window begins, if not at the newest anchor.
+            anchors: from where, newest first; from what is kept if there are none.
         """
-        anchors = self.anchors if begins is None else [begins, *self.anchors]
+        anchors = anchors or self.anchors
         if self.rows is None or len(anchors) <= self.forecasts:
             return float("inf")
         anchor = anchors[0].calibrated
