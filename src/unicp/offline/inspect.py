@@ -42,8 +42,8 @@ class Inspected:
                 ranks = choose_ranks(table, moments[0].shape[-1], self.config.delta_prune)
             if ranks is not None:
                 sliced[unit] = table[ranks.qk][0]
-        errors = self.part.errors(self.config.statistic, sliced)
-        self.plan = planned(self.config.replace(stack=None), errors, self.units)
+        errors = self.part.errors(self.config.statistic, sliced, self.config.fill)
+        self.plan = planned(self.config.replace(stack=None, target_speedup=None), errors, self.units)
 
     @property
     def kinds(self) -> list[str]:

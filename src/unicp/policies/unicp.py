@@ -121,8 +121,9 @@ class UniCPConfig(Config):
     @classmethod
     def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
         """Online windows over the speed that is asked for; beside them the paper's reading over delta."""
-        asked = {f"{speed:g}x": cls(target_speedup=speed) for speed in (1.5, 2.0, 2.5, 3.0)}
-        paper = {f"delta={d:g}": cls(delta=d, fill="reuse", windows="unit", max_window=5) for d in (0.05, 0.1, 0.2, 0.4)}
+        asked: dict[str, Config] = {f"{speed:g}x": cls(target_speedup=speed) for speed in (1.5, 2.0, 2.5, 3.0)}
+        reading = cls(fill="reuse", windows="unit", max_window=5)
+        paper: dict[str, Config] = {f"delta={d:g}": reading.replace(delta=d) for d in (0.05, 0.1, 0.2, 0.4)}
         return {cls.method: asked, f"{cls.method}-paper": paper}
 
     def __post_init__(self) -> None:
@@ -136,8 +137,8 @@ class UniCPConfig(Config):
             for name, value, wanted in (("windows", self.windows, "shared"), ("stack", self.stack, None)):
                 if value != wanted:
                     raise UnicpError(
-                        f"target_speedup shares what is left out over one window of all units, and decides on all steps; "
-                        f"with it {name} must be {wanted!r}, got {value!r:.80}"
+                        "target_speedup decides on all steps, for all units together; with it "
+                        f"{name} must be {wanted!r}, got {value!r:.80}"
                     )
         check_number("max_window", self.max_window, low=1, whole=True)
         check_number("warmup_steps", self.warmup_steps, low=1, whole=True)
@@ -337,8 +338,8 @@ class UniCPPolicy(Policy):
             return True
         if self.target is not None and step.count is not None:
             new = replace(window, anchors=[place, *window.anchors])
-            following = replace(step, index=step.index + 1, position=step.position + 1)
-            return not following.is_last(0) and self._due(following, new, place) == following.index
+            after = replace(step, index=step.index + 1, position=step.position + 1)
+            return after.index < step.count and self._due(after, new, place) == after.index
         if self.online:  # what was measured last opened no window; every second step is measured again
             return window.due == step.index == window.anchors[0].index + 1
         following = replace(place, calibrated=place.calibrated + errors.steps / (step.count or errors.steps))
@@ -348,7 +349,9 @@ class UniCPPolicy(Policy):
         """The next step at which the shared window's units are computed, for the speed that is asked for."""
         assert self.target is not None and step.count is not None
         if window.rows is not None and not self.places:
-            levels = step.sigmas or (step.sigma,) * step.count
+            assert self.errors is not None
+            known = self.errors.sigmas  # where nobody tells the run's own, the same share of the calibration's
+            levels = step.sigmas or [known[i * len(known) // step.count] for i in range(step.count)]
             steps = [replace(step, index=i, sigma=levels[i]) for i in range(step.count)]
             self.places = [Place.of(each, self.errors) for each in steps]
         here = place if place.index == step.index else replace(place, index=step.index)
@@ -392,7 +395,7 @@ class UniCPPolicy(Policy):
         for window, measured in found.items():
             expected = window.measured(measured, self.config.max_window + 1)
             self.smallest = min(self.smallest, expected)
-            if self.target is not None and step.count is not None and window.ready:
+            if self.target is not None and step.count is not None:
                 self._note(step, window, measured)
 
     def _note(self, step: Step, window: Window, found: Sequence[tuple[float, int, float]]) -> None:
@@ -400,10 +403,10 @@ class UniCPPolicy(Policy):
         assert self.target is not None and step.count is not None
         error = shared_error(window.limit, ((own, change) for own, _, change in found)) / window.limit
         indices = [place.index for place in window.anchors]
+        if len(indices) < 2 + window.forecasts:
+            return
         ahead = float(indices[0] - indices[1])
         if window.forecasts:
-            if len(indices) < 3:
-                return
             ahead *= (indices[0] - indices[2]) / 2
         first = step.index - step.position
         self.target.note(error / ahead, step.position / max(step.count - first - 1, 1))
@@ -413,8 +416,8 @@ class UniCPPolicy(Policy):
         target = self.target
         if target is not None and target.reachable is not None and target.reachable < 0.97 * target.speedup:
             said.append(
-                f"target_speedup={target.speedup:g}: no more than {target.reachable:.2f} can be had; raise max_window, or "
-                "let more kinds of units be filled"
+                f"target_speedup={target.speedup:g}: no more than {target.reachable:.2f} can be had; raise max_window, "
+                "or let more kinds of units be filled"
             )
         if self.config.profile is None and self.config.pcas and self.config.delta_prune > 0:
             said.append("sliced attention (PCAS) needs a profile: unicp calibrate makes one; nothing was sliced")
@@ -438,7 +441,7 @@ def planned(config: UniCPConfig, errors: UnitErrors, units: Mapping[str, str]) -
     """What UniCP would do at each step of the calibrated run: for each step the action of every unit.
 
     >>> errors = UnitErrors(sigmas=[1.0, 0.8, 0.6, 0.4], cache={"a": [[0.05]] * 4}, steps=4)
-    >>> config = UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=1, max_window=1)
+    >>> config = UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=1, max_window=1, fill="reuse")
     >>> [plan["a"] for plan in planned(config, errors, {"a": "self_attention"})]
     ['compute', 'reuse', 'compute', 'compute']
     """
