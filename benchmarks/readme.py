@@ -167,7 +167,7 @@ def _unicp() -> list[str]:
     lines = [
         "## UniCP, part by part",
         "",
-        "What each part is, and why: [UniCP](methods/unicp.md). Arithmetic: share of the denoiser's operations that ran.",
+        "What each part is, and why: [UniCP](methods/unicp.md). Arithmetic: share of operations that ran.",
         "",
     ]
     for name, model in (("demo", "the demo model"), ("cogvideox", "the proving ground's CogVideoX")):

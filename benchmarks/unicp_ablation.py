@@ -28,8 +28,8 @@ import unicp
 import zoo
 from benchmarks import common
 from unicp import BudgetConfig, Profile, UniCPConfig
-from unicp.offline import inspect
 from unicp.bench import peers
+from unicp.offline import inspect
 from unicp.policies import Config
 from unicp.tensors import metrics
 
