@@ -114,7 +114,7 @@ def parts(pipe: Any) -> dict[str, Config]:
     }
     costs = {name: inside_cost(pipe, inside) for name, inside in INSIDE.items()}
     print("cost of a step,", ", ".join(f"{name}: {cost:.0%}" for name, cost in costs.items()))
-    windows = {"delta": 0.08, "delta_mlp": 0.08, "edcw": "online", "shared_windows": True}
+    windows = {"delta": 0.08, "delta_mlp": 0.08, "edcw": "online"}
     found: dict[str, Config] = {}
     for speed, computed in COMPUTED.items():
         at = f"{speed:g}x: "

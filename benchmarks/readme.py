@@ -120,8 +120,8 @@ def _same_speed() -> list[str]:
         f"without a profile. `unicp.tune`, from {budget['tuning_prompts']} captions of the training side and at "
         f"{budget['steps']} steps, found none that is",
         f"surely better at {unbeaten} speeds; what a profile adds here is that one can ask for a quality. The profile",
-        "is made by `python -m benchmarks.budget`; it plays the default plans, so that its curve is left out. UniCP",
-        "alone lies below fewer steps on this model: [part by part](#unicp-part-by-part).",
+        "is made by `python -m benchmarks.budget`; it plays the default plans, so that its curve is left out. The",
+        "curves of UniCP are of windows and fills as it had them before: [part by part](#unicp-part-by-part).",
         *(places if "kept" in at_50.provenance else []),
         "",
         "![PSNR over speed-up of every method](images/curves.svg)",
@@ -167,35 +167,31 @@ def _table(results: dict[str, Any], name: str) -> list[str]:
     ]
 
 
-def _seen(ablation: dict[str, Any]) -> list[str]:
-    """What the ablation shows, in words that hold for its figures."""
-    rows = {row["variant"]: row for row in ablation["table"]}
-    psnr = {name: row["psnr"] for name, row in rows.items()}
-    share = {name: f"{row['computed_fraction']:.0%}" for name, row in rows.items()}
-    shared, wide = "EDCW profiled, shared, 0.08", "EDCW profiled, shared, 0.11"
-    fixed, by_kind = "fixed window (2 for all)", "fixed window (attention 1, cross 3, MLP 1)"
-    shifted, own = f"{shared}, PCAS, DWS switch", "EDCW profiled, 0.12"
-    fewer = {name for name in rows if name.startswith("fewer steps")}
-    assert share[wide] == share[fixed] and psnr[wide] > psnr[fixed] and psnr[shared] > psnr[by_kind]
-    assert psnr["EDCW profiled, 0.08"] < psnr[by_kind] and min(psnr, key=lambda name: psnr[name]) == f"{own}, PCAS"
-    assert abs(psnr[own] - psnr[f"{own}, PCAS, DWS switch"]) < 0.5 < psnr[shared] - psnr[shifted]
-    assert max(psnr[name] for name in psnr.keys() - fewer) < min(psnr[name] for name in fewer)
-    return [
-        "What was seen. The change from step to step is a U for self-attention and MLPs: high in the first ten",
-        "steps, a third of that in the middle, rising again at the end; for cross-attention the right arm is low.",
-        "Windows of every module's own, as in the paper, lose to fixed windows here: modules that are computed at",
-        "different steps see each other's old outputs. With one window for all of them (`shared_windows`, ours)",
-        f"EDCW is ahead of fixed windows at the same arithmetic: by {psnr[wide] - psnr[fixed]:.1f} dB at "
-        f"{share[wide]}, and at {share[shared]} by {psnr[shared] - psnr[by_kind]:.1f} dB over intervals",
-        f"by kind at {share[by_kind]}, as PAB has them. Slicing without the shift is the worst row: at 252 "
-        "tokens attention",
-        "is a small part of the time, so it saves nothing, and its error comes on top. The shift (DWS) does not beat",
-        "EDCW alone on this model: with windows of their own it slices hardly anywhere and the rows are equal; with",
-        f"the shared one it slices where all would have been computed anew, for no time and "
-        f"{psnr[shared] - psnr[shifted]:.1f} dB. Where slicing has",
-        "room, at long sequences, is in a table below. In the mean all of it lies below fewer steps, on this model.",
+def _unicp() -> list[str]:
+    """UniCP part by part, on every model that it was measured on."""
+    lines = [
+        "## UniCP, part by part",
+        "",
+        "What each part is, and why: [UniCP](methods/unicp.md). Arithmetic: share of operations that ran.",
         "",
     ]
+    for name, model in (("demo", "the demo model"), ("cogvideox", "the proving ground's CogVideoX")):
+        path = RESULTS / f"unicp-{name}.json"
+        if not path.exists():
+            continue
+        made = figures.read(path)
+        lines += [
+            f"On {model}, {len(made['prompts'])} held-out captions, {made['steps']} steps:",
+            "",
+            "| | arithmetic | PSNR, mean / worst |",
+            "|---|---:|---:|",
+        ]
+        for row in made["table"]:
+            lines.append(
+                f"| {row['row']} | {row['computed_fraction']:.0%} | {row['psnr']:.1f} / {row['psnr_worst']:.1f} dB |"
+            )
+        lines += ["", _provenance(made), ""]
+    return lines
 
 
 def _budget(budget: dict[str, Any]) -> list[str]:
@@ -323,9 +319,9 @@ def page() -> str:
         "of the same caption and seed. Arithmetic: share of the denoiser's parameters that calls run through.",
         "",
     ]
-    ablation, budget, slicing = (figures.read(RESULTS / f"{name}.json") for name in ("ablation", "budget", "slicing"))
+    budget, slicing = (figures.read(RESULTS / f"{name}.json") for name in ("budget", "slicing"))
     lines += [*_same_speed(), *_demo()]
-    lines += ["## UniCP, part by part", "", *_table(ablation, "variant"), *_seen(ablation)]
+    lines += _unicp()
     lines += ["![Change of the modules' outputs from step to step, and what UniCP does](images/unicp-curves.png)", ""]
     lines += ["![Slicing error by rank](images/unicp-slicing.png)", ""]
     lines += [*_promise(), *_budget(budget), *_parts(), "## At the same speed, 30 steps", ""]

@@ -60,10 +60,13 @@ def _budget(**fields: Any) -> Case:
 
 
 def _unicp(profiled: bool = True, **fields: Any) -> Case:
-    config = unicp.UniCPConfig(**fields)
-    always = {"delta": 0, "delta_cross": 0, "delta_mlp": 0, "delta_prune": 0, "stack": None}
+    paper = {"fill": "reuse", "windows": "unit", "delta_mlp": 0.0}  # the paper, as we read it
+    config = unicp.UniCPConfig(**{**paper, **fields})
+    always = {"delta": 0, "delta_cross": 0, "delta_mlp": 0, "delta_prune": 0, "stack": None, "target_speedup": None}
     return Case(config=config, always=always, fills="units", profiled=profiled)
 
+
+SHARED = {"fill": "forecast", "windows": "shared"}
 
 # Between two steps nothing of a random model changes less than this, so that nothing can be cached and all is sliced.
 NO_WINDOWS = {"delta": 1e-6, "delta_prune": 0.9, "max_window": 3}
@@ -87,18 +90,24 @@ CASES: dict[str, dict[str, Case]] = {
         "override": _budget(override_reserve=0.3, override_zscore=0.01),
     },
     "unicp": {
-        "online": _unicp(profiled=False, delta=0.5, delta_mlp=0.5, max_window=3),
+        "online": _unicp(profiled=False, delta=0.5, delta_mlp=0.5, max_window=2),
         "windows": _unicp(delta=0.5, delta_mlp=0.5, pcas=False, max_window=3, statistic="max"),
-        "shared": _unicp(delta=0.5, delta_mlp=0.4, pcas=False, shared_windows=True, max_window=3),
-        "shared-online": _unicp(profiled=False, delta=0.5, delta_mlp=0.4, shared_windows=True, max_window=3),
+        "shared": _unicp(delta=0.5, delta_mlp=0.4, pcas=False, windows="shared", max_window=3),
+        "shared-online": _unicp(profiled=False, delta=0.5, delta_mlp=0.4, windows="shared", max_window=2),
+        "forecast": _unicp(profiled=False, delta=0.5, delta_mlp=0.4, **SHARED),
+        "forecast-profiled": _unicp(delta=0.5, delta_mlp=0.4, pcas=False, max_window=3, **SHARED),
+        "forecast-block": _unicp(profiled=False, delta=0.5, delta_mlp=0.4, fill="forecast", windows="block"),
+        "forecast-unit": _unicp(profiled=False, delta=0.5, delta_mlp=0.4, fill="forecast"),
+        "target": _unicp(profiled=False, delta_mlp=None, target_speedup=1.4, **SHARED),
+        "target-profiled": _unicp(delta_mlp=None, target_speedup=1.4, delta_prune=0.9, **SHARED),
         "switch": _unicp(**NO_WINDOWS),
-        "blend": _unicp(dws="blend", **NO_WINDOWS),
-        "delta": _unicp(dws="delta", **NO_WINDOWS),
         "off": _unicp(dws="off", delta=0.5, delta_prune=0.9, max_window=2),
         "refreshed": _unicp(refresh_from_sliced=True, delta=0.5, delta_prune=0.9, max_window=2),
-        "maps": _unicp(profiled=False, delta=0.3, map_level=True, max_window=2),
+        "maps": _unicp(profiled=False, delta=0.3, map_level=True, max_window=1),
         "in-adacache": _unicp(stack=unicp.AdaCacheConfig(codebook=CODEBOOK), delta=0.5, max_window=2),
-        "in-schedule": _unicp(stack=unicp.ScheduleConfig(interval=2, fill="linear"), delta=0.5, edcw="online"),
+        "in-schedule": _unicp(
+            stack=unicp.ScheduleConfig(interval=2, fill="linear"), delta=0.5, edcw="online", max_window=5
+        ),
     },
 }
 """Cases by method and name: every option that changes what the engine does is in one of them."""
@@ -179,7 +188,7 @@ SLOW_PAIRS = [
 def _calibrated(family: str) -> tuple[Any, str]:
     chosen = FAMILIES[family]
     pipe = chosen.build()
-    config = unicp.UniCPConfig(delta=0.5, delta_prune=0.9)
+    config = unicp.UniCPConfig(delta=0.5, delta_prune=0.9, fill="reuse", windows="unit", delta_mlp=0.0)
     profile = chosen.run(pipe, lambda run, **call: unicp.calibrate(run, None, config=config, progress=False, **call))
     path = Path(tempfile.mkdtemp()) / f"{family}.safetensors"
     profile.save(path)

@@ -32,6 +32,7 @@ SCHEDULERS: dict[str, Any] = {
     "euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0),
 }
+UNITS = unicp.UniCPConfig(delta=0.2, delta_mlp=0, fill="reuse", windows="unit", max_window=5)
 METHODS: dict[str, Any] = {
     **{f"budget-{speed}": unicp.BudgetConfig(target_speedup=speed) for speed in (1.5, 2.0, 3.0)},
     "budget-override": unicp.BudgetConfig(target_speedup=2.0, override_reserve=0.3, override_zscore=0.01),
@@ -39,8 +40,10 @@ METHODS: dict[str, Any] = {
     "adacache": unicp.AdaCacheConfig(),
     "adacache-forecast": unicp.AdaCacheConfig(fill="forecast", moreg=True),
     "schedule": unicp.ScheduleConfig(interval=2, fill="linear"),
-    "unicp": unicp.UniCPConfig(delta=0.2, delta_mlp=0.2),
-    "unicp-in-budget": unicp.UniCPConfig(delta=0.2, stack=unicp.BudgetConfig(target_speedup=1.5)),
+    "unicp": UNITS.replace(delta_mlp=0.2),
+    "unicp-in-budget": UNITS.replace(stack=unicp.BudgetConfig(target_speedup=1.5)),
+    "unicp-forecast": unicp.UniCPConfig(target_speedup=1.5),
+    "unicp-forecast-in-budget": unicp.UniCPConfig(stack=unicp.BudgetConfig(target_speedup=1.5)),
 }
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import unicp
 from tests.contract import config_on, profile_of, quietly
-from tests.reference.unicp_literal import SelfCaching, profiled_plan, sliced_attention
+from tests.reference.unicp_literal import Forecasting, SelfCaching, Together, profiled_plan, sliced_attention
 from tests.tiny import FAMILIES, wan_transformer
 from unicp.engine.slicing.attention import SlicedAttention, basis, choose_ranks, second_moments
 from unicp.engine.slicing.instrumented import instrumented
@@ -23,10 +23,12 @@ from unicp.engine.slicing.maps import MapAttention, attention_map
 from unicp.errors import UnicpError
 from unicp.policies import Step
 from unicp.policies.unicp import UniCPConfig, UniCPPolicy, planned
-from unicp.policies.unit_errors import UnitErrors
+from unicp.policies.unit_errors import UnitErrors, error_after
 from unicp.profiles import Profile
 
 WAN = FAMILIES["wan"]
+PAPER = UniCPConfig(fill="reuse", windows="unit", delta_mlp=0.0)
+"""The paper, as we read it."""
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -53,7 +55,7 @@ def errors_of(table: list[list[float]], **more: Any) -> UnitErrors:
 def test_profiled_windows_and_shifts_are_those_of_the_literal_plan(
     table: list[list[float]], delta: float, window: int, warmup: int, cooldown: int, sliced: float | None, refresh: bool
 ) -> None:
-    config = UniCPConfig(
+    config = PAPER.replace(
         delta=delta, delta_prune=0.3, max_window=window, warmup_steps=warmup, cooldown_steps=cooldown,
         refresh_from_sliced=refresh,
     )  # fmt: skip
@@ -73,20 +75,20 @@ def test_a_larger_delta_never_computes_more_at_flat_errors(table: list[list[floa
     errors = errors_of([row for _ in table])
     counts = []
     for delta in sorted((low, high)):
-        plans = planned(UniCPConfig(delta=delta, warmup_steps=1), errors, {"a": "self_attention"})
+        plans = planned(PAPER.replace(delta=delta, warmup_steps=1), errors, {"a": "self_attention"})
         counts.append(sum(plan["a"] == "compute" for plan in plans))
     assert counts[1] <= counts[0]
 
 
 def test_every_kind_has_its_own_threshold() -> None:
     errors = UnitErrors(sigmas=[1 - i / 6 for i in range(6)], steps=6, cache={u: [[0.05]] * 6 for u in "axm"})
-    config = UniCPConfig(delta=0.1, delta_cross=0.01, delta_mlp=0.06, warmup_steps=1, max_window=1)
+    config = PAPER.replace(delta=0.1, delta_cross=0.01, delta_mlp=0.06, warmup_steps=1, max_window=1)
     plans = planned(config, errors, {"a": "self_attention", "x": "cross_attention", "m": "mlp"})
     assert [set(plan[u] for plan in plans) for u in "axm"] == [{"compute", "reuse"}, {"compute"}, {"compute", "reuse"}]
 
 
 def test_an_online_window_grows_by_one_and_a_spike_resets_it() -> None:
-    policy = UniCPPolicy(UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=0, max_window=4))
+    policy = UniCPPolicy(PAPER.replace(delta=0.1, warmup_steps=1, cooldown_steps=0, max_window=3))
     policy.attach({"a": "self_attention"}, (), None)
     trace, computed_at = [], 0
     for index in range(16):
@@ -103,7 +105,7 @@ def test_an_online_window_grows_by_one_and_a_spike_resets_it() -> None:
 
 @pytest.mark.parametrize("change", [None, float("nan"), float("inf")])
 def test_what_is_no_number_is_never_a_reason_to_reuse(change: float | None) -> None:
-    policy = UniCPPolicy(UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=0))
+    policy = UniCPPolicy(PAPER.replace(delta=0.1, warmup_steps=1, cooldown_steps=0))
     policy.attach({"a": "self_attention"}, (), None)
     for index in range(6):
         step = Step(index=index, count=6, position=index, sigma=1 - index / 6)
@@ -111,25 +113,16 @@ def test_what_is_no_number_is_never_a_reason_to_reuse(change: float | None) -> N
         policy.observe_units(step, {"a": (1, change)})
 
 
-def test_blending_weighs_by_the_inverse_squares_of_the_errors() -> None:
-    errors = errors_of([[0.3]] * 6, sliced={"a": 0.1})
-    policy = UniCPPolicy(UniCPConfig(delta=0.2, delta_prune=0.2, dws="blend", warmup_steps=1, max_window=1))
-    policy.attach({"a": "self_attention"}, (), errors)
-    steps = [Step(index=i, count=6, position=i, sigma=s) for i, s in enumerate(errors.sigmas)]
-    policy.decide(steps[0])
-    plan = policy.decide(steps[1])
-    assert plan.units == {"a": "blend"}
-    assert plan.weights["a"] == pytest.approx(0.09 / (0.09 + 0.01))
-
-
 def test_other_step_counts_are_translated_by_sigma() -> None:
     errors = UnitErrors(sigmas=[1.0, 0.8, 0.6, 0.4, 0.2], steps=5, cache={"a": [[0.1, 0.3]] * 5})
     assert errors.place(3, 10, 0.7) == pytest.approx(1.5)
     assert errors.place(0, 10, 2.0) == 0
     assert errors.place(9, 10, 0.01) == 4
-    assert errors.caching("a", 1, 1.5) == pytest.approx(0.05)
-    assert errors.caching("a", 1, 2.5) == pytest.approx(0.2)
-    assert errors.caching("a", 1, 3.5) == math.inf
+    assert error_after(errors.cache["a"], 1, 1.5) == pytest.approx(0.05)
+    assert error_after(errors.cache["a"], 1, 2.5) == pytest.approx(0.2)
+    assert error_after(errors.cache["a"], 1, 3.5) == math.inf
+    # Of a forecast from nodes two steps apart in place of one: d (d + h) = 4 in place of 2.
+    assert error_after(errors.cache["a"], 1, 2.0, spacing=3.0) == pytest.approx(0.2)
 
 
 # --- the engine -------------------------------------------------------------------------------------------------------
@@ -152,7 +145,7 @@ def test_the_engine_plays_the_plan_of_the_profile() -> None:
 
 def test_online_windows_equal_modules_that_cache_themselves() -> None:
     pipe = WAN.build()
-    session = unicp.accelerate(pipe, UniCPConfig(delta=0.02, delta_mlp=0.012, max_window=3))
+    session = unicp.accelerate(pipe, PAPER.replace(delta=0.02, delta_mlp=0.012, max_window=2))
     ours = WAN.generate(pipe)
     lines = session.report().unit_timeline()
 
@@ -160,7 +153,7 @@ def test_online_windows_equal_modules_that_cache_themselves() -> None:
     made: dict[str, SelfCaching] = {}
     for i, block in enumerate(slow.transformer.blocks):
         for name, delta in (("attn1", 0.02), ("attn2", 0.02), ("ffn", 0.012)):
-            wrapper = SelfCaching(getattr(block, name), 10, 2, delta, 3, warmup=2, cooldown=1)
+            wrapper = SelfCaching(getattr(block, name), 10, 2, delta, 2, warmup=2, cooldown=1)
             setattr(block, name, wrapper)
             made[f"blocks.{i}.{name}"] = wrapper
     theirs = WAN.generate(slow)
@@ -170,10 +163,49 @@ def test_online_windows_equal_modules_that_cache_themselves() -> None:
     assert len({line for line in lines.values()}) > 1, "all modules did the same; the test sees too little"
 
 
+@pytest.mark.parametrize("windows", ["shared", "block", "unit"])
+def test_forecast_windows_equal_modules_that_forecast_themselves(windows: str) -> None:
+    limits = {"attn1": 0.6, "attn2": 0.4, "ffn": 0.3}
+    config = UniCPConfig(
+        delta=0.6, delta_cross=0.4, delta_mlp=0.3, max_window=2, windows=windows, correct=False
+    )  # fmt: skip
+    pipe = WAN.build()
+    session = unicp.accelerate(pipe, config)
+    ours = WAN.generate(pipe)
+    report = session.report()
+    sigmas = [record.sigma for record in report.steps if record.branch == report.steps[0].branch]
+
+    slow = WAN.build()
+    groups: dict[str, Together] = {}
+    made: dict[str, Together] = {}
+    for i, block in enumerate(slow.transformer.blocks):
+        for name, limit in limits.items():
+            unit = f"blocks.{i}.{name}"
+            group = {"shared": "", "block": str(i), "unit": unit}[windows]
+            made[unit] = groups.setdefault(group, Together(sigmas, 2, 2, warmup=2, cooldown=1, damping=0.85))
+            setattr(block, name, Forecasting(getattr(block, name), made[unit], limit))
+    theirs = WAN.generate(slow)
+    assert torch.equal(ours, theirs)
+    signs = {"compute": "#", "forecast": "~"}
+    assert report.unit_timeline() == {name: "".join(signs[a] for a in of.trace) for name, of in made.items()}
+    assert any("~" in line for line in report.unit_timeline().values())
+
+
+def test_kept_outputs_are_two_where_forecasts_are_made_and_one_elsewhere() -> None:
+    held = []
+    for fill in ("reuse", "forecast"):
+        pipe = WAN.build()
+        config = UniCPConfig(delta=50.0, delta_cross=0, delta_mlp=0, fill=fill, correct=False, max_window=2)
+        session = unicp.accelerate(pipe, config)
+        WAN.generate(pipe)
+        held.append(session.report().cache_bytes)
+    assert held[1] == 2 * held[0]
+
+
 def test_what_the_stack_measures_is_always_computed() -> None:
     pipe = WAN.build()
     stack = unicp.AdaCacheConfig(codebook=((1e6, 2),))
-    session = unicp.accelerate(pipe, UniCPConfig(delta=0.9, delta_mlp=0.9, stack=stack))
+    session = unicp.accelerate(pipe, PAPER.replace(delta=0.9, delta_mlp=0.9, stack=stack))
     WAN.generate(pipe)
     lines = session.report().unit_timeline()
     assert "." not in lines["blocks.1.attn1"]  # the middle of three blocks
@@ -182,7 +214,7 @@ def test_what_the_stack_measures_is_always_computed() -> None:
 
 def test_without_a_profile_the_report_says_that_nothing_was_sliced() -> None:
     pipe = WAN.build()
-    session = unicp.accelerate(pipe, UniCPConfig(delta=0.5))
+    session = unicp.accelerate(pipe, PAPER.replace(delta=0.5))
     WAN.generate(pipe)
     assert "needs a profile" in str(session.report())
     assert max(len(line) for line in str(session.report()).splitlines()) <= 80
@@ -190,7 +222,7 @@ def test_without_a_profile_the_report_says_that_nothing_was_sliced() -> None:
 
 def test_a_run_that_never_acts_is_told_so() -> None:
     pipe = WAN.build()
-    unicp.accelerate(pipe, UniCPConfig(delta=1e-9))
+    unicp.accelerate(pipe, PAPER.replace(delta=1e-9))
     with pytest.warns(unicp.UnicpWarning, match="times what delta admits"):
         WAN.generate(pipe)
 
@@ -340,13 +372,13 @@ def test_ranks_need_a_measured_error_within_the_limit() -> None:
         ({"edcw": "offline"}, "unknown edcw 'offline'; known: profiled, online, off"),
         ({"dws": "mix"}, "unknown dws 'mix'"),
         ({"profile": 3}, "profile must be a Profile or the path of one, got 3"),
-        ({"stack": UniCPConfig()}, "stack must be an AdaCacheConfig, a BudgetConfig or a ScheduleConfig"),
+        ({"stack": PAPER.replace()}, "stack must be an AdaCacheConfig, a BudgetConfig or a ScheduleConfig"),
         ({"pcas": 1}, "pcas must be True or False, got 1"),
     ],
 )
 def test_wrong_fields_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UnicpError, match=message):
-        UniCPConfig(**fields)
+        PAPER.replace(**fields)
 
 
 # --- attention maps ---------------------------------------------------------------------------------------------------
@@ -377,7 +409,7 @@ def test_maps_of_one_step_serve_the_values_of_another() -> None:
 
 def test_maps_beyond_the_limit_are_not_kept_and_the_report_says_so() -> None:
     pipe = WAN.build()
-    config = UniCPConfig(delta=0.05, delta_cross=0, map_level=True, map_bytes=4000)
+    config = PAPER.replace(delta=0.05, delta_cross=0, map_level=True, map_bytes=4000)
     session = unicp.accelerate(pipe, config)
     latents = quietly(lambda: WAN.generate(pipe))
     report = quietly(session.report)
@@ -388,7 +420,7 @@ def test_maps_beyond_the_limit_are_not_kept_and_the_report_says_so() -> None:
 
 
 def test_a_map_is_used_where_the_output_changed_too_much() -> None:
-    policy = UniCPPolicy(UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=0, max_window=3, map_level=True))
+    policy = UniCPPolicy(PAPER.replace(delta=0.1, warmup_steps=1, cooldown_steps=0, max_window=2, map_level=True))
     policy.attach({"a": "temporal_attention"}, (), None)
     trace = []
     for index in range(8):

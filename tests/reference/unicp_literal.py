@@ -104,12 +104,94 @@ class SelfCaching(torch.nn.Module):
                 if e > self.delta:
                     self.window = 1
                 else:
-                    self.window = min(self.window + 1, self.max_window)
+                    self.window = min(self.window + 1, self.max_window + 1)  # so many steps are kept, and the next runs
                     while self.window > 1 and per_step * self.window > self.delta:
                         self.window -= 1
             self.due = step + self.window
             self.computed_at = step
         self.kept[branch] = output
+        return output
+
+
+class Together:
+    """Units that share one window, online: at each step all of them run, or all are forecast.
+
+    The denoiser is called once a branch and step; the first branch measures, the others follow.
+    """
+
+    def __init__(
+        self, sigmas: Sequence[float], branches: int, max_window: int, warmup: int, cooldown: int, damping: float
+    ) -> None:
+        self.sigmas, self.branches, self.max_window = sigmas, branches, max_window
+        self.warmup, self.cooldown, self.damping = warmup, cooldown, damping
+        self.computed: list[int] = []
+        self.errors: list[tuple[float, float]] = []  # limit and error of each, at the last computed step
+        self.window = 1
+        self.due = 0
+        self.trace: list[str] = []
+
+    def begin(self, step: int) -> None:
+        if step < len(self.trace):
+            return
+        if self.computed and self.computed[-1] == step - 1:
+            self.set_window()
+        forced = step < self.warmup or step >= len(self.sigmas) - self.cooldown or len(self.computed) < 2
+        self.trace.append("compute" if forced or step >= self.due else "forecast")
+        if self.trace[-1] == "compute":
+            self.computed.append(step)
+            self.errors = []
+
+    def set_window(self) -> None:
+        t, window = self.computed[-1], 1
+        if len(self.computed) > 2:
+            limit = self.errors[0][0]
+            error = sum(e * limit / own for own, e in self.errors) / len(self.errors)
+            s, r = self.computed[-2], self.computed[-3]
+            # A line through s and r is off by f''/2 times the product of the distances to both.
+            half_curvature = error / ((self.sigmas[s] - self.sigmas[t]) * (self.sigmas[r] - self.sigmas[t]))
+            if error <= limit:
+                window = min(self.window + 1, self.max_window + 1)
+                while window > 1:
+                    at = self.sigmas[t + window] if t + window < len(self.sigmas) else 0.0
+                    if half_curvature * (self.sigmas[t] - at) * (self.sigmas[s] - at) <= limit:
+                        break
+                    window -= 1
+        self.window, self.due = window, t + window
+
+
+class Forecasting(torch.nn.Module):
+    """A module that runs or is forecast as the window says that it shares with others."""
+
+    def __init__(self, inner: torch.nn.Module, together: Together, limit: float) -> None:
+        super().__init__()
+        self.inner, self.limit = inner, limit
+        self.window = [together]  # in a list: it is no submodule
+        self.calls = 0
+        self.kept: dict[int, list[tuple[float, torch.Tensor]]] = {}
+
+    def forecast(self, branch: int, sigma: float, damping: float) -> torch.Tensor:
+        (s, newest), *older = self.kept[branch]
+        if not older:
+            return newest
+        r, before = older[0]
+        distance = (s - sigma) / (r - s)  # in spacings
+        factor = distance * damping ** max(0.0, distance - 1)
+        return (newest * round(1 + factor, 12)).add(before, alpha=-round(factor, 12))
+
+    def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
+        together = self.window[0]
+        step, branch = divmod(self.calls, together.branches)
+        self.calls += 1
+        together.begin(step)
+        sigma = together.sigmas[step]
+        if together.trace[-1] == "forecast":
+            return self.forecast(branch, sigma, together.damping)
+        output: torch.Tensor = self.inner(*args, **kwargs)
+        if branch == 0 and step > 0:
+            line = self.forecast(0, sigma, together.damping)
+            errors = [float((a - b).abs().sum() / b.abs().sum()) for a, b in zip(output, line, strict=True)]
+            together.errors.append((self.limit, max(errors)))
+        self.kept[branch] = [(sigma, output), *self.kept.get(branch, [])[:1]]
         return output
 
 

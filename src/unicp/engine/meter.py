@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..policies.base import FILLED
 from ..specs import ATTENTION_KINDS, ModelSpec
 from ..tensors.flops import Counter, scoped
 from ..tensors.private import pytree
@@ -139,8 +140,7 @@ class Meter:
         for name, action in done.items():
             own = cost.units.get(name, 0)
             if action != "compute":
-                how = "slice" if action in ("blend", "delta") else action
-                ran = 0 if action == "reuse" else self._ways.get((self._key, name, how), own)
+                ran = 0 if action in FILLED else self._ways.get((self._key, name, action), own)
                 found[self.kinds[name]] += ran - own
         return found
 

@@ -15,8 +15,7 @@ UNITS_DONE = {
     "reuse": "reused",
     "map": "run on an old map",
     "slice": "sliced",
-    "blend": "sliced and blended",
-    "delta": "sliced and added",
+    "forecast": "forecast",
 }
 """How a report says what was done with a module."""
 
@@ -113,13 +112,13 @@ class SessionReport:
     def unit_timeline(self, branch: str | None = None) -> dict[str, str]:
         """What each module did: one line a module, one character a call of a guidance branch (the first by default).
 
-        ``#`` computed in full, ``m`` on the kept attention map, ``s`` sliced, ``b`` and ``d`` blended or moved by the
-        sliced change, ``.`` kept output, blank where the whole call was filled.
+        ``#`` computed in full, ``m`` on the kept attention map, ``s`` sliced, ``.`` kept output, ``~`` forecast
+        from kept outputs, blank where the whole call was filled.
         """
         branch = branch or next((record.branch for record in self.steps), None)
         calls = [record for record in self.steps if record.branch == branch]
         names = list(dict.fromkeys(name for record in calls for name in record.units))
-        signs = {"compute": "#", "map": "m", "slice": "s", "blend": "b", "delta": "d", "reuse": "."}
+        signs = {"compute": "#", "map": "m", "slice": "s", "reuse": ".", "forecast": "~"}
         return {
             name: "".join(
                 signs[record.units.get(name, "compute")] if record.action in ("compute", "partial") else " "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import UnicpError
-from ..policies.base import Decision, Policy, Step
+from ..policies.base import FILLED, Decision, Policy, Step
 from ..policies.config import Config, make_policy
 from ..tensors.extrapolation import levels_at
 from ..tensors.groups import averaged
@@ -114,6 +114,7 @@ class Run:
         self._measuring: set[str] = set()  # branches whose calls at this step are to be measured
         self._unmeasured: set[str] = set()  # what decides, and has nothing to compare its next measurement with
         self._remarks: list[str] = []
+        self._ran = self._whole = 0  # operations of the calls so far, and what they would have been in full
         self._began = 0.0
         self._branches: list[str] = []  # seen at this step, where the run itself keeps count
         self._parts.rest()
@@ -200,6 +201,9 @@ class Run:
             self._measuring.add(branch)
             if key not in self._policies:
                 self._policies[key] = self._introduced(make_policy(self.config))
+            if self._whole and self._parts.units is not None:
+                shares = self._parts.units.shares(self._meter.cost(branch))
+                self._policies[key].price(shares, self._ran / self._whole)
             self._decisions[key] = self._policies[key].decide(step)
         decision = self._decisions[key].of_branch(branch)
         fill = self._fills.get(branch)
@@ -267,6 +271,7 @@ class Run:
         else:
             output = self._called(step, branch, decision, fill, compute, batch, frames, record)
         record.operations = self._operations(record)
+        self._ran, self._whole = self._ran + record.operations, self._whole + self._meter.cost(branch).total
         self.generation.add(record, self._meter.cost(branch).total, self._began)
         self.generation.complete |= step.count is None or step.is_last(1)
         if decision.runs:
@@ -319,7 +324,11 @@ class Run:
             if self._parts.shards is not None:
                 scalars = averaged(scalars, self._parts.shards)
         if decision.runs and isinstance(fill, OutputFill) and self.needs.keep == "output":
-            output = fill.keep(step, output)
+            filled = decision.makeshift and any(done in FILLED for done in record.units.values())
+            if filled:
+                fill.passes(step, output, self._weight(step, branch, decision))
+            else:
+                output = fill.keep(step, output)
         if measuring and key not in self._unmeasured:
             self._pending.append((self._policies[key], step, record, scalars, changes))
         if measuring:

@@ -23,6 +23,7 @@ from ..policies.unicp import UniCPConfig, planned
 from ..policies.unit_errors import UnitErrors
 from ..profiles import Profile
 from ..profiles.identity import fingerprint, identity, weights_digest
+from ..profiles.measured import TABLES
 from ..progress import progress_bar
 from ..specs import ATTENTION_KINDS, ModelSpec, find_spec, known_specs
 from .recorders import STACK, ErrorRecorder, MomentRecorder, Recorder, SlicingRecorder, Sums
@@ -53,8 +54,9 @@ def calibrate(
     The pipeline runs once for every prompt and, if slicing is to be measured, twice more for the first
     ``slicing_prompts`` of them. For each attention module and MLP, calibration measures how much its output changes
     over 1 to ``config.max_window`` steps (``E[m, t, k]``, sum of absolute differences over sum of absolute values), and
-    the same for the residual of all blocks. It also measures AdaCache's metric and motion score. At the steps that the
-    windows leave uncached, it measures second moments of queries, keys and values of each head, and how much slicing to
+    how far the forecast from two neighbouring steps is off so many steps later (``F[m, t, k]``, with
+    ``config.damping``); ``E`` of the residual of all blocks as well. It also measures AdaCache's metric and motion
+    score. At the steps that the windows leave uncached, it measures second moments of queries, keys and values of each head, and how much slicing to
     each rank changes the output.
 
     Args:
@@ -63,8 +65,8 @@ def calibrate(
         config: the config that the profile will hold. Changes are measured up to its ``max_window``, its thresholds
             decide which steps are uncached, and ``pcas=False`` leaves slicing out.
         slicing_prompts: how many prompts are run again for slicing, at least 1.
-        tokens: most rows of an output that are compared, evenly spaced, at least 1. Kept outputs take ``max_window *
-            tokens * channels`` values for each unit and guidance branch.
+        tokens: most rows of an output that are compared, evenly spaced, at least 1. Kept outputs take ``(max_window
+            + 1) * tokens * channels`` values for each unit and guidance branch.
         host: keep these outputs in the host's memory.
         seed: the noise of prompt i is drawn on the CPU from ``seed + i``.
         spec: the structure of a model that is not built in.
@@ -192,7 +194,9 @@ class _Job:
             common = (denoiser, name, self.specs[name], self.pipe, sums, on_step)
             if phase == "errors":
                 window = self.config.max_window
-                recorders[name] = ErrorRecorder(*common, window=window, tokens=self.tokens, host=self.host, limit=limit)
+                recorders[name] = ErrorRecorder(
+                    *common, window=window, damping=self.config.damping, tokens=self.tokens, host=self.host, limit=limit
+                )
             else:
                 kind = MomentRecorder if phase == "bases" else SlicingRecorder
                 recorders[name] = kind(*common, uncached=uncached[name])
@@ -220,9 +224,10 @@ class _Job:
         for name, denoiser in self.denoisers.items():
             units = {u.name: u.kind for u in self.specs[name].units(denoiser) if u.kind in ATTENTION_KINDS}
             sigmas = state.facts.get("sigmas", {}).get(name, [])
-            cache = {u: state.sums.mean(f"{name}/{u}/cache")[: len(sigmas)].tolist() for u in units}
+            table = TABLES[self.config.fill]
+            cache = {u: state.sums.mean(f"{name}/{u}/{table}")[: len(sigmas)].tolist() for u in units}
             errors = UnitErrors(sigmas=sigmas, cache=cache, steps=state.facts.get("steps") or len(sigmas))
-            config = self.config.replace(pcas=False, stack=None, edcw="profiled", profile=None)
+            config = self.config.replace(pcas=False, stack=None, edcw="profiled", profile=None, target_speedup=None)
             found[name] = {u: set() for u in units}
             for position, plan in enumerate(planned(config, errors, units)):
                 for unit, action in plan.items():
@@ -243,8 +248,9 @@ class _Job:
             rows = slice(0, len(sigmas))
             for unit in (*units, STACK):
                 for kind, array in (("mean", state.sums.mean), ("max", state.sums.most)):
-                    if state.sums.has(f"{name}/{unit}/cache"):
-                        tensors[f"{name}/{unit}/cache_{kind}"] = array(f"{name}/{unit}/cache")[rows]
+                    for table in TABLES.values():
+                        if state.sums.has(f"{name}/{unit}/{table}"):
+                            tensors[f"{name}/{unit}/{table}_{kind}"] = array(f"{name}/{unit}/{table}")[rows]
                 if state.sums.has(f"{name}/{unit}/slicing"):
                     tensors[f"{name}/{unit}/slicing"] = state.sums.mean(f"{name}/{unit}/slicing")
                     for moment in ("moment_qk", "moment_v"):

@@ -18,9 +18,9 @@ from ..specs import ATTENTION_KINDS
 COLUMNS = 60
 """Most columns of a line of steps; for longer runs, only every second step is shown, or every third, and so on."""
 BARS = "▁▂▃▄▅▆▇█"
-SIGNS = {"compute": "#", "map": "m", "slice": "s", "blend": "b", "delta": "d", "reuse": "."}
-COLOURS = {"compute": "#1f4e79", "slice": "#e08214", "blend": "#b35806", "delta": "#fdb863", "reuse": "#d9e6f2"}
-LABELS = {"compute": "in full", "slice": "sliced", "blend": "blended", "delta": "sliced change", "reuse": "kept output"}
+SIGNS = {"compute": "#", "map": "m", "slice": "s", "reuse": ".", "forecast": "~"}
+COLOURS = {"compute": "#1f4e79", "slice": "#e08214", "reuse": "#d9e6f2", "forecast": "#d9e6f2"}
+LABELS = {"compute": "in full", "slice": "sliced", "reuse": "kept output", "forecast": "forecast"}
 
 
 class Inspected:
@@ -42,8 +42,8 @@ class Inspected:
                 ranks = choose_ranks(table, moments[0].shape[-1], self.config.delta_prune)
             if ranks is not None:
                 sliced[unit] = table[ranks.qk][0]
-        errors = self.part.errors(self.config.statistic, sliced)
-        self.plan = planned(self.config.replace(stack=None), errors, self.units)
+        errors = self.part.errors(self.config.statistic, sliced, self.config.fill)
+        self.plan = planned(self.config.replace(stack=None, target_speedup=None), errors, self.units)
 
     @property
     def kinds(self) -> list[str]:
@@ -114,7 +114,7 @@ def text(profile: Profile) -> str:
         for unit in inspected.units:
             line = thinned(inspected.line(unit))
             lines.append(f"  {unit[-18:]:<18}{line if isinstance(line, str) else ''.join(line)}")
-        lines.append("  # in full   s sliced   b blended   d sliced change   . kept output")
+        lines.append("  # in full   s sliced   ~ forecast   . kept output")
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ from ..hosts.diffusers import hooks
 from ..hosts.diffusers.compiled import eagerly
 from ..policies.base import Needs
 from ..specs import ATTENTION_KINDS, ModelSpec
+from ..tensors import extrapolation
 from ..tensors.layout import relayout
 
 RECORDER_HOOK = "unicp_recorder"
@@ -140,18 +141,19 @@ class Recorder:
 
 
 class ErrorRecorder(Recorder):
-    """Records ``E[m, t, k]``: the change of every unit's output, and of the stack's residual, over 1 to ``window``
-    steps.
+    """Records ``E[m, t, k]``, the change of every unit's output and of the stack's residual over 1 to ``window`` steps,
+    and ``F[m, t, k]``, the error of the forecast of a unit's output at step t + k from those at t - 1 and t.
 
     At most ``tokens`` rows of an output, evenly spaced, are kept and compared: the result is exact up to that many
-    rows, and an estimate beyond. Each unit and branch takes ``window * tokens * channels`` values in the model's
+    rows, and an estimate beyond. Each unit and branch takes ``(window + 1) * tokens * channels`` values in the model's
     precision.
     """
 
-    def __init__(self, *common: Any, window: int, tokens: int, host: bool, limit: int) -> None:
+    def __init__(self, *common: Any, window: int, damping: float, tokens: int, host: bool, limit: int) -> None:
         super().__init__(*common)
+        self._damping = damping
         self._window, self._tokens, self._host, self._limit = window, tokens, host, limit
-        self._history: dict[tuple[str, str], deque[tuple[int, Any]]] = {}
+        self._history: dict[tuple[str, str], deque[tuple[int, float, Any]]] = {}
         needs = Needs(keep="nothing", metric="self_attention", strides=(1,))
         self._probe = Probe(self.denoiser, self.spec, needs, eagerly)
         self._before: list[Any] | None = None  # what the probe captured last
@@ -208,15 +210,28 @@ class ErrorRecorder(Recorder):
     def _note(self, name: str, output: Sequence[Any]) -> None:
         assert self.tick is not None
         chosen = tuple(self._sample(t) for t in output)
-        history = self._history.setdefault((name, self.tick.branch), deque(maxlen=self._window))
-        now = self.position
-        for then, old in history:
+        history = self._history.setdefault((name, self.tick.branch), deque(maxlen=self._window + 1))
+        now, sigma = self.position, self.tick.step.sigma
+        before: tuple[float, Any] | None = None  # the output a step earlier, with its noise level
+        for then, level, old in history:
             same = tuple(t.to(new.device) for t, new in zip(old, chosen, strict=True))
-            if [t.shape for t in same] == [t.shape for t in chosen]:
-                change = worst(output_change(chosen, same, self.batch))
-                place = (then, now - then - 1)
-                self._pending.append((self.key(f"{name}/cache"), place, (self._limit, self._window), change))
-        history.append((now, tuple(t.cpu() for t in chosen) if self._host else chosen))
+            if [t.shape for t in same] != [t.shape for t in chosen]:
+                before = None
+                continue
+            if now - then <= self._window:
+                self._compare(f"{name}/cache", then, chosen, same)
+            if now - then <= self._window and before is not None and before[0] != level and name != STACK:
+                factors = extrapolation.weights([level, before[0]], sigma, self._damping)
+                line = [extrapolation.extrapolate(pair, factors) for pair in zip(same, before[1], strict=True)]
+                self._compare(f"{name}/forecast", then, chosen, tuple(line))
+            before = (level, same)
+        history.append((now, sigma, tuple(t.cpu() for t in chosen) if self._host else chosen))
+
+    def _compare(self, name: str, then: int, output: Any, filled: Any) -> None:
+        """What an output is away from what would have been filled in from step ``then``."""
+        error = worst(output_change(output, filled, self.batch))
+        place = (then, self.position - then - 1)
+        self._pending.append((self.key(name), place, (self._limit, self._window), error))
 
     def _sample(self, tensor: Any) -> Any:
         rows = tensor.detach().reshape(self.batch, -1, tensor.shape[-1])  # (B, rows, C)

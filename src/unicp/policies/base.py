@@ -15,9 +15,11 @@ ACTIONS = ("compute", "reuse", "forecast", "leap", "partial", "conditional")
 """What can be decided for a step, in this order: the whole denoiser runs; what was kept stands in; its output is
 extrapolated; the solver has gone beyond the step, so the output does not matter; some of its units run; it runs for all
 branches but the unconditional one, whose output is extrapolated."""
-UNIT_ACTIONS = ("compute", "reuse", "map", "slice", "blend", "delta")
-"""What can happen to a unit in a partial call: it ran in full; its kept output was used; it ran on its kept attention
-map; it ran sliced; the sliced and the kept output were mixed; the kept output was moved by the change of the sliced."""
+UNIT_ACTIONS = ("compute", "reuse", "forecast", "map", "slice")
+"""What can happen to a unit in a partial call: it ran in full; its kept output was used; its output was extrapolated
+from the last two; it ran on its kept attention map; it ran sliced."""
+FILLED = ("reuse", "forecast")
+"""Those in which it does not run."""
 
 
 def unconditional(branch: str) -> bool:
@@ -89,12 +91,14 @@ class Decision:
         further: the places to which the solver goes from ``until`` on, in order: solvers look at how many steps are
             left.
         damping: damping of a forecast, per spacing of the outputs it is made from
-            (:func:`unicp.tensors.extrapolation.weights`): 1 extrapolates fully, 0 repeats the last value.
+            (:func:`unicp.tensors.extrapolation.weights`): 1 extrapolates fully, 0 repeats the last value. In a
+            ``"partial"`` call it is that of the forecasts of units.
         order: degree of a forecast's extrapolation; ``None`` means the highest that is kept (``Needs.order``).
         place: place on the run's grid where a computed step is evaluated, in steps: its own index if ``None``, else at
             most one step later.
         units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
-        weights: for units that blend: weight of the sliced output, 0 to 1.
+        makeshift: whether the output counts as a forecast where units are filled: it is then no value to forecast from,
+            and a later computed one corrects it (``Needs.correct``).
         whole: whether a method that acts inside steps must leave this one whole.
     """
 
@@ -105,7 +109,7 @@ class Decision:
     order: int | None = None
     place: float | None = None
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    makeshift: bool = False
     whole: bool = False
 
     @property
@@ -142,7 +146,9 @@ class Needs:
         weights: tell the policy the solver's weight of each output (``Step.weights``), where it can be found.
         steadiness: at every computed step, measure how steadily the outputs change, and scale forecasts accordingly
             (:func:`unicp.tensors.extrapolation.steadiness`).
-        unit_changes: compare the full output of every unit with the one before.
+        unit_order: degree of the extrapolation of kept outputs of units; 0 is plain reuse.
+        unit_damping: of that extrapolation (``Decision.damping``).
+        unit_changes: compare the full output of every unit with what would have stood in for it.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
         cache_bytes: most bytes of units' outputs to keep, for all guidance branches together; ``None`` means no limit.
         leap: let the solver take longer steps, where it can (``Step.leaps``, ``Decision.until``).
@@ -159,6 +165,8 @@ class Needs:
     correct: bool = False
     weights: bool = False
     steadiness: bool = False
+    unit_order: int = 0
+    unit_damping: float = 1.0
     unit_changes: bool = False
     map_bytes: int = 0
     cache_bytes: int | None = None
@@ -210,6 +218,14 @@ class Policy(abc.ABC):
             units: kinds of the units that can act, by name.
             protected: names of units that always have to be computed.
             errors: what a profile holds for the policy, or ``None``: errors of units, or a book of plans.
+        """
+
+    def price(self, units: Mapping[str, float], spent: float) -> None:  # noqa: B027
+        """Take note of what the denoiser costs; told before the decisions of all steps but the first.
+
+        Args:
+            units: share of a call's floating-point operations that leaving out each unit saves.
+            spent: share of the operations of the steps so far that ran.
         """
 
     def observe_units(self, step: Step, changes: Mapping[str, tuple[int, float | None]]) -> None:  # noqa: B027

@@ -9,6 +9,7 @@ two. Every formula below is our reconstruction from that.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -25,10 +26,14 @@ from .config import (
     make_policy,
     register,
 )
+from .target import Target
 from .unit_errors import UnitErrors, shared_error
+from .windows import Place, Window
 
-SHIFTS = ("switch", "blend", "delta", "off")
-WINDOWS = ("profiled", "online", "off")
+SHIFTS = ("switch", "off")
+EDCW = ("profiled", "online", "off")
+WINDOWS = ("shared", "block", "unit")
+FILLS = ("forecast", "reuse")
 STATISTICS = ("mean", "max")
 RENEWING_ACTIONS = ("compute", "map")
 """What makes the output that is kept a new one."""
@@ -36,30 +41,39 @@ RENEWING_ACTIONS = ("compute", "map")
 
 @dataclass(frozen=True, kw_only=True)
 class UniCPConfig(Config):
-    """UniCP: every attention module (and MLP, if wanted) is cached, sliced or computed at each step.
+    """UniCP: attention modules and MLPs are forecast, sliced or computed at each step.
+
+    ``UniCPConfig(fill="reuse", windows="unit", delta_mlp=0)`` is the paper as we read it; what else there is, is ours.
 
     Attributes:
         profile: what ``unicp.calibrate`` made (:class:`unicp.Profile`), or the path of one. Without one there is online
             EDCW only: slicing needs the bases a profile holds.
-        delta: largest relative change (sum of absolute differences over sum of absolute values) of an attention
-            output that caching may cause; 0 caches no attention.
+        fill: what stands in for a unit that is not computed: ``"forecast"``, the line in sigma through its last two
+            computed outputs, damped; ``"reuse"``, the last one, as the paper has it, at half the memory.
+        damping: of a forecast, per spacing of the two outputs: 1 extrapolates fully, 0 repeats the last beyond one
+            spacing.
+        correct: steps that are computed make good what the filled ones before them were off by, as far as their outputs
+            show it (:class:`unicp.BudgetConfig`); with forecasts in shared windows, where no ``stack`` does it.
+        delta: largest error of an attention output that filling may cause: sum of absolute differences between what
+            stands in and what would have been computed, over the sum of absolute values; 0 fills no attention.
         delta_cross: the same for cross-attention, which changes far less from step to step; ``None`` takes ``delta``.
-        delta_mlp: the same for MLPs; 0, the default, caches none.
+        delta_mlp: the same for MLPs; ``None`` takes ``delta``, 0 fills none.
         delta_prune: largest relative change of an attention output that slicing may cause; 0 slices nothing.
+        target_speedup: in place of thresholds: how many times fewer operations the denoiser is to take, above 1. What
+            deltas say is then how errors of kinds compare, and which kinds take part (those above 0).
         max_window: most steps in a row that one kept output serves.
         warmup_steps, cooldown_steps: first and last steps that compute everything in full.
         edcw: ``"profiled"`` takes windows from the profile (from an anchor, the longest for which the calibrated error
             stays within delta), without any measurement at run time; ``"online"`` grows each window by one while the
-            measured change per step times the window stays within delta, and starts again from one after a spike;
-            ``"off"`` caches nothing. Without a profile ``"profiled"`` means ``"online"``.
-        shared_windows: one window for all units of a denoiser, by the mean of their errors (each as a share of what its
-            kind admits), instead of one for each as the paper has it. Ours: units that are computed at different steps
-            see each other's old outputs, which on the demo model cost more than what windows of their own gain.
+            error that is expected of it stays within delta, and starts again from none after a spike; ``"off"`` fills
+            nothing. Without a profile ``"profiled"`` means ``"online"``.
+        windows: ``"shared"``: one window for all units of a denoiser, by the mean of their errors (each as a share of
+            what its kind admits); ``"block"``: one for each block; ``"unit"``: one for each module. Units that are
+            computed at different steps see each other's old outputs.
         pcas: use sliced attention where the profile allows it.
-        dws: ``"switch"`` takes the cheapest admissible of cached, sliced and full, and computes in full where a window
-            can begin; ``"blend"`` and ``"delta"`` take, where ``"switch"`` would slice, the mean of the sliced and
-            the kept output weighted by the inverse squares of their errors, or the kept output plus the change of the
-            sliced one since; ``"off"`` slices whatever is not cached, windows begin at sliced outputs.
+        dws: ``"switch"`` takes the cheapest admissible of filled, sliced and full, and computes in full where a window
+            can begin; ``"off"`` slices whatever is not filled, windows begin at sliced outputs (only with
+            ``fill="reuse"``: no forecast is made from them).
         map_level: keep attention maps too: where a module's output has to be recomputed but its map has not (its own
             online window says so), only the values are new. For short attention: a map has tokens * tokens values a
             head. Full computations then run without the fused kernel, equal to rounding.
@@ -67,13 +81,13 @@ class UniCPConfig(Config):
         max_cache_bytes: most bytes of outputs kept for a denoiser, of all guidance branches together; ``None`` is no
             limit. The units that save the most operations for their bytes are kept, the others are computed, and the
             report says which. They are chosen after the first step, which then keeps nothing.
-        refresh_from_sliced: a sliced output may begin a window too.
+        refresh_from_sliced: a sliced output may begin a window too; only with ``fill="reuse"``.
         statistic: error over the calibration prompts and branches that decides: ``"mean"`` or ``"max"``.
         stack: config of a method that decides on whole steps (``AdaCacheConfig``, ``BudgetConfig``,
             ``ScheduleConfig``); UniCP then acts inside the steps which that one computes.
 
     Raises:
-        UnicpError: a value is out of range.
+        UnicpError: a value is out of range, or two contradict each other.
 
     >>> UniCPConfig(delta=0, delta_prune=0).delta
     0
@@ -82,15 +96,19 @@ class UniCPConfig(Config):
     method: ClassVar[str] = "unicp"
 
     profile: Any = None
+    fill: str = "forecast"
+    damping: float = 0.85
+    correct: bool = True
     delta: float = 0.1
     delta_cross: float | None = None
-    delta_mlp: float = 0.0
+    delta_mlp: float | None = None
     delta_prune: float = 0.1
+    target_speedup: float | None = None
     max_window: int = 6
     warmup_steps: int = 2
     cooldown_steps: int = 1
     edcw: str = "profiled"
-    shared_windows: bool = False
+    windows: str = "shared"
     pcas: bool = True
     dws: str = "switch"
     refresh_from_sliced: bool = False
@@ -102,30 +120,45 @@ class UniCPConfig(Config):
 
     @classmethod
     def curves(cls, steps: int) -> dict[str, dict[str, Config]]:
-        """Online windows over delta: what UniCP can do without a profile."""
-
-        def over(*deltas: float, **fields: Any) -> dict[str, Config]:
-            return {f"delta={d:g}": cls(delta=d, delta_mlp=d, edcw="online", **fields) for d in deltas}
-
-        shared = over(0.1, 0.15, 0.2, 0.4, shared_windows=True)
-        return {cls.method: over(0.05, 0.1, 0.2, 0.4), f"{cls.method}-shared": shared}
+        """Online windows over the speed that is asked for; beside them the paper's reading over delta."""
+        asked: dict[str, Config] = {f"{speed:g}x": cls(target_speedup=speed) for speed in (1.5, 2.0, 2.5, 3.0)}
+        reading = cls(fill="reuse", windows="unit", max_window=5)
+        paper: dict[str, Config] = {f"delta={d:g}": reading.replace(delta=d) for d in (0.05, 0.1, 0.2, 0.4)}
+        return {cls.method: asked, f"{cls.method}-paper": paper}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "profile", checked_profile(self.profile))
         for name in ("delta", "delta_cross", "delta_mlp", "delta_prune"):
-            if name != "delta_cross" or self.delta_cross is not None:
+            if name not in ("delta_cross", "delta_mlp") or getattr(self, name) is not None:
                 check_number(name, getattr(self, name), low=0)
+        check_number("damping", self.damping, low=0, high=1)
+        if self.target_speedup is not None:
+            check_number("target_speedup", self.target_speedup, low=1)
+            for name, value, wanted in (("windows", self.windows, "shared"), ("stack", self.stack, None)):
+                if value != wanted:
+                    raise UnicpError(
+                        "target_speedup decides on all steps, for all units together; with it "
+                        f"{name} must be {wanted!r}, got {value!r:.80}"
+                    )
         check_number("max_window", self.max_window, low=1, whole=True)
         check_number("warmup_steps", self.warmup_steps, low=1, whole=True)
         check_number("cooldown_steps", self.cooldown_steps, low=0, whole=True)
-        check_choice("edcw", self.edcw, WINDOWS)
+        check_choice("fill", self.fill, FILLS)
+        check_choice("edcw", self.edcw, EDCW)
+        check_choice("windows", self.windows, WINDOWS)
         check_choice("dws", self.dws, SHIFTS)
         check_choice("statistic", self.statistic, STATISTICS)
         check_number("map_bytes", self.map_bytes, low=0, whole=True)
         if self.max_cache_bytes is not None:
             check_number("max_cache_bytes", self.max_cache_bytes, low=1, whole=True)
-        for name in ("shared_windows", "pcas", "map_level", "refresh_from_sliced"):
+        for name in ("correct", "pcas", "map_level", "refresh_from_sliced"):
             check_flag(name, getattr(self, name))
+        if self.refreshes and self.fill == "forecast":
+            which = "dws='off'" if self.dws == "off" else "refresh_from_sliced=True"
+            raise UnicpError(
+                f"{which} lets windows begin at sliced outputs, from which nothing is forecast; leave it out, or take "
+                "fill='reuse'"
+            )
         stack: Any = self.stack
         if isinstance(stack, Mapping):  # as JSON has it
             stack = config_from_dict(stack)
@@ -143,24 +176,18 @@ class UniCPConfig(Config):
 
     def threshold(self, kind: str) -> float:
         """Largest admissible caching error of a kind of unit."""
-        if kind == "mlp":
-            return self.delta_mlp
-        return self.delta if kind != "cross_attention" or self.delta_cross is None else self.delta_cross
+        own = {"mlp": self.delta_mlp, "cross_attention": self.delta_cross}.get(kind)
+        return self.delta if own is None else own
 
 
-def _place(errors: UnitErrors, step: Step) -> float:
-    return errors.place(step.index, step.count, step.sigma)
+def block_of(unit: str) -> str:
+    """The block that a unit belongs to, by its module path.
 
-
-class UnitState:
-    """The window of one unit, or the one that units share."""
-
-    def __init__(self) -> None:
-        self.anchor: int | None = None  # step of the last output that is kept
-        self.place = 0.0  # where that lies in the profile
-        self.open = False  # profiled: the window that began there has not met an error above the limit
-        self.due = 0  # online: the next step to recompute
-        self.window = 1
+    >>> block_of("transformer_blocks.3.attn1")
+    'transformer_blocks.3'
+    """
+    found = re.match(r"(.*?\.\d+)\.", unit)
+    return found.group(1) if found else unit
 
 
 @register(UniCPConfig)
@@ -171,26 +198,44 @@ class UniCPPolicy(Policy):
         self.config = config
         self.inner = make_policy(config.stack) if config.stack is not None else None
         self.kinds: dict[str, str] = {}
+        self.limits: dict[str, float] = {}  # of units that may be filled: the error that their kind admits
         self.errors: UnitErrors | None = None
-        self.windows: UnitErrors | None = None  # the errors that windows go by: those, or shared ones
         self.protected: frozenset[str] = frozenset()
-        self.sharing: frozenset[str] = frozenset()
-        self.whole = True  # all that shares a window was new at this step
+        self.windows: list[Window] = []
+        self.window: dict[str, Window] = {}  # by unit
+        self.maps: dict[str, Window] = {}
+        self.target: Target | None = None
+        self.places: list[Place] = []  # of all steps, where a target is to know the profile's errors there
+        self.spent = 0.0  # share of the operations so far that ran
         self.halved = False  # the unconditional branch did not run at this step
-        self.state: dict[str, UnitState] = {}
-        self.maps: dict[str, UnitState] = {}
         self.smallest = math.inf
         self.broken = 0
 
     def needs(self) -> Needs:
+        config = self.config
         kinds = ("attention", "cross_attention", "mlp")
-        wanted = tuple(kind for kind in kinds if self.config.threshold(kind) > 0 or self._slices(kind))
-        inner = self.inner.needs() if self.inner is not None else Needs(keep="nothing")
-        online = self.config.edcw == "online" or (self.config.edcw == "profiled" and self.config.profile is None)
-        maps = self.config.map_bytes if self.config.map_level and self.config.delta > 0 else 0
+        wanted = tuple(kind for kind in kinds if config.threshold(kind) > 0 or self._slices(kind))
+        if self.inner is not None:
+            inner = self.inner.needs()
+        elif self.corrects:
+            inner = Needs(keep="output", order=1, weights=True, correct=True, steadiness=True)
+        else:
+            inner = Needs(keep="nothing")
+        online = config.edcw == "online" or (config.edcw == "profiled" and config.profile is None)
         return inner.replace(
-            units=wanted, unit_changes=online and bool(wanted), map_bytes=maps, cache_bytes=self.config.max_cache_bytes
+            units=wanted,
+            unit_order=1 if config.fill == "forecast" else 0,
+            unit_damping=config.damping,
+            unit_changes=online and bool(wanted),
+            map_bytes=config.map_bytes if config.map_level and config.delta > 0 else 0,
+            cache_bytes=config.max_cache_bytes,
         )
+
+    @property
+    def corrects(self) -> bool:
+        """Whether computed steps make good what filled ones were off by: those between which all units are filled."""
+        config = self.config
+        return config.correct and config.fill == "forecast" and config.windows == "shared" and self.inner is None
 
     def _slices(self, kind: str) -> bool:
         return kind == "attention" and self.config.pcas and self.config.delta_prune > 0
@@ -206,14 +251,27 @@ class UniCPPolicy(Policy):
         """
         self.kinds = dict(units)
         self.protected = frozenset(protected)
-        self.errors = self.windows = errors
-        self.state = {name: UnitState() for name in units}
-        if self.config.shared_windows:
-            limits = {name: self.config.threshold(kind) for name, kind in units.items() if name not in self.protected}
-            limits = {name: limit for name, limit in limits.items() if limit > 0}
-            self.sharing = frozenset(limits)
-            self.state |= dict.fromkeys(limits, UnitState())
-            self.windows = errors.shared(limits) if errors is not None else None
+        self.errors = errors
+        limits = {name: self.config.threshold(kind) for name, kind in units.items() if name not in self.protected}
+        self.limits = {name: limit for name, limit in limits.items() if limit > 0}
+        sharing: dict[str, list[str]] = {}
+        for name in units:
+            group = {"shared": "", "block": block_of(name), "unit": name}[self.config.windows]
+            sharing.setdefault(group if name in self.limits else name, []).append(name)
+        self.windows = [self._new_window(members) for members in sharing.values()]
+        self.window = {name: window for window in self.windows for name in window.members}
+        if self.config.target_speedup is not None:
+            self.target = Target(
+                speedup=self.config.target_speedup,
+                max_window=self.config.max_window,
+                cooldown=self.config.cooldown_steps,
+            )
+
+    def _new_window(self, members: Sequence[str]) -> Window:
+        limits = {name: self.limits[name] for name in members if name in self.limits}
+        rows = self.errors.together(limits) if self.errors is not None else None
+        limit = next(iter(limits.values()), 0.0)
+        return Window(members=tuple(members), limit=limit, rows=rows, forecasts=self.config.fill == "forecast")
 
     @property
     def online(self) -> bool:
@@ -229,80 +287,81 @@ class UniCPPolicy(Policy):
                 return decided
         else:
             decided = Decision(action="compute")
-        whole = decided.whole
-        forced = whole or step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
-        actions, weights = {}, {}
-        for name, state in self.state.items():
-            full = forced or name in self.protected
-            action, weight = ("compute", 0.0) if full else self._unit(step, name, state)
-            if action == "compute" and not full and name in self.maps and step.index < self.maps[name].due:
-                action = "map"
-            actions[name] = action
-            if action == "blend":
-                weights[name] = weight
-        self._anchor(step, actions)
+        forced = decided.whole or step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
+        place = Place.of(step, self.errors)
+        actions = {}
+        for window in self.windows:
+            filled = not forced and self._filled(step, window, place)
+            for name in window.members:
+                if forced or name in self.protected:
+                    actions[name] = "compute"
+                elif filled:
+                    actions[name] = config.fill
+                elif self._sliced(step, name, window, place):
+                    actions[name] = "slice"
+                elif name in self.maps and step.index < self.maps[name].due:
+                    actions[name] = "map"
+                else:
+                    actions[name] = "compute"
+            renewing = RENEWING_ACTIONS if not config.refreshes else (*RENEWING_ACTIONS, "slice")
+            if all(actions[name] in renewing for name in window.members):
+                window.renew(place)
+            if all(actions[name] == "map" for name in window.members):
+                window.due = step.index + 1
         if all(action == "compute" for action in actions.values()):
             return decided
-        return replace(decided, action="partial", units=actions, weights=weights)
+        return replace(decided, action="partial", units=actions, makeshift=self.corrects)
 
-    def _anchor(self, step: Step, actions: Mapping[str, str]) -> None:
-        """Windows begin where what is kept is new; the shared one where all of it is."""
-        new = {
-            name
-            for name, act in actions.items()
-            if act in RENEWING_ACTIONS or (self.config.refreshes and act != "reuse")
-        }
-        self.whole = self.sharing <= new
-        if not self.whole:
-            new -= self.sharing
-        place = _place(self.errors, step) if self.errors is not None else 0.0
-        for name in new:
-            state = self.state[name]
-            state.anchor, state.place, state.open = step.index, place, True
-            if actions[name] == "map":
-                state.due = step.index + 1
-
-    def _unit(self, step: Step, name: str, state: UnitState) -> tuple[str, float]:
-        config, windows = self.config, self.windows
-        if state.anchor is None:
-            return "compute", 0.0
-        limit = config.threshold(self.kinds[name])
-        age = step.index - state.anchor
-        caching = config.edcw != "off" and limit > 0
+    def _filled(self, step: Step, window: Window, place: Place) -> bool:
+        """Whether what is kept serves a step."""
+        if not window.ready or self.config.edcw == "off" or window.limit == 0:
+            return False
+        if self.target is not None and step.count is not None:
+            if window.anchors[0].index == step.index - 1:
+                window.due = self._due(step, window, place)
+            return step.index < window.due
+        within = step.index - window.anchors[0].index <= self.config.max_window
         if self.online:
-            if caching and step.index < state.due and age <= config.max_window:
-                return "reuse", 0.0
-        elif windows is not None and name in windows.cache:
-            error = windows.caching(name, state.place, _place(windows, step))
-            self.smallest = min(self.smallest, error / limit) if limit > 0 else self.smallest
-            state.open &= caching and error <= limit and age <= config.max_window
-            if state.open:
-                return "reuse", 0.0
-        return self._uncached(step, name, state, limit if caching else 0.0)
+            return within and step.index < window.due
+        error = window.calibrated(place)
+        self.smallest = min(self.smallest, error / window.limit)
+        window.open &= within and error <= window.limit
+        return window.open
 
-    def _uncached(self, step: Step, name: str, state: UnitState, limit: float) -> tuple[str, float]:
-        """Sliced or in full, at a step that what is kept cannot serve."""
-        config, errors, windows = self.config, self.errors, self.windows
+    def _sliced(self, step: Step, name: str, window: Window, place: Place) -> bool:
+        """Whether attention runs sliced at a step that what is kept cannot serve."""
+        config, errors = self.config, self.errors
         sliced = errors.sliced.get(name) if errors is not None and config.pcas else None
-        if sliced is None or errors is None or windows is None or not sliced <= config.delta_prune:
-            return "compute", 0.0
-        if config.dws == "off":
-            return "slice", 0.0
-        if not config.refreshes and not self.online:
-            now = _place(errors, step)
-            following = now + errors.steps / (step.count or errors.steps)
-            if limit > 0 and windows.caching(name, now, following) <= limit:
-                return "compute", 0.0  # a window begins here, and what it keeps must be whole
-        age = step.index - state.anchor if state.anchor is not None else 0
-        known = not self.online and name in errors.cache
-        error = errors.caching(name, state.place, _place(errors, step)) if known else math.inf
-        if config.dws == "switch" or age > config.max_window or not math.isfinite(error):
-            # An old anchor helps no mean and no difference; a new one does.
-            return ("slice" if config.dws == "switch" else "compute"), 0.0
-        if config.dws == "delta":
-            return "delta", 0.0
-        total = error**2 + sliced**2
-        return "blend", (error**2 / total if total else 1.0)
+        if sliced is None or errors is None or not sliced <= config.delta_prune or not window.anchors:
+            return False
+        if config.refreshes or window.limit == 0 or config.edcw == "off":
+            return True
+        if self.target is not None and step.count is not None:
+            new = replace(window, anchors=[place, *window.anchors])
+            after = replace(step, index=step.index + 1, position=step.position + 1)
+            return after.index < step.count and self._due(after, new, place) == after.index
+        if self.online:  # what was measured last opened no window; every second step is measured again
+            return window.due == step.index == window.anchors[0].index + 1
+        following = replace(place, calibrated=place.calibrated + errors.steps / (step.count or errors.steps))
+        return not window.calibrated(following, [place, *window.anchors]) <= window.limit
+
+    def _due(self, step: Step, window: Window, place: Place) -> int:
+        """The next step at which the shared window's units are computed, for the speed that is asked for."""
+        assert self.target is not None and step.count is not None
+        if window.rows is not None and not self.places:
+            assert self.errors is not None
+            known = self.errors.sigmas  # where nobody tells the run's own, the same share of the calibration's
+            levels = step.sigmas or [known[i * len(known) // step.count] for i in range(step.count)]
+            steps = [replace(step, index=i, sigma=levels[i]) for i in range(step.count)]
+            self.places = [Place.of(each, self.errors) for each in steps]
+        here = place if place.index == step.index else replace(place, index=step.index)
+        self.target.spent = self.spent * step.position
+        return self.target.due(window, here, step.count, step.index - step.position, self.places)
+
+    def price(self, units: Mapping[str, float], spent: float) -> None:
+        self.spent = spent
+        if self.target is not None:
+            self.target.saved = sum(units.get(name, 0.0) for name in self.limits)
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         if self.inner is not None:
@@ -313,43 +372,53 @@ class UniCPPolicy(Policy):
 
         Args:
             changes: by unit that was computed in full, and by its name with ``/map`` for its attention maps: steps
-                since it was before, and the relative change since
+                since it was before, and the error that what was kept then would have had
                 (``None`` at the first computation).
         """
         if self.halved:
             return  # what that branch keeps is as old as before, and windows are the branches' own
-        found: dict[UnitState, list[tuple[float, int, float]]] = {}
+        found: dict[Window, list[tuple[float, int, float]]] = {}
+        place = Place.of(step, None)
         for name, (age, change) in changes.items():
             unit = name.removesuffix("/map")
             if unit != name:
-                state = self.maps.setdefault(unit, UnitState())
-            elif self.online and (self.whole or name not in self.sharing):
-                state = self.state[name]
+                window = self.maps.setdefault(unit, Window(members=(name,), limit=self.config.delta))
+                if not found.get(window):
+                    window.renew(place)
             else:
-                continue
+                window = self.window[name]
+                if not self.online or unit not in self.limits or window.anchors[0].index != step.index:
+                    continue
             self.broken += age > 0 and (change is None or not math.isfinite(change))
             limit = self.config.threshold(self.kinds[unit])
-            found.setdefault(state, []).append((limit, max(age, 1), math.inf if change is None else change))
-        for state, measured in found.items():
-            self._measured(step, state, measured)
+            found.setdefault(window, []).append((limit, max(age, 1), math.inf if change is None else change))
+        for window, measured in found.items():
+            expected = window.measured(measured, self.config.max_window + 1)
+            self.smallest = min(self.smallest, expected)
+            if self.target is not None and step.count is not None:
+                self._note(step, window, measured)
 
-    def _measured(self, step: Step, state: UnitState, found: Sequence[tuple[float, int, float]]) -> None:
-        """Set a window by the limit, the age and the change of what it is for."""
-        limit = found[0][0]
-        change = shared_error(limit, ((own, change) for own, _, change in found))
-        per_step = shared_error(limit, ((own, change / age) for own, age, change in found))
-        window = 1
-        if limit > 0:
-            self.smallest = min(self.smallest, per_step / limit)
-        if change <= limit:  # a spike, or no number, starts again from one
-            window = min(state.window + 1, self.config.max_window)
-            while window > 1 and per_step * window > limit:
-                window -= 1
-        state.window = window
-        state.due = step.index + window
+    def _note(self, step: Step, window: Window, found: Sequence[tuple[float, int, float]]) -> None:
+        """Tell the target how large errors are: of a fill one step behind its anchor, from two neighbouring outputs."""
+        assert self.target is not None and step.count is not None
+        error = shared_error(window.limit, ((own, change) for own, _, change in found)) / window.limit
+        indices = [place.index for place in window.anchors]
+        if len(indices) < 2 + window.forecasts:
+            return
+        ahead = float(indices[0] - indices[1])
+        if window.forecasts:
+            ahead *= (indices[0] - indices[2]) / 2
+        first = step.index - step.position
+        self.target.note(error / ahead, step.position / max(step.count - first - 1, 1))
 
     def notes(self) -> list[str]:
         said = self.inner.notes() if self.inner is not None else []
+        target = self.target
+        if target is not None and target.reachable is not None and target.reachable < 0.97 * target.speedup:
+            said.append(
+                f"target_speedup={target.speedup:g}: no more than {target.reachable:.2f} can be had; raise max_window, "
+                "or let more kinds of units be filled"
+            )
         if self.config.profile is None and self.config.pcas and self.config.delta_prune > 0:
             said.append("sliced attention (PCAS) needs a profile: unicp calibrate makes one; nothing was sliced")
         return said + ([no_numbers(self.broken)] if self.broken else [])
@@ -358,8 +427,8 @@ class UniCPPolicy(Policy):
         config = self.config
         if self.inner is not None and config.delta == 0:
             return self.inner.why_idle()
-        if config.delta == 0 and config.delta_mlp == 0:
-            return "delta is 0, which computes everything in full; give delta=0.1"
+        if not self.limits:
+            return "every delta is 0, which computes everything in full; give delta=0.1"
         if self.smallest < math.inf:
             return (
                 f"the smallest change it saw is {self.smallest:.2g} times what delta admits; raise delta, or "
@@ -372,7 +441,7 @@ def planned(config: UniCPConfig, errors: UnitErrors, units: Mapping[str, str]) -
     """What UniCP would do at each step of the calibrated run: for each step the action of every unit.
 
     >>> errors = UnitErrors(sigmas=[1.0, 0.8, 0.6, 0.4], cache={"a": [[0.05]] * 4}, steps=4)
-    >>> config = UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=1, max_window=1)
+    >>> config = UniCPConfig(delta=0.1, warmup_steps=1, cooldown_steps=1, max_window=1, fill="reuse")
     >>> [plan["a"] for plan in planned(config, errors, {"a": "self_attention"})]
     ['compute', 'reuse', 'compute', 'compute']
     """

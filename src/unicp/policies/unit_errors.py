@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+Rows = Sequence[Sequence[float]]
+"""Errors ``[t][k - 1]`` at step t + k, of what was kept at step t."""
 
 
 def shared_error(limit: float, errors: Iterable[tuple[float, float]]) -> float:
@@ -26,13 +28,14 @@ class UnitErrors:
     Attributes:
         sigmas: noise levels of the denoiser's steps in the calibration, falling.
         steps: number of denoising steps of that run; more than ``sigmas`` where two denoisers shared it.
-        cache: by unit, ``rows[t][k - 1]``: relative change of the output from step t to step t + k.
+        cache: by unit, ``rows[t][k - 1]``: error of what is filled in at step t + k from the output of step t, or from
+            those of t - 1 and t.
         sliced: by unit, the relative change of the output that its slicing causes. Units without one are not sliced.
     """
 
     sigmas: Sequence[float]
     steps: int
-    cache: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    cache: Mapping[str, Rows] = field(default_factory=dict)
     sliced: Mapping[str, float] = field(default_factory=dict)
 
     def place(self, index: int, count: int | None, sigma: float) -> float:
@@ -51,34 +54,41 @@ class UnitErrors:
         high, low = sigmas[after - 1], sigmas[after]
         return round(after - 1 + (high - sigma) / (high - low), 6)
 
-    def shared(self, limits: Mapping[str, float]) -> UnitErrors:
-        """These errors with one table for all units that have a limit, by the mean of their errors.
+    def together(self, limits: Mapping[str, float]) -> Rows | None:
+        """One table for units that share a window: the mean of their errors, each as a share of its own limit, as it
+        compares with the first one's.
 
         >>> errors = UnitErrors(sigmas=[1.0], steps=1, cache={"a": [[0.1, 0.2]], "b": [[0.3, 0.4]]})
-        >>> [[round(error, 3) for error in row] for row in errors.shared({"a": 0.1, "b": 0.2}).cache["a"]]
+        >>> [[round(error, 3) for error in row] for row in errors.together({"a": 0.1, "b": 0.2})]
         [[0.125, 0.2]]
         """
         found = [unit for unit in limits if unit in self.cache]
         own = [limits[unit] for unit in found]
+        if len(found) < 2:
+            return self.cache[found[0]] if found else None
 
-        def mean(limit: float, rows: Sequence[Sequence[float]]) -> list[float]:
-            return [shared_error(limit, zip(own, errors, strict=True)) for errors in zip(*rows, strict=True)]
+        def mean(rows: Sequence[Sequence[float]]) -> list[float]:
+            return [shared_error(own[0], zip(own, errors, strict=True)) for errors in zip(*rows, strict=True)]
 
-        tables = list(zip(*(self.cache[unit] for unit in found), strict=True))
-        cache = {**self.cache, **{unit: [mean(limits[unit], rows) for rows in tables] for unit in found}}
-        return dataclasses.replace(self, cache=cache)
+        return [mean(rows) for rows in zip(*(self.cache[unit] for unit in found), strict=True)]
 
-    def caching(self, unit: str, anchor: float, now: float) -> float:
-        """Calibrated error of using at ``now`` what was computed at ``anchor`` (fractional indices)."""
-        rows = self.cache[unit]
-        row = rows[min(max(round(anchor), 0), len(rows) - 1)]
-        gap = now - anchor
-        below = math.floor(gap)
-        if gap <= 0:
-            return 0.0
-        if math.ceil(gap) > len(row):
-            return math.inf
-        low = row[below - 1] if below else 0.0
-        if gap == below:
-            return low
-        return low + (row[below] - low) * (gap - below)
+
+def error_after(rows: Rows, anchor: float, now: float, spacing: float | None = None) -> float:
+    """Calibrated error of using at ``now`` what was computed at ``anchor`` (fractional indices).
+
+    Args:
+        rows: of the unit, or of several together.
+        spacing: of a forecast: how far before the anchor the other output lies that it goes by. Calibration measures
+            forecasts from neighbouring steps; the remainder of a line through nodes at 0 and -h is, at a distance d,
+            proportional to d (d + h).
+    """
+    row = rows[min(max(round(anchor), 0), len(rows) - 1)]
+    gap = now - anchor
+    below = math.floor(gap)
+    if gap <= 0:
+        return 0.0
+    if math.ceil(gap) > len(row):
+        return math.inf
+    low = row[below - 1] if below else 0.0
+    error = low if gap == below else low + (row[below] - low) * (gap - below)
+    return error if spacing is None else error * (gap + spacing) / (gap + 1)

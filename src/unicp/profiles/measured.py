@@ -11,7 +11,9 @@ from ..errors import UnicpError
 from ..policies.unit_errors import UnitErrors
 from .identity import fingerprint
 
-UNIT_TENSORS = ("cache_mean", "cache_max", "moment_qk", "moment_v", "slicing")
+UNIT_TENSORS = ("cache_mean", "cache_max", "forecast_mean", "forecast_max", "moment_qk", "moment_v", "slicing")
+TABLES = {"reuse": "cache", "forecast": "forecast"}
+"""What the errors of each fill are called."""
 
 
 def _plain(text: Any) -> str:
@@ -27,7 +29,8 @@ class DenoiserProfile:
         name: the denoiser's name in the pipeline.
         steps: number of denoising steps of the calibration's runs.
         tensors: measurements. For a unit ``u``, ``u/cache_mean`` and ``u/cache_max`` (N, K) are the change of its
-            output from step t to t + k; ``u/moment_qk`` and ``u/moment_v`` (H, d, d) are second moments; ``u/slicing``
+            output from step t to t + k; ``u/forecast_mean`` and ``u/forecast_max`` (N, K) are the error of its forecast
+            from steps t - 1 and t; ``u/moment_qk`` and ``u/moment_v`` (H, d, d) are second moments; ``u/slicing``
             (R, 3) is the change of its output at each rank when queries, keys and values, only queries and keys, or
             only values are sliced. ``stack/cache_mean`` and ``stack/cache_max`` (N, K) are the change of the residual
             of all blocks; ``metric`` (N,) and ``motion`` (N,) are AdaCache's change per step and MoReg's motion score.
@@ -59,15 +62,17 @@ class DenoiserProfile:
             return "'units' must name the kind of each unit"
         for unit in units:
             shapes = {name: self._shape(f"{unit}/{name}") for name in UNIT_TENSORS}
-            mean, most, qk, v, slicing = shapes.values()
+            mean, most, line, line_most, qk, v, slicing = shapes.values()
             if mean is None or len(mean) != 2 or mean != most:
                 return f"the changes of {unit!r:.80} have the shapes {mean} and {most}"
+            if line != line_most or (line is not None and line != mean):  # earlier profiles have none
+                return f"the forecast errors of {unit!r:.80} have the shapes {line} and {line_most}"
             if qk is None and v is None:
                 continue
             ranks = self.metadata["ranks"][unit]
             if qk is None or len(qk) != 3 or not qk[1] == qk[2] > 0 or qk != v or slicing != (len(ranks), 3):
                 return f"the moments and slicing errors of {unit!r:.80} have the shapes {qk}, {v} and {slicing}"
-            if not all(bool(self.tensors[f"{unit}/{name}"].isfinite().all()) for name in UNIT_TENSORS[2:4]):
+            if not all(bool(self.tensors[f"{unit}/{name}"].isfinite().all()) for name in UNIT_TENSORS[4:6]):
                 return f"the moments of {unit!r:.80} are not finite"
             if not all(type(rank) is int and 0 < rank <= qk[1] for rank in ranks):
                 return f"the ranks of {unit!r:.80} must be whole numbers up to {qk[1]}"
@@ -106,9 +111,23 @@ class DenoiserProfile:
         if missing:
             raise UnicpError(f"the profile says nothing of {missing[0]!r} and {len(missing) - 1} more; calibrate again")
 
-    def errors(self, statistic: str, sliced: Mapping[str, float]) -> UnitErrors:
-        """The plain numbers a policy decides by: ``statistic`` is ``"mean"`` or ``"max"``."""
-        cache = {unit: self.tensors[f"{unit}/cache_{statistic}"].tolist() for unit in self.units}
+    def errors(self, statistic: str, sliced: Mapping[str, float], fill: str) -> UnitErrors:
+        """The plain numbers a policy decides by.
+
+        Args:
+            statistic: ``"mean"`` or ``"max"`` over prompts and branches.
+            sliced: errors of slicing, by unit.
+            fill: ``"reuse"`` or ``"forecast"``: whose errors.
+
+        Raises:
+            UnicpError: they were not measured.
+        """
+        table = TABLES[fill]
+        if any(f"{unit}/{table}_{statistic}" not in self.tensors for unit in self.units):
+            raise UnicpError(
+                "the profile was made before errors of forecasts were measured; calibrate again, or take fill='reuse'"
+            )
+        cache = {unit: self.tensors[f"{unit}/{table}_{statistic}"].tolist() for unit in self.units}
         return UnitErrors(sigmas=self.sigmas, steps=self.steps, cache=cache, sliced=dict(sliced))
 
     def moments(self, unit: str) -> tuple[Any, Any] | None:

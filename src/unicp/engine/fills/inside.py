@@ -52,8 +52,9 @@ def units_inside(
         kinds,
         protected,
         eagerly,
-        keep_slices=config.dws == "delta",
         refresh=config.refreshes,
+        order=needs.unit_order,
+        damping=needs.unit_damping,
         measure=needs.unit_changes,
         map_bytes=needs.map_bytes,
         cache_bytes=needs.cache_bytes,
@@ -61,7 +62,7 @@ def units_inside(
     if profile is not None:
         profile.check_units(kinds)
         slicers, sliced, unknown = _slicers(config, profile, found) if config.pcas else ({}, {}, [])
-        units.slicers, units.errors = slicers, profile.errors(config.statistic, sliced)
+        units.slicers, units.errors = slicers, profile.errors(config.statistic, sliced, config.fill)
         if unknown:
             units.notes.append(f"left unsliced, as their attention processor is not known: {', '.join(unknown)}")
     if needs.map_bytes:

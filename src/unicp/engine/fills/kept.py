@@ -25,7 +25,8 @@ class Kept:
         sigmas: their noise levels.
         steady: how steadily each leaf changes; ``None`` where it was not measured yet.
         forecasts: the fills since the last computed step, as (sigma, the solver's weight of that step, factors of the
-            kept values, newest first).
+            kept values, newest first; none where the value was computed from what was filled inside).
+        passed: sum of such values, each times its weight.
     """
 
     def __init__(self, order: int = 0, steadiness: bool = False) -> None:
@@ -34,6 +35,7 @@ class Kept:
         self.sigmas: list[float] = []
         self.steady: list[Any] | None = None
         self.forecasts: list[tuple[float, float, list[float]]] = []
+        self.passed: list[Any] = []
 
     def __bool__(self) -> bool:
         """Whether there is something to fill from."""
@@ -41,7 +43,7 @@ class Kept:
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held."""
-        return [leaf for value in self.values for leaf in value if isinstance(leaf, torch.Tensor)]
+        return [leaf for value in (*self.values, self.passed) for leaf in value if isinstance(leaf, torch.Tensor)]
 
     def keep(self, step: Step, value: list[Any], own: bool = True) -> list[Any]:
         """Keep the value of a computed step.
@@ -62,11 +64,11 @@ class Kept:
         if step.sigma in self.sigmas:  # second-order schedulers visit a noise level twice; the last visit counts
             again = self.sigmas.index(step.sigma)
             del self.values[again], self.sigmas[again]
+        del self.values[self.order :], self.sigmas[self.order :]  # before the copy, which is never one too many
         if not own:
             value = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in value]
         self.values.insert(0, value)
         self.sigmas.insert(0, step.sigma)
-        del self.values[self.order + 1 :], self.sigmas[self.order + 1 :]
         self.steady = steady if steady is not None else self.steady
         return given
 
@@ -97,6 +99,25 @@ class Kept:
             filled.append(extrapolation.extrapolate(known, factors, part) if tensor else known[0])
         return filled
 
+    def passes(self, step: Step, value: list[Any], weight: float | None) -> None:
+        """Take note of a value that was computed from what was filled inside, to be made good like a filled one.
+
+        Args:
+            step: the step.
+            value: its leaves; they are not kept.
+            weight: the solver's weight of this step's output, if it is to be corrected later.
+        """
+        if not weight:
+            return
+        self.forecasts.append((step.sigma, weight, []))
+        before = self.passed or [0.0] * len(value)
+        self.passed = [
+            x.detach().to(torch.promote_types(x.dtype, torch.float32)) * weight + old
+            if isinstance(x, torch.Tensor)
+            else None
+            for x, old in zip(value, before, strict=True)
+        ]
+
     def _share(self, place: int) -> Any:
         """Share of a leaf's forecasts that is applied; 0 where there are too few values to tell."""
         return 0.0 if self.steady is None else extrapolation.share(self.steady[place])
@@ -118,6 +139,7 @@ class Kept:
             steady: steadiness of each leaf; ``None`` where there are too few values to tell.
         """
         skipped, self.forecasts = self.forecasts, []
+        passed, self.passed = self.passed, []
         weight, known = step.weight, step.sigma in self.sigmas
         if steady is None or not skipped or not weight or known or step.weights is None:
             return value
@@ -131,7 +153,7 @@ class Kept:
                 better[place] += w / weight * factor
             for place, factor in enumerate(used):
                 filled[1 + place] += w / weight * factor
-            reused += w / weight
+            reused += w / weight if used else 0.0
         left = sum(map(abs, step.weights[step.index :]))
         firm = extrapolation.firmness(abs(weight), left, abs(better[0] * weight))
         better[1] -= reused
@@ -144,6 +166,8 @@ class Kept:
                 off = extrapolation.extrapolate(values, better) - self._share(place) * extrapolation.extrapolate(
                     values, filled
                 )
+                if passed:
+                    off = off - passed[place] / weight
                 new = (values[0] + firm * steady[place] * off).to(new.dtype)
             changed.append(new)
         return changed

@@ -37,6 +37,10 @@ class OutputFill:
         given = self.kept.keep(step, leaves, own=False)  # pipelines may change in place what they were given
         return output if given is leaves else pytree.tree_unflatten(given, self._structure)
 
+    def passes(self, step: Step, output: Any, weight: float | None) -> None:
+        """Take note of an output some of whose units were filled. See :meth:`Kept.passes`."""
+        self.kept.passes(step, pytree.tree_leaves(output), weight)
+
     def fill(self, step: Step, decision: Decision, weight: float | None = None) -> Any:
         """The output that stands in at a step, sharing no memory with what is kept. See :meth:`Kept.fill`."""
         held = {id(leaf) for leaf in self.kept.tensors()}

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from ...errors import UnicpError
-from ...policies.base import Decision, Policy, Step
+from ...policies.base import FILLED, Decision, Policy, Step
 from ...policies.unit_errors import UnitErrors
 from ...tensors.groups import summed
 from ...tensors.metrics import distance_sums
+from ..meter import Cost
 from ..report import readable_bytes
 from ..slicing.attention import SlicedAttention
 from ..slicing.maps import MapAttention
@@ -59,29 +60,32 @@ def worst(change: Any) -> Any:
 class UnitFill:
     """What is kept of one unit in one guidance branch."""
 
-    def __init__(self) -> None:
-        self.kept = Kept()
-        self.index = 0  # denoising step of the kept output
+    def __init__(self, order: int = 0) -> None:
+        self.kept = Kept(order)
+        self.index = 0  # denoising step of the newest kept output
         self._whole = False  # the output is a tuple of tensors, not one
         self.maps: list[Any] = []  # the attention maps of the last full computation, where they are kept
         self.mapped_at = 0  # step of that
-        self.sliced: Any = None  # the sliced output of the same call, where differences of sliced outputs are added
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held, the maps first."""
-        return [*self.maps, *self.kept.tensors(), *(parts(self.sliced) if self.sliced is not None else ())]
+        return [*self.maps, *self.kept.tensors()]
 
     def keep(self, step: Step, output: Any) -> None:
         """Keep a new output: a copy, as models may write into what they were given, and static buffers are reused."""
         self.kept.keep(step, list(parts(output)), own=False)
         self.index, self._whole = step.index, isinstance(output, tuple)
 
-    def fill(self) -> Any:
-        """The kept output; ``None`` if there is none."""
+    def fill(self, step: Step, decision: Decision) -> Any:
+        """What stands in for the output at a step: the kept one itself, or a forecast; ``None`` if there is none."""
         if not self.kept:
             return None
-        tensors = self.kept.values[0]
+        tensors = self.kept.fill(step, decision)
         return tuple(tensors) if self._whole else tensors[0]
+
+    def alike(self, output: Any) -> bool:
+        """Whether what is kept has the shapes of an output."""
+        return bool(self.kept) and [t.shape for t in self.kept.values[0]] == [t.shape for t in parts(output)]
 
 
 @dataclass
@@ -91,7 +95,6 @@ class UnitCall:
     step: Step
     batch: int
     actions: Mapping[str, str]
-    weights: Mapping[str, float]
     measuring: bool
     fills: dict[str, UnitFill]
     """Of this guidance branch, by unit; those of units that were never computed are missing."""
@@ -110,9 +113,10 @@ class Units:
         kinds: its kind.
         protected: units that are always computed in full.
         eagerly: given what would run a module, and the module: what runs it uncompiled.
-        keep_slices: keep the sliced output of an anchor too (``dws="delta"``).
         refresh: a sliced output becomes the kept output as well.
-        measure: compare every full output with the one before.
+        order: degree of the extrapolation of kept outputs.
+        damping: of that extrapolation.
+        measure: compare every full output with what would have stood in for it.
         map_bytes: most bytes of attention maps to keep.
         cache_bytes: most bytes of outputs to keep, over all guidance branches; ``None`` for as many as there are.
 
@@ -133,8 +137,9 @@ class Units:
         protected: Sequence[str],
         eagerly: Callable[[Any, Any], Any],
         *,
-        keep_slices: bool = False,
         refresh: bool = False,
+        order: int = 0,
+        damping: float = 1.0,
         measure: bool = False,
         map_bytes: int = 0,
         cache_bytes: int | None = None,
@@ -152,7 +157,9 @@ class Units:
         self.group: Any = None  # processes over which the tokens are spread
         self.map_bytes = map_bytes
         self._kinds, self._protected, self._eagerly = kinds, protected, eagerly
-        self._keep_slices, self._refresh, self._measure = keep_slices, refresh, measure
+        self._refresh, self._measure = refresh, measure
+        self.order = order
+        self._fill = Decision(action="forecast" if order else "reuse", damping=damping)
         self.acts = [(module, self._act_of(name, module)) for name, module in modules.items()]
 
     def introduce(self, policy: Policy) -> None:
@@ -187,7 +194,7 @@ class Units:
             maps = [m for units in fills.values() for fill in units.values() for m in fill.maps]
             return sum(m.untyped_storage().nbytes() for m in maps)
 
-        self.call = UnitCall(step, batch, decision.units, decision.weights, measuring, fills[branch], held)
+        self.call = UnitCall(step, batch, decision.units, measuring, fills[branch], held)
 
     def finish(self) -> tuple[dict[str, str], dict[str, tuple[int, Any]]]:
         """End the call. What each unit did, if not all were computed, and what was measured."""
@@ -237,6 +244,11 @@ class Units:
                 "those that save the most operations for their bytes; the others are computed"
             )
 
+    def shares(self, cost: Cost) -> dict[str, float]:
+        """The share of a call's operations that each unit takes whose outputs are kept."""
+        kept = self._kinds if self.limit is None else self.chosen
+        return {name: cost.units.get(name, 0) / cost.total for name in kept} if cost.total else {}
+
     def _act_of(self, name: str, module: Any) -> Callable[..., Any]:
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
@@ -281,53 +293,41 @@ class Units:
 
     def _output(self, call: UnitCall, name: str, full: Full, sliced: Forward | None) -> tuple[Any, str]:
         action, fill = call.actions.get(name, "compute"), call.fills.get(name)
-        old = fill.fill() if fill is not None else None
-        if action == "reuse" and old is not None:
-            return _ours(old), action
-        if sliced is None or action in ("compute", "reuse", "map"):
-            return self._compute(call, name, full, sliced), "compute"
-        new = sliced()
-        if action == "blend" and old is not None:
-            weight = call.weights[name]
-            mixed = [torch.lerp(kept, fresh, weight) for kept, fresh in zip(parts(old), parts(new), strict=True)]
-            output = _whole(new, mixed)
-        elif action == "delta" and fill is not None and fill.sliced is not None:
-            moved = zip(parts(old), parts(new), parts(fill.sliced), strict=True)
-            output = _whole(new, [kept + (now - then) for kept, now, then in moved])
-        else:
-            action, output = "slice", new
+        if action in FILLED and fill is not None and fill.kept:
+            output = fill.fill(call.step, self._fill)
+            forecast = fill.kept.used(self._fill) > 1
+            return output if forecast else _ours(output), "forecast" if forecast else "reuse"
+        if sliced is None or action != "slice":
+            return self._compute(call, name, full), "compute"
+        output = sliced()
         if self._refresh and (self.limit is None or name in self.chosen):
             call.fills[name] = fill = UnitFill()
             fill.keep(call.step, output)
-            fill.sliced = _ours(new) if self._keep_slices else None
         return output, action
 
-    def _compute(self, call: UnitCall, name: str, full: Full, sliced: Forward | None) -> Any:
+    def _compute(self, call: UnitCall, name: str, full: Full) -> Any:
         output, maps = full()
         if self.limit is not None and name not in self.chosen:
             size = sum(tensor.numel() * tensor.element_size() for tensor in parts(output))
-            self.sizes[name] = max(size * (1 + self._keep_slices), self.sizes.get(name, 0))
+            self.sizes[name] = max(size * (1 + self.order), self.sizes.get(name, 0))
             return output
         fill, step = call.fills.get(name), call.step
-        old = fill.fill() if fill is not None else None
         # A change of shape inside a generation (per-token masks, another text length) is no anchor to compare with.
+        same = fill is not None and fill.alike(output)
         if self._measure and call.measuring:
-            same = fill is not None and _alike(old, output)
-            call.changes[name] = (
-                (step.index - fill.index, output_change(output, old, call.batch))
-                if fill is not None and same
-                else (0, None)
-            )
+            call.changes[name] = (0, None)
+            if fill is not None and same:
+                change = output_change(output, fill.fill(step, self._fill), call.batch)
+                call.changes[name] = (step.index - fill.index, change)
         if maps is not None and call.measuring:
             before = fill.maps if fill is not None else []
             alike = [m.shape for m in before] == [m.shape for m in maps]
             change = output_change(tuple(maps), tuple(before), call.batch) if alike else None
             call.changes[name + MAP] = (step.index - fill.mapped_at if fill is not None else 0, change)
-        reference = sliced() if self._keep_slices and sliced is not None else None
-        call.fills[name] = fill = UnitFill()
+        if fill is None or not same:
+            call.fills[name] = fill = UnitFill(self.order)
         fill.keep(step, output)
         fill.maps, fill.mapped_at = maps or [], step.index
-        fill.sliced = _ours(reference) if reference is not None else None
         return output
 
     def changes(self, call: UnitCall) -> dict[str, tuple[int, Any]]:
@@ -354,10 +354,6 @@ class Units:
 
     def slice_tensors(self) -> list[Any]:
         return [tensor for slicer in self.slicers.values() for tensor in slicer.tensors()]
-
-
-def _alike(a: Any, b: Any) -> bool:
-    return [t.shape for t in parts(a)] == [t.shape for t in parts(b)]
 
 
 def _ours(output: Any) -> Any:

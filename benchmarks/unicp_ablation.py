@@ -1,0 +1,236 @@
+"""UniCP part by part, with reuse and with forecasts, at equal operations; beside fewer steps, PAB and TaylorSeer.
+
+    python -m benchmarks.unicp_ablation [--model demo|cogvideox] [--prompts 16] [--only WORDS ...]
+
+By operations and PSNR against the unaccelerated video of the same seed; nothing is timed. Every video's figures are
+kept in ``benchmarks/results/unicp-MODEL.sqlite`` as soon as they are there, and a run that broke off goes on. Rows are
+made caption by caption, the most important ones first; what is printed and written at the end are those that are there
+for all captions. "fixed windows" is what PAB does, for all kinds of modules alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sqlite3
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+import unicp
+import zoo
+from benchmarks import common
+from unicp import BudgetConfig, Profile, UniCPConfig
+from unicp.bench import peers
+from unicp.offline import inspect
+from unicp.policies import Config
+from unicp.tensors import metrics
+
+SHARES = {"60%": 1 / 0.6, "50%": 2.0}
+STEPS = 50
+Variant = Callable[[str], tuple[float, Any]]
+"""Given a caption: the share of the denoiser's operations that ran, and the frames."""
+
+
+class Bench:
+    """One model, and its videos.
+
+    Args:
+        model: ``"demo"``, or a member of the proving ground.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        if model == "demo":
+            self.pipe, self.call = common.pipeline(), dict(common.CALL)
+        else:
+            self.pipe, self.call = zoo.load(model)
+            self.pipe.set_progress_bar_config(disable=True)
+        self.call["num_inference_steps"] = STEPS
+        common.RESULTS.mkdir(exist_ok=True)
+        self.profile_path = common.RESULTS / f"unicp-{model}.safetensors"
+        self._whole: tuple[str, Any] = ("", None)
+        self._operations = 0  # of an unaccelerated video
+
+    @torch.inference_mode()
+    def video(self, caption: str, **call: Any) -> Any:
+        """Frames (F, H, W, 3) in [0, 1]; every caption has the same noise."""
+        call = {**self.call, "output_type": "pt", "generator": torch.Generator().manual_seed(0), **call}
+        return self.pipe(prompt=caption, **call).frames[0].permute(0, 2, 3, 1).float()
+
+    def whole(self, caption: str) -> Any:
+        """The unaccelerated video."""
+        if self._whole[0] != caption:
+            self._whole = (caption, self.video(caption))
+        return self._whole[1]
+
+    def profile(self) -> str:
+        """The path of a profile, made on captions of the training side if it is not there."""
+        if not self.profile_path.exists():
+            made = unicp.calibrate(
+                self.pipe,
+                common.training_prompts(4),
+                config=UniCPConfig(delta=0.15, delta_prune=0.1),
+                checkpoint=self.profile_path.with_suffix(".part.safetensors"),
+                progress=False,
+                **self.call,
+            )
+            made.save(self.profile_path)
+        return str(self.profile_path)
+
+    def fixed(self, fill: str) -> Profile:
+        """A profile by which nothing tells one step from another, so that windows are even."""
+        known = Profile.load(self.profile())
+        tensors = {
+            name: torch.arange(1.0, tensor.shape[1] + 1).expand_as(tensor) * 0.01 if "/cache_" in name else tensor
+            for name, tensor in known.tensors.items()
+        }
+        for name in [name for name in tensors if "/forecast_" in name]:
+            tensors[name] = tensors[name.replace("/forecast_", "/cache_")]
+        made = Profile(config=known.config, tensors=tensors, metadata=known.metadata)
+        made.save(path := self.profile_path.with_name(f"unicp-{self.model}-fixed-{fill}.safetensors"))
+        return Profile.load(path)
+
+    # -- what is tried ---------------------------------------------------------------------------------------------
+
+    def fewer(self, steps: int) -> Variant:
+        return lambda caption: (steps / STEPS, self.video(caption, num_inference_steps=steps))
+
+    def ours(self, make: Callable[[], Config]) -> Variant:
+        def run(caption: str) -> tuple[float, Any]:
+            with unicp.accelerate(self.pipe, make()) as session:
+                frames = self.video(caption)
+                return session.report().computed_fraction, frames
+
+        return run
+
+    def peer(self, name: str, label: str) -> Variant:
+        """A cache of diffusers as it is; its share is that of the calls' operations, counted as they run."""
+
+        def run(caption: str) -> tuple[float, Any]:
+            applied, of = peers.known()[name](), peers.Run(self.pipe, {"prompt": caption, **self.call})
+            self._operations = self._operations or self._counted(lambda: self.video(caption))[0]
+            applied.apply(of, label)
+            try:
+                ran, frames = self._counted(lambda: self.video(caption))
+            finally:
+                applied.remove(of)
+            return ran / self._operations, frames
+
+        return run
+
+    def _counted(self, make: Callable[[], Any]) -> tuple[int, Any]:
+        """Operations of the denoiser's calls, and what was made."""
+        from unicp.tensors.flops import Counter
+
+        total, denoiser = 0, self.pipe.transformer
+        own = denoiser.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal total
+            with Counter() as counter:
+                output = own(*args, **kwargs)
+            total += counter.total
+            return output
+
+        denoiser.forward = forward
+        try:
+            return total, make()
+        finally:
+            denoiser.forward = own
+
+    def variants(self) -> dict[str, Variant]:
+        """The rows of the table by name, the most important first."""
+        found: dict[str, Variant] = {"fewer steps (30)": self.fewer(30), "fewer steps (25)": self.fewer(25)}
+
+        def add(name: str, **fields: Any) -> None:
+            for share, speed in SHARES.items():
+                profile = fields.get("profile")
+
+                def make(speed: float = speed, profile: Any = profile) -> Config:
+                    made = profile() if profile is not None else None
+                    return UniCPConfig(**{**fields, "profile": made, "target_speedup": speed})
+
+                found[f"{name}, {share}"] = self.ours(make)
+
+        add("EDCW online, forecast")
+        add("EDCW online, reuse", fill="reuse")
+        add("EDCW online, forecast, not made good", correct=False)
+        add("EDCW profiled, forecast", profile=self.profile, pcas=False)
+        add("EDCW profiled, reuse", profile=self.profile, pcas=False, fill="reuse")
+        add("fixed windows, forecast", profile=lambda: self.fixed("forecast"), pcas=False)
+        add("fixed windows, reuse", profile=lambda: self.fixed("reuse"), pcas=False, fill="reuse")
+        add("EDCW profiled, forecast, PCAS and DWS", profile=self.profile)
+        add("EDCW profiled, reuse, PCAS and DWS", profile=self.profile, fill="reuse")
+        add("EDCW profiled, reuse, PCAS, no DWS", profile=self.profile, fill="reuse", dws="off")
+        for label in ("cache_interval=2",):
+            found[f"TaylorSeer of diffusers ({label})"] = self.peer("taylorseer", label)
+        for label in ("range=2", "range=3"):
+            found[f"PAB of diffusers ({label})"] = self.peer("pab", label)
+        for fill in ("forecast", "reuse"):
+            for delta in (0.1, 0.2):
+                alone = UniCPConfig(delta=delta, delta_cross=0, delta_mlp=0, fill=fill)
+                found[f"self-attention alone, {fill}, delta={delta:g}"] = self.ours(lambda alone=alone: alone)
+        for windows in ("block", "unit"):
+            for fill, deltas in (("forecast", (0.05, 0.1)), ("reuse", (0.1, 0.2))):
+                for delta in deltas:
+                    apart = UniCPConfig(delta=delta, fill=fill, windows=windows)
+                    found[f"windows by {windows}, {fill}, delta={delta:g}"] = self.ours(lambda apart=apart: apart)
+        for speed in (1.25, 1.5):
+            inside = UniCPConfig(stack=BudgetConfig(target_speedup=speed))
+            found[f"inside a budget of {speed:g}x"] = self.ours(lambda inside=inside: inside)
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", choices=("demo", *zoo.names()))
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--draw", action="store_true", help="draw the profile's curves into docs/images and no more")
+    parser.add_argument("--only", nargs="*", default=[], help="rows whose names begin with one of these")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", unicp.UnicpWarning)
+    bench = Bench(args.model)
+    if args.draw:
+        for made in inspect.draw(Profile.load(bench.profile()), Path("docs/images"), "unicp"):
+            print(f"written: {made}")
+        return
+    captions = unicp.demo.prompts(args.prompts)
+    rows = bench.variants()
+    chosen = [name for name in rows if not args.only or name.startswith(tuple(args.only))]
+    with sqlite3.connect(common.RESULTS / f"unicp-{args.model}.sqlite") as kept:
+        kept.execute("create table if not exists made (row, caption, figures, primary key (row, caption))")
+        for caption in captions:
+            for name in chosen:
+                if kept.execute("select 1 from made where row = ? and caption = ?", (name, caption)).fetchone():
+                    continue
+                share, frames = rows[name](caption)
+                figures = {"share": share, "psnr": min(metrics.psnr(frames, bench.whole(caption)), 120.0)}
+                kept.execute("insert into made values (?, ?, ?)", (name, caption, json.dumps(figures)))
+                kept.commit()
+                print(f"{name}: {figures['share']:.3f} {figures['psnr']:.1f} dB  {caption}", flush=True)
+        made = [(n, c, json.loads(f)) for n, c, f in kept.execute("select row, caption, figures from made")]
+    table = []
+    for name in rows:
+        found = [figures for row, caption, figures in made if row == name and caption in captions]
+        if len(found) == len(captions):
+            psnr = [figures["psnr"] for figures in found]
+            line = {
+                "row": name, "computed_fraction": mean(f["share"] for f in found), "psnr": mean(psnr),
+                "psnr_worst": min(psnr),
+            }  # fmt: skip
+            table.append(line)
+            print(f"{name:<50}{line['computed_fraction']:>8.1%}{line['psnr']:>7.1f}{line['psnr_worst']:>7.1f}")
+    common.save(f"unicp-{args.model}", {"prompts": captions, "steps": STEPS, "table": table})
+
+
+if __name__ == "__main__":
+    main()
