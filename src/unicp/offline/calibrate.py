@@ -56,8 +56,8 @@ def calibrate(
     over 1 to ``config.max_window`` steps (``E[m, t, k]``, sum of absolute differences over sum of absolute values), and
     how far the forecast from two neighbouring steps is off so many steps later (``F[m, t, k]``, with
     ``config.damping``); ``E`` of the residual of all blocks as well. It also measures AdaCache's metric and motion
-    score. At the steps that the windows leave uncached, it measures second moments of queries, keys and values of each head, and how much slicing to
-    each rank changes the output.
+    score. At the steps that the windows leave uncached, it measures second moments of queries, keys and values of each
+    head, and how much slicing to each rank changes the output.
 
     Args:
         pipe: a diffusers pipeline, not accelerated.
