@@ -316,7 +316,8 @@ def page() -> str:
         "",
         "Written by `python -m benchmarks.readme` from `benchmarks/results/`. All of it is small models on a CPU:",
         "how the methods behave, not what a large model on a GPU will show. Quality is against the unaccelerated video",
-        "of the same caption and seed. Arithmetic: share of the denoiser's parameters that calls run through.",
+        "of the same caption and seed. Arithmetic: share of the denoiser's operations that ran; tables that",
+        "are older than the counting of operations have that of its parameters, which here is nearly the same.",
         "",
     ]
     budget, slicing = (figures.read(RESULTS / f"{name}.json") for name in ("budget", "slicing"))

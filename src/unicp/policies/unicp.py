@@ -26,9 +26,8 @@ from .config import (
     make_policy,
     register,
 )
-from .target import Target
 from .unit_errors import UnitErrors, shared_error
-from .windows import Place, Window
+from .windows import Place, Target, Window
 
 SHIFTS = ("switch", "off")
 EDCW = ("profiled", "online", "off")
