@@ -1,7 +1,7 @@
 """Windows of UniCP: for how many steps what was computed last stands in (EDCW; the details reconstructed, or ours).
 
-A speed that is asked for is shared out over the run (:class:`Target`): the threshold that just gives it is found anew at
-every recompute. That is ours, not a paper's.
+A speed that is asked for is shared out over the run (:class:`Target`): the threshold that just gives it is found anew
+at every recompute. That is ours, not a paper's.
 """
 
 from __future__ import annotations
