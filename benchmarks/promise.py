@@ -130,7 +130,8 @@ class Maker:
         pipe = self.pipes[kind]
         pipe.scheduler = situation.make(self.pipes)
         if situation.strength < 1:
-            return diffusers.WanVideoToVideoPipeline(**pipe.components)
+            parts = {name: part for name, part in pipe.components.items() if name != "transformer_2"}
+            return diffusers.WanVideoToVideoPipeline(**parts)
         return pipe
 
     def videos(self, situation: Situation, steps: int, config: Config | None = None) -> tuple[Any, Any]:
