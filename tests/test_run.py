@@ -108,6 +108,11 @@ def test_what_computes_is_called_only_where_it_is_decided_and_outputs_come_back_
         (lambda: Run(BudgetConfig(), SIGMAS[::-1]), "sigmas must be the noise levels of all steps, falling"),
         (lambda: Run(BudgetConfig(), []), "sigmas must be"),
         (lambda: Run(BudgetConfig(), [1.0, float("nan"), 0.1]), "sigmas must be"),
+        (lambda: Run(BudgetConfig(), [float("inf"), *SIGMAS]), "sigmas must be"),
+        (
+            lambda: Run(BudgetConfig(), SIGMAS, weights=[float("nan"), 1, 1, 1, 1]),
+            "weights must be finite numbers, got",
+        ),
         (lambda: Run(BudgetConfig(), SIGMAS, weights=[0.1]), "weights must be one a step: 5 steps, got 1"),
     ],
 )
@@ -126,6 +131,29 @@ def test_steps_come_in_order_and_branches_once() -> None:
         run.step(1, "cond", lambda: torch.ones(1))
     with pytest.raises(UnicpError, match="this run has the steps 0 to 4, got 5"):
         run.step(5, "cond", lambda: torch.ones(1))
+
+
+@pytest.mark.parametrize("fill", ["reuse", "linear"])
+def test_a_branch_that_was_not_asked_for_at_the_step_before_is_computed(fill: str) -> None:
+    """Guidance at every other step, or between two noise levels."""
+    run = Run(ScheduleConfig(compute=(0, 1), fill=fill), [1 - i / 12 for i in range(12)])
+    for index in range(12):
+        run.step(index, "cond", lambda: torch.ones(1))
+        if index not in (3, 4, 8):
+            run.step(index, "uncond", lambda: torch.ones(1))
+    mark = "~" if fill == "linear" else "."
+    report = run.report()
+    assert report.timeline() == {"cond": "##" + 10 * mark, "uncond": f"##{mark}#..#.."}
+    assert not any("left out" in note for note in report.notes)
+
+
+def test_steps_that_a_loop_leaves_out_are_said() -> None:
+    run = Run(BudgetConfig(target_speedup=2), [1 - i / 20 for i in range(20)])
+    for index in range(0, 20, 2):
+        run.step(index, "cond", lambda: torch.ones(1))
+    report = run.report()
+    assert report.timeline() == {"cond": 10 * "#"}
+    assert any("the loop left out steps of this run" in note for note in report.notes)
 
 
 def test_a_policy_of_ones_own() -> None:

@@ -116,6 +116,25 @@ def test_where_noise_is_drawn_outputs_are_repeated(sampler: str, name: str) -> N
     assert any("draws noise" in note for note in report.notes)
 
 
+def test_noise_that_only_the_call_asks_for_is_not_leapt_over() -> None:
+    """DDIM draws noise where a pipeline is called with ``eta``; the scheduler itself does not say so."""
+    family = FAMILIES["latte"]
+
+    def run(pipe: Any) -> bytes:
+        generator = torch.Generator().manual_seed(0)
+        family.run(pipe, lambda each, **call: each(**call, eta=1.0).frames, generator=generator, steps=20)
+        return generator.get_state().numpy().tobytes()
+
+    drawn, pipe = run(family.build()), family.build()
+    session = unicp.accelerate(pipe, unicp.BudgetConfig(target_speedup=2))
+    assert run(pipe) == drawn
+    report = session.report()
+    assert {r.action for r in report.steps} == {"compute", "reuse"} and report.computed_steps == 10
+    assert any("draws noise" in note for note in report.notes)
+    family.generate(pipe, steps=20)
+    assert "leap" in {r.action for r in session.report().steps}, "the next run draws none"
+
+
 def test_leaps_say_what_latents_in_mid_run_are() -> None:
     family = FAMILIES["wan"]
     pipe = family.build()

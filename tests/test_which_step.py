@@ -119,6 +119,42 @@ def test_an_unknown_number_of_steps_is_said(config: Any) -> None:
         assert report.estimated_speedup > 1.5
 
 
+def steps_of(model: Any, timesteps: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Euler's method over these timesteps, on the bare model."""
+    x = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    ends = [*timesteps[1:].tolist(), 0.0]
+    with torch.no_grad():
+        for t, end in zip(timesteps, ends, strict=True):
+            v = model(hidden_states=x, timestep=t.expand(1), encoder_hidden_states=EMBEDS, return_dict=False)[0]
+            x = x + (end - float(t)) / 1000 * v
+    return x
+
+
+def test_timesteps_that_a_loop_leaves_out_are_said() -> None:
+    """A tensor of more timesteps than are taken tells neither how many steps there are nor which is the last."""
+    every = torch.linspace(1000, 25, 40)
+    plain = steps_of(wan_transformer(), every[::2])
+    model = wan_transformer()
+    session = unicp.accelerate(model, BUDGET)
+    assert torch.equal(steps_of(model, every[::2]), plain)
+    assert any("left out timesteps" in note for note in session.report().notes)
+    steps_of(model, every[::2].clone())
+    report = session.report()
+    assert report.computed_steps == 10 and not any("left out" in note for note in report.notes)
+
+
+def test_a_video_is_not_filled_from_one_that_broke_off_earlier_in_its_timesteps() -> None:
+    """Video to video on a tensor of timesteps that is kept: the other one broke off before the step where it begins."""
+    timesteps, config = torch.linspace(1000, 50, 20), unicp.ScheduleConfig(compute=(0, 1), fill="linear")
+    model = wan_transformer()
+    session = unicp.accelerate(model, config)
+    steps_of(model, timesteps[:8], seed=1)
+    steps_of(model, timesteps[12:])
+    actions = {r.index: r.action for r in session.report().steps}
+    assert actions[12] == "compute" and actions[7] == "forecast"
+    assert any("broke off" in note for note in session.report().notes)
+
+
 @pytest.mark.parametrize("before", [None, 10, 30])
 def test_a_copy_of_the_pipeline_with_a_scheduler_of_its_own(before: int | None) -> None:
     """As diffusers' server example makes one for each request; the pipeline itself ran before, or did not."""

@@ -35,6 +35,10 @@ WINDOWS_NOTE = (
     "the denoiser is called several times at a step under the name {name!r}, and nothing tells the calls apart "
     "(context windows?): everything was computed; give each window a name of its own in cache_context"
 )
+LEFT_OUT_NOTE = (
+    "the loop left out timesteps of this run, or another one went on where it broke off: the call after each gap was "
+    "computed, and forecasts began anew; pass timesteps from a tensor of those that are taken"
+)
 FOREIGN_TIMESTEPS_NOTE = (
     "the timesteps of this run are not those of the pipeline's scheduler (a copy of the pipeline with one of its "
     "own?): everything was computed; accelerate the pipeline that is called"
@@ -280,6 +284,7 @@ class Clock:
                     fresh = True
                 elif name in self._branches:
                     self._unknown = WINDOWS_NOTE.format(name=name)
+        unknown = ""
         if fresh:
             self._leave(timesteps)
             self.reset()
@@ -301,6 +306,8 @@ class Clock:
             elif self._timesteps is None and timesteps is not None:
                 count = None
             position = 0 if fresh or self.step is None else self.step.position + 1
+            if position > 0 and not self._wave and index > self._reached() + 1:
+                unknown = LEFT_OUT_NOTE
             if position == 0:
                 self._began = next((other._began for other in self._of_this_run(self._timesteps)), index)
             sigmas = self._sigmas(scheduler)
@@ -324,7 +331,12 @@ class Clock:
                 **self._solver,
             )
         assert self.step is not None
-        return Tick(self.step, branch, fresh, moved, self._unknown)
+        return Tick(self.step, branch, fresh, moved, self._unknown or unknown)
+
+    def _reached(self) -> int:
+        """Index of the last step of this run that was called here or on another denoiser of the pipeline."""
+        steps = [clock.step for clock in (self, *self._of_this_run(self._timesteps))]
+        return max(step.index for step in steps if step is not None)
 
     def _located(self, scheduler: Any, call: Mapping[str, Any]) -> tuple[Any, int | None]:
         """The timesteps of this call's run, the scheduler's or a :class:`Grid`, and the call's index, if known."""

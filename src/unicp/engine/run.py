@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +24,10 @@ from .measure import Probe, forecast_error
 from .meter import Meter
 from .report import Generation, SessionReport, StepRecord
 
+LEFT_OUT_NOTE = (
+    "the loop left out steps of this run: the call after each gap was computed, and forecasts began anew; give the run "
+    "the sigmas of the steps that are taken"
+)
 GONE = (
     "our hooks on blocks were replaced or removed by others: where they did not act, the model ran in full, and that "
     "is what the report counts; accelerate after the others have put theirs on"
@@ -117,6 +123,7 @@ class Run:
         self._ran = self._whole = 0  # operations of the calls so far, and what they would have been in full
         self._began = 0.0
         self._branches: list[str] = []  # seen at this step, where the run itself keeps count
+        self._last: dict[str, int] = {}  # the step at which each of them was seen last
         self._parts.rest()
         if parts is None:
             self._sigmas, self._weights = self._own(sigmas, weights)
@@ -134,18 +141,24 @@ class Run:
             raise UnicpError("a Run takes no profile: use unicp.accelerate, which checks that it is of the same model")
         levels = [float(sigma) for sigma in sigmas]
         levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
-        if not levels or any(not a >= b for a, b in zip(levels, (*levels[1:], 0.0), strict=True)):
+        falling = all(a >= b for a, b in pairwise((*levels, 0.0)))
+        if not levels or not falling or not math.isfinite(levels[0]):
             raise UnicpError(f"sigmas must be the noise levels of all steps, falling, got {list(sigmas)!r:.80}")
         if weights is not None and len(weights) != len(levels):
             raise UnicpError(f"weights must be one a step: {len(levels)} steps, got {len(weights)}")
+        if weights is not None and not all(math.isfinite(w) for w in weights):
+            raise UnicpError(f"weights must be finite numbers, got {list(weights)!r:.80}")
         return tuple(levels), None if weights is None else tuple([float(w) for w in weights])
 
     def step(self, index: int, branch: str, compute: Callable[[], Any]) -> Any:
         """The output of the denoiser at a step: the real one, or what stands in for it.
 
+        A branch that was not asked for at the step before is computed, and its forecasts begin anew.
+
         Args:
             index: denoising step, 0 to N - 1; it never falls.
-            branch: guidance branch, ``"cond"`` and ``"uncond"`` where there are two. Each once a step.
+            branch: guidance branch, ``"cond"`` and ``"uncond"`` where there are two. Each once a step. Only latents and
+                noise level may change from step to step of a branch; under another prompt it is another branch.
             compute: runs the denoiser. It is called, or not.
 
         Raises:
@@ -170,9 +183,16 @@ class Run:
             )
         else:
             step = before
+        if before is not None and index > before.index + 1:
+            self.remark(LEFT_OUT_NOTE)
         self._branches.append(branch)
         self._meter.begin(branch, {})
-        return self.act(step, branch, self.decide(step, branch), lambda: compute())
+        decision, last = self.decide(step, branch), self._last.get(branch, index)
+        self._last[branch] = index
+        if last < index - 1:
+            self.drop(branch)
+            decision = decision if decision.runs else self.instead()
+        return self.act(step, branch, decision, lambda: compute())
 
     def report(self) -> SessionReport:
         """What was done so far."""

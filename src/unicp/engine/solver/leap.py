@@ -60,6 +60,7 @@ class Leaper:
 
     Attributes:
         alone: whether the pipeline has no other denoiser, whose turn might begin within a longer step.
+        noisy: whether ``step`` was told to draw noise (``eta``); then no longer steps are taken, which would draw less.
     """
 
     def __init__(self, scheduler: Callable[[], Any], wanted: bool = True) -> None:
@@ -74,6 +75,7 @@ class Leaper:
         self._next = 0.0  # place of the next step that the solver takes
         self._taken: list[float] = []
         self._leapt = False
+        self.noisy = False
         self._told: tuple[int, tuple[float, ...]] | None = None
 
     def go(self, index: int, decision: Decision) -> None:
@@ -152,7 +154,8 @@ class Leaper:
         """Take a step of the solver, from the step of the run that was just computed."""
         self._taken.append(self._next)
         steps = len(self._timesteps)
-        if self._told is not None and self._told[0] == index:
+        self.noisy |= bool(call.arguments.get("eta"))
+        if self._told is not None and self._told[0] == index and not self.noisy:
             ahead, self._leapt = self._told[1], True
         else:
             ahead = tuple(map(float, range(index + 1, steps))) or (float(steps),)

@@ -255,7 +255,9 @@ class HookedDenoiser:
             if self._follows_scheduler and self.leaper.over(step.index):  # the solver ignores what this call returns
                 run.remark(LEAPS_NOTE)
                 return decision
-            return run.instead()  # the scheduler did not go where it was told to go
+            if not self.leaper.noisy:
+                return run.instead()  # the scheduler did not go where it was told to go
+            decision = dataclasses.replace(decision, action="forecast")
         filling = decision.action != "compute"
         if (filling or run.corrects(branch)) and self.sources.weights_changed():
             state = STALE
@@ -264,7 +266,7 @@ class HookedDenoiser:
             self.sources.renewed(branch)
         if state != USABLE and filling:
             return run.instead()
-        if decision.action == "forecast" and step.noisy:
+        if decision.action == "forecast" and (step.noisy or self.leaper.noisy):
             run.remark(NOISE_NOTE)
             return dataclasses.replace(decision, action="reuse")
         return decision
