@@ -34,6 +34,10 @@ CogVideoX, at 20, 30 and 50 steps."""
 MIN_COMPUTED_FOR_GROWING = 8
 """Computed steps below which the default plan spaces them evenly, as fewer steps would be."""
 
+SHORT_EARLY_STEPS_RATIO = 0.3
+"""Length in sigma of the first of as many even steps as are computed, as a share of their mean, below which the first
+steps of a short run are too short to be computed in full: at shifts of 5 and 8, and in lists that fall ever faster."""
+
 LONG_FIRST_STEP_RATIO = 0.5
 """Length in sigma of the first of few long steps, as a share of their mean, from which on a short step before it is
 worth its cost under UniPC and DEIS. With shift 1 it is; with 3 or more it depends on guidance and order."""
@@ -225,7 +229,8 @@ def untuned(
     multistep solver is :func:`default`.
 
     If the solver takes every step and few are computed, these are spaced evenly and their outputs repeated, which for
-    solvers of first order equals longer steps. If more are computed, the first ``K^2 / 2N`` of ``N`` steps are, for
+    solvers of first order equals longer steps; so they are in a short run whose first steps are short in sigma
+    (:data:`SHORT_EARLY_STEPS_RATIO`). If more are computed, the first ``K^2 / 2N`` of ``N`` steps are, for
     ``K`` computed ones, then gaps grow (:func:`growing`), and skipped steps are forecast. If the last step is skipped
     and few others are, it is every second one of the last steps instead.
 
@@ -294,6 +299,9 @@ def untuned(
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
     if computed < MIN_COMPUTED_FOR_GROWING:
         return computing(steps, {round(body * i / computed) for i in range(computed)}, order=0)
+    early = (sigmas[0] - float(np.interp(steps / computed, range(steps), sigmas))) * computed / sigmas[0]
+    if early < SHORT_EARLY_STEPS_RATIO and steps < LONG_RUN_STEPS:
+        return computing(steps, {round(steps * i / computed) for i in range(computed)}, order=0)
     # If the last step is skipped, forecasts reach the end anyway. Then it is best to skip every second of the last
     # steps, which leaves more first steps computed (demo model, 12 to 30 Euler steps; not at 50, where the last is
     # computed).
