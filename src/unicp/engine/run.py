@@ -196,7 +196,8 @@ class Run:
             if key not in self._policies:
                 self._policies[key] = self._introduced(make_policy(self.config))
             if self._whole and self._parts.units is not None:
-                shares = self._parts.units.shares(self._meter.cost(branch))
+                cost = self._meter.cost(branch)
+                shares = self._parts.units.shares(cost.units, cost.total)
                 self._policies[key].price(shares, self._ran / self._whole)
             self._decisions[key] = self._policies[key].decide(step)
         decision = self._decisions[key].of_branch(branch)

@@ -14,7 +14,6 @@ from ...policies.base import FILLED, Decision, Policy, Step
 from ...policies.unit_errors import UnitErrors
 from ...tensors.groups import summed
 from ...tensors.metrics import distance_sums
-from ..meter import Cost
 from ..report import readable_bytes
 from ..slicing.attention import SlicedAttention
 from ..slicing.maps import MapAttention
@@ -244,10 +243,15 @@ class Units:
                 "those that save the most operations for their bytes; the others are computed"
             )
 
-    def shares(self, cost: Cost) -> dict[str, float]:
-        """The share of a call's operations that each unit takes whose outputs are kept."""
+    def shares(self, costs: Mapping[str, int], total: int) -> dict[str, float]:
+        """The share of a call's operations that each unit takes whose outputs are kept.
+
+        Args:
+            costs: operations of each unit in a call.
+            total: those of the whole call.
+        """
         kept = self._kinds if self.limit is None else self.chosen
-        return {name: cost.units.get(name, 0) / cost.total for name in kept} if cost.total else {}
+        return {name: costs.get(name, 0) / total for name in kept} if total else {}
 
     def _act_of(self, name: str, module: Any) -> Callable[..., Any]:
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
