@@ -139,7 +139,7 @@ def read(path: Path, pipe: Any) -> bool:
                 resampled(plan, range(plan.steps, 0, -1), range(count, 0, -1))
         part = profile.of("transformer")
         part.check_model(pipe.transformer)
-        part.errors("mean", {})
+        part.errors("mean", {}, "reuse")
         for unit in part.units:
             if part.moments(unit) is not None:
                 part.slicing(unit)
