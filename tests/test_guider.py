@@ -228,6 +228,42 @@ def test_a_condition_that_comes_again_is_not_filled_from_what_is_long_ago() -> N
     assert pipe.guider.report().timeline() == {"pred_cond": "##~~~~~~~~", "pred_uncond": "##~~#..."}
 
 
+@pytest.mark.parametrize("way", ["accelerate", "guider", "guider without its pipeline"])
+@pytest.mark.parametrize("what", ["weights", "prompt"])
+def test_what_changes_in_the_middle_of_a_run(what: str, way: str) -> None:
+    kind, config = GUIDED["wan"], ScheduleConfig(compute=(0, 1), fill="linear")
+    pipe = kind.build()
+    if way != "accelerate":
+        pipe.update_components(guider=FillGuider(pipe.guider, config, pipe if way == "guider" else None))
+        report = pipe.guider.report
+    else:
+        report = unicp.accelerate(pipe, config).report
+    own, taken = pipe.scheduler.step, []
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        if len(taken) == 5:
+            with torch.no_grad():
+                for each in pipe.transformer.parameters() if what == "weights" else embeds:
+                    each.mul_(0.9)
+        taken.append(1)
+        return own(*args, **kwargs)
+
+    embeds: list[torch.Tensor] = []
+    prepare = type(pipe.guider).prepare_inputs_from_block_state
+
+    def prepared(data: Any, fields: Any) -> Any:
+        embeds[:] = [data.prompt_embeds]
+        return prepare(pipe.guider, data, fields)
+
+    pipe.guider.__dict__["prepare_inputs_from_block_state"] = prepared
+    pipe.scheduler.step = step
+    generate(pipe, kind)
+    cond, uncond = report().timeline().values()
+    assert cond == "##~~~~#..."
+    assert uncond == ("##~~~~#..." if what == "weights" else "##~~~~~~~~")
+    assert any("changed in the middle of a run" in note for note in report().notes)
+
+
 def test_everything_else_about_it_is_the_users_guider() -> None:
     kind = GUIDED["wan"]
     pipe = kind.build()

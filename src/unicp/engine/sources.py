@@ -78,7 +78,7 @@ class Sources:
     """Watches the calls of one denoiser through a run.
 
     Args:
-        denoiser: the module whose weights are watched.
+        denoiser: the module whose weights are watched; ``None`` where it is not known yet.
         hidden: name of the argument with the latents.
         timesteps: names of the arguments with the noise level.
         say: called with a note for the report where calls have to be computed.
@@ -104,6 +104,11 @@ class Sources:
         """A run begins."""
         self.end()
         self._weights = tuple(_state(self._denoiser))
+
+    def found(self, denoiser: Any) -> None:
+        """The denoiser is known now, before anything was filled."""
+        self._denoiser = denoiser
+        self._weights = tuple(_state(denoiser))
 
     def forget(self, branch: str) -> None:
         """Forget a branch, which is not called any more in this run."""
@@ -205,7 +210,7 @@ def _state(denoiser: Any) -> Iterator[Any]:
 
     Writing through ``.data`` changes none of them.
     """
-    for module in denoiser.modules():
+    for module in denoiser.modules() if denoiser is not None else ():
         for parameter in module._parameters.values():
             if parameter is not None:
                 yield version_of(parameter)

@@ -7,6 +7,8 @@ and puts what stands in for the others beside those that ran. No hook, no patch:
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +18,14 @@ from ..engine.clock import Clock, Tick
 from ..engine.report import SessionReport
 from ..engine.run import Parts, Run
 from ..engine.solver.leap import Leaper
+from ..engine.sources import Sources
 from ..errors import UnicpError
 from ..policies.base import Decision
 from ..policies.config import make_policy
 from ..profiles import acting_config, read, resolve_config
 from ..tensors import private
 from .diffusers import hooks
-from .diffusers.denoiser import LEAPS_NOTE, NOISE_NOTE, STRAY_CALLS_NOTE
+from .diffusers.denoiser import STRAY_CALLS_NOTE, sound
 from .diffusers.refusals import check_denoiser
 
 DENOISERS = {"guider": "transformer", "guider_2": "transformer_2"}
@@ -101,7 +104,7 @@ class FillGuider(BaseGuidance):
     def _wanted(self, batches: list[Any]) -> list[Any]:
         """Those of a step's inputs that the denoiser is to be run on."""
         by_name = {private.condition_of(self.guider, batch): batch for batch in batches}
-        return [by_name[name] for name in self.filling.plan(list(by_name))]
+        return [by_name[name] for name in self.filling.plan({name: vars(batch) for name, batch in by_name.items()})]
 
     def prepare_models(self, denoiser: Any) -> None:
         place = self.filling.next(denoiser)
@@ -152,7 +155,7 @@ class _Filling:
         self._said: Any = None  # where the pipeline says that it is
         self._planned: dict[str, Decision] = {}
         self._tick: Tick | None = None
-        self._before: tuple[int, set[str]] = (-1, set())  # the last step's position and conditions
+        self._sources = Sources(None, "", (), lambda note: None)  # of this run
         self._ran = 0  # conditions of this step
         self._unseen = True  # the denoiser of this run
         self._followed = False  # the run in progress is of the pipeline's scheduler
@@ -162,8 +165,9 @@ class _Filling:
         self._said = SimpleNamespace(name=None, step_index=step, num_inference_steps=count, sigma=None)
         self._said.timestep, self.wanted = timestep, None
 
-    def plan(self, names: list[str]) -> list[str]:
-        """Decides on a step's conditions. Returns those to be computed."""
+    def plan(self, inputs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Decides on a step's conditions, given by name, each with its inputs. Returns those to be computed."""
+        names = list(inputs)
         self._planned, self.wanted, self._ran, self._tick = {}, names, 0, None
         if self._said is None or not names:
             return names
@@ -178,12 +182,12 @@ class _Filling:
             tick = self._begin(tick)
         self._tick, run = tick, self.run
         assert run is not None
-        for name in names:
-            decided = run.decide(tick.step, name)
-            self._planned[name] = self._sound(run, tick, name, decided)
+        leaper = self.leaper if self._followed else None
+        for name, given in inputs.items():
+            decided, called = run.decide(tick.step, name), replace(tick, branch=name)
+            self._planned[name] = sound(run, called, decided, self._sources, given, leaper)
             if decided.runs and self._followed:
                 self.leaper.go(tick.step.index, run.decision)
-        self._before = tick.step.position, set(names)
         self.wanted = [name for name, decision in self._planned.items() if decision.runs]
         return self.wanted
 
@@ -203,7 +207,7 @@ class _Filling:
             profile.opened(getattr(pipe, name, None), name, pipe)
             parts.book = profile.book(self.config)
         self.run = Run(self.config.shared(1 + len(siblings)), name=name, parts=parts)
-        self._before, self._unseen = (-1, set()), True
+        self._sources, self._unseen = Sources(None, "", (), self.run.remark), True
         self.leaper.alone = not siblings
         self._followed = self.clock.follows_scheduler
         if self._followed:
@@ -223,24 +227,6 @@ class _Filling:
         found = {name: self._of(self._pipe(), name) for name in DENOISERS}
         return {name: each for name, each in found.items() if each is not None and each is not self}
 
-    def _sound(self, run: Run, tick: Tick, name: str, decision: Decision) -> Decision:
-        """What was decided, as far as what is kept may stand in; else to compute the call."""
-        step, (position, names) = tick.step, self._before
-        if tick.unknown:
-            run.remark(tick.unknown)
-        elif decision.action == "leap":
-            if self._followed and self.leaper.over(step.index):
-                run.remark(LEAPS_NOTE)
-                return decision
-            return run.instead()  # the scheduler did not go where it was to go
-        elif step.position == position or name in names or step.position == 0:
-            if decision.action == "forecast" and step.noisy:
-                run.remark(NOISE_NOTE)
-                return Decision(action="reuse")
-            return decision
-        run.drop(name)  # it was not called at the step before, so that what is kept of it is of no use
-        return decision if decision.runs else run.instead()
-
     def next(self, denoiser: Any) -> int | None:
         """The denoiser is about to run. Which of the guider's conditions this is, if it may not be the next one."""
         if self.run is not None and self._unseen:
@@ -250,6 +236,7 @@ class _Filling:
                     "unicp.accelerate acts on this denoiser already; unicp.restore(pipe), or drop the guider"
                 )
             self._unseen = False
+            self._sources.found(denoiser)
         self._ran += 1
         if not self.wanted or not self._planned or self._ran > len(self.wanted):
             return None
@@ -261,6 +248,8 @@ class _Filling:
         if tick is None or run is None or not self._planned:
             return outputs
         planned, self._planned = self._planned, {}
+        for name in planned if tick.step.is_last(1) else ():
+            self._sources.forget(name)
         return {
             name: run.act(tick.step, name, decision, lambda name=name: outputs[name])  # type: ignore[misc]
             for name, decision in planned.items()

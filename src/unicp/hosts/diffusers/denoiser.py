@@ -40,6 +40,46 @@ LEAPS_NOTE = (
 NOISE_NOTE = "this sampler draws noise at its steps, which outputs follow: they were repeated instead of forecast"
 
 
+def sound(
+    run: Run, tick: Tick, decision: Decision, sources: Sources, call: Mapping[str, Any], leaper: Leaper | None
+) -> Decision:
+    """What was decided on a call, if what is kept may stand in for what it skips; else to compute the call.
+
+    Args:
+        run: asked before, with :meth:`Run.decide`.
+        tick: place of the call.
+        decision: what the run decided.
+        sources: of the denoiser.
+        call: arguments by name.
+        leaper: of the scheduler, if the run follows it.
+    """
+    branch, step = tick.branch, tick.step
+    state = sources.look(branch, step.position, call, leaper is not None and leaper.active)
+    if tick.unknown:
+        run.remark(tick.unknown)
+        state = STALE
+    noisy = step.noisy or (leaper is not None and leaper.noisy)
+    if decision.action == "leap":
+        if leaper is not None and leaper.over(step.index):  # the solver ignores what this call returns
+            run.remark(LEAPS_NOTE)
+            return decision
+        if not noisy:
+            return run.instead()  # the scheduler did not go where it was told to go
+        decision = dataclasses.replace(decision, action="forecast")
+    filling = decision.action != "compute"
+    if (filling or run.corrects(branch)) and sources.weights_changed():
+        state = STALE
+    if state == STALE:
+        run.drop(branch)
+        sources.renewed(branch)
+    if state != USABLE and filling:
+        return run.instead()
+    if decision.action == "forecast" and noisy:
+        run.remark(NOISE_NOTE)
+        return dataclasses.replace(decision, action="reuse")
+    return decision
+
+
 class HookedDenoiser:
     """A denoiser with our hooks on it, from ``accelerate`` to ``restore``.
 
@@ -202,7 +242,8 @@ class HookedDenoiser:
             run, step = self.run, tick.step
             assert run is not None
             decided = run.decide(step, tick.branch)
-            decision = self._checked(run, tick, decided, call)
+            leaper = self.leaper if self._follows_scheduler else None
+            decision = sound(run, tick, decided, self.sources, call, leaper)
             if decided.runs and self._follows_scheduler:
                 self.leaper.go(step.index, run.decision)
             if decision.place is not None:
@@ -243,33 +284,6 @@ class HookedDenoiser:
             return tick
         step = self.clock.allow_leaps(free=self.clock.can_move_timestep(call), **self.leaper.worth)
         return dataclasses.replace(tick, step=step)
-
-    def _checked(self, run: Run, tick: Tick, decision: Decision, call: Mapping[str, Any]) -> Decision:
-        """The decision, if what is kept may stand in for what it skips; else the decision to compute the call."""
-        branch, step = tick.branch, tick.step
-        state = self.sources.look(branch, step.position, call, self._follows_scheduler and self.leaper.active)
-        if tick.unknown:
-            run.remark(tick.unknown)
-            state = STALE
-        if decision.action == "leap":
-            if self._follows_scheduler and self.leaper.over(step.index):  # the solver ignores what this call returns
-                run.remark(LEAPS_NOTE)
-                return decision
-            if not self.leaper.noisy:
-                return run.instead()  # the scheduler did not go where it was told to go
-            decision = dataclasses.replace(decision, action="forecast")
-        filling = decision.action != "compute"
-        if (filling or run.corrects(branch)) and self.sources.weights_changed():
-            state = STALE
-        if state == STALE:
-            run.drop(branch)
-            self.sources.renewed(branch)
-        if state != USABLE and filling:
-            return run.instead()
-        if decision.action == "forecast" and (step.noisy or self.leaper.noisy):
-            run.remark(NOISE_NOTE)
-            return dataclasses.replace(decision, action="reuse")
-        return decision
 
     def _run_plain(self, why: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the plain model, and say so once."""
