@@ -47,7 +47,9 @@ PLANS: dict[str, Any] = {
     "schedule, every second step": unicp.ScheduleConfig(interval=2, warmup_steps=1),
     "schedule, every third step": unicp.ScheduleConfig(interval=3, warmup_steps=1),
     "budget, 2x": unicp.BudgetConfig(target_speedup=2),
-    "unicp, self-attention": unicp.UniCPConfig(delta=1e6, delta_cross=0, max_window=1, warmup_steps=1, pcas=False),
+    "unicp, self-attention": unicp.UniCPConfig(
+        delta=1e6, delta_cross=0, delta_mlp=0, max_window=1, warmup_steps=1, pcas=False
+    ),
 }
 """What is compared. The first has the cost of measuring and nothing gained; the others save a known share."""
 

@@ -131,7 +131,10 @@ class Maker:
         pipe.scheduler = situation.make(self.pipes)
         if situation.strength < 1:
             parts = {name: part for name, part in pipe.components.items() if name != "transformer_2"}
-            return diffusers.WanVideoToVideoPipeline(**parts)
+            made = diffusers.WanVideoToVideoPipeline(**parts)
+            for name in ("vae_scale_factor_spatial", "vae_scale_factor_temporal", "video_processor"):
+                setattr(made, name, getattr(pipe, name))  # it takes those of Wan's own VAE for granted
+            return made
         return pipe
 
     def videos(self, situation: Situation, steps: int, config: Config | None = None) -> tuple[Any, Any]:

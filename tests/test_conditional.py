@@ -230,7 +230,8 @@ def test_unicp_acts_inside_the_steps_of_a_tuned_plan(tmp_path: Path) -> None:
 
 def test_unicp_leaves_a_step_by_halves_alone() -> None:
     """It is computed in full, and windows end when they would without it: the other branch kept what it had."""
-    stacked = UniCPConfig(stack=CONFIG, delta=5.0, edcw="online", max_window=2, warmup_steps=1, cooldown_steps=0)
+    windows = {"fill": "reuse", "windows": "unit", "edcw": "online", "max_window": 1}
+    stacked = UniCPConfig(stack=CONFIG, delta=5.0, **windows, warmup_steps=1, cooldown_steps=0)
     policy = UniCPPolicy(stacked)
     policy.attach({"unit": "attention"}, (), None)
     due = []
@@ -240,5 +241,5 @@ def test_unicp_leaves_a_step_by_halves_alone() -> None:
             plan = policy.decide(step)
             if "reuse" not in plan.units.values():
                 policy.observe_units(step, {"unit": (min(index, 1), 0.01)})
-            due.append((plan.action, policy.state["unit"].due))
+            due.append((plan.action, policy.window["unit"].due))
     assert due == [("compute", 2), ("partial", 2), ("compute", 4), ("conditional", 4), ("compute", 6)]

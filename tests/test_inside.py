@@ -27,7 +27,7 @@ from unicp.profiles.identity import fingerprint
 from unicp.specs import find_spec
 
 WAN = FAMILIES["wan"]
-INSIDE = UniCPConfig(delta=50.0, edcw="online", pcas=False)
+INSIDE = UniCPConfig(delta=50.0, delta_mlp=0, fill="reuse", edcw="online", pcas=False)
 """Keeps the output of every attention module as long as it may."""
 PLAN = replace(computing(10, {0, 1, 2, 4, 5, 6, 8, 9}), inside=(5, 8), inside_cost=0.5)
 

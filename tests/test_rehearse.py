@@ -153,13 +153,13 @@ def test_a_rehearsal_says_what_a_real_run_reports() -> None:
 def test_unicp_keeps_to_its_bytes() -> None:
     whole = tiny().methods["unicp, all"]
     limit = whole.kept_bytes // 3
-    chosen = unicp.UniCPConfig(delta_mlp=0.1, pcas=False, max_cache_bytes=limit)
+    chosen = unicp.UniCPConfig(target_speedup=2, pcas=False, max_cache_bytes=limit, correct=False)
     model = published.Published(**{**vars(WAN), "config": {**WAN.config, **TINY}})
     made = rehearse.rehearse(
         model, {"limited": chosen}, width=64, height=64, frames=9, steps=20, device=device_named("a100")
     ).methods["limited"]
     assert 0 < made.kept_bytes <= limit
-    assert whole.computed_fraction < made.computed_fraction < 1
+    assert made.computed_fraction < 1  # those that are kept are filled more often, for the speed that is asked for
     assert any("units are kept" in note for note in made.notes)
     with pytest.raises(UnicpError, match="max_cache_bytes=1: the smallest output"):
         rehearse.rehearse(

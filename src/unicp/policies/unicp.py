@@ -78,8 +78,9 @@ class UniCPConfig(Config):
             head. Full computations then run without the fused kernel, equal to rounding.
         map_bytes: most bytes of maps kept for a denoiser; modules beyond it keep none, and the report says so.
         max_cache_bytes: most bytes of outputs kept for a denoiser, of all guidance branches together; ``None`` is no
-            limit. The units that save the most operations for their bytes are kept, the others are computed, and the
-            report says which. They are chosen after the first step, which then keeps nothing.
+            limit. What ``correct`` keeps of whole outputs comes on top. The units that save the most operations for
+            their bytes are kept, the others are computed, and the report says which. They are chosen after the first
+            step, which then keeps nothing.
         refresh_from_sliced: a sliced output may begin a window too; only with ``fill="reuse"``.
         statistic: error over the calibration prompts and branches that decides: ``"mean"`` or ``"max"``.
         stack: config of a method that decides on whole steps (``AdaCacheConfig``, ``BudgetConfig``,

@@ -171,7 +171,9 @@ def configure(method: str, speed: float, steps: int, settings: Mapping[str, Any]
         share = min(1.0, max(0.0, (speed - MIN_SPEEDUP) / (MAX_SPEEDUP - MIN_SPEEDUP)))
         base = points[round(share * (len(points) - 1))]
     targets = {name: None for name in (TARGET, "min_psnr") if hasattr(base, name)}
-    if TARGET in targets:  # it replaces the target of the curve or the profile
+    if (
+        getattr(base, TARGET, None) is not None or getattr(base, "min_psnr", None) is not None
+    ):  # the slider's own instead
         targets[TARGET] = float(speed) if settings.get("min_psnr") is None else None  # type: ignore[assignment]
     return config_from_dict({**base.to_dict(), **targets, **settings})
 

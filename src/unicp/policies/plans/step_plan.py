@@ -301,7 +301,9 @@ def untuned(
         return computing(steps, {round(body * i / computed) for i in range(computed)}, order=0)
     early = (sigmas[0] - float(np.interp(steps / computed, range(steps), sigmas))) * computed / sigmas[0]
     if early < SHORT_EARLY_STEPS_RATIO and steps < LONG_RUN_STEPS:
-        return computing(steps, {round(steps * i / computed) for i in range(computed)}, order=0)
+        # A last step that is longer than their mean is one of them.
+        between = (steps - 1) / (computed - 1) if lengths[-1] > sigmas[0] / computed else steps / computed
+        return computing(steps, {round(between * i) for i in range(computed)}, order=0)
     # If the last step is skipped, forecasts reach the end anyway. Then it is best to skip every second of the last
     # steps, which leaves more first steps computed (demo model, 12 to 30 Euler steps; not at 50, where the last is
     # computed).
