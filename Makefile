@@ -78,6 +78,7 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some five 
 	$(BIN)/python -m benchmarks.adacache --prompts 16 --repeats 5 --moreg-scale 0.2028
 	$(BIN)/python -m benchmarks.overhead --repeats 5
 	$(BIN)/python -m benchmarks.unicp_ablation
+	$(BIN)/python -m benchmarks.unicp_ablation --model cogvideox
 	$(BIN)/python -m benchmarks.comfyui
 	$(BIN)/python -m benchmarks.budget --prompts 32
 	$(BIN)/python -m benchmarks.promise --budget-only

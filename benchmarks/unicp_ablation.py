@@ -142,7 +142,8 @@ class Bench:
 
         denoiser.forward = forward
         try:
-            return total, make()
+            made = make()
+            return total, made
         finally:
             denoiser.forward = own
 
@@ -229,7 +230,8 @@ def main() -> None:
             }  # fmt: skip
             table.append(line)
             print(f"{name:<50}{line['computed_fraction']:>8.1%}{line['psnr']:>7.1f}{line['psnr_worst']:>7.1f}")
-    common.save(f"unicp-{args.model}", {"prompts": captions, "steps": STEPS, "table": table})
+    made_by = "python -m benchmarks.unicp_ablation" + f" --model {args.model}" * (args.model != "demo")
+    common.save(f"unicp-{args.model}", {"prompts": captions, "steps": STEPS, "table": table}, made_by)
 
 
 if __name__ == "__main__":
