@@ -26,7 +26,7 @@ import zoo
 from benchmarks import common, figures
 from benchmarks.compare import BUDGET, SPEEDS
 from unicp.bench.results import Row
-from unicp.bench.statistics import interpolate
+from unicp.bench.statistics import at_speed
 from unicp.demo import scenes
 
 STEPS = (50, 30, 20)
@@ -83,17 +83,13 @@ def members() -> tuple[str, ...]:
 
 
 def reading(rows: Sequence[Row], speed: float, measure: str = "psnr", worst: bool = False) -> float | None:
-    """A figure of a method's curve at a speed by operations; ``None`` beyond its fastest point.
-
-    Where its slowest point is faster than that, it counts as it is.
-    """
+    """A figure of a method's curve at a speed by operations, as :func:`at_speed` reads it."""
     points = []
     for row in rows:
         figure = row.quality.get(measure)
         if figure is not None and row.computed_fraction and not row.identical:
             points.append((1 / row.computed_fraction, figure.worst if worst else figure.value))
-    slowest = min(points, default=(speed, None))
-    return slowest[1] if slowest[0] > speed else interpolate(points, speed)
+    return at_speed(points, speed)
 
 
 def readings(comparison: unicp.Comparison) -> list[dict[str, Any]]:
@@ -150,10 +146,15 @@ def measured(situation: Situation, prompts: list[str], methods: Sequence[str] | 
 
 def margin(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str = BUDGET) -> float | None:
     """How far a method of ours is above the best of those that are not ours, in dB; ``None`` beyond its curve."""
+    own, peer = _at(found, speed, which, method)
+    return None if own is None or peer is None else own[which] - peer[which]
+
+
+def _at(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str = BUDGET) -> tuple[Any, Any]:
+    """What a method of ours, and the best of those that are not, reach at a speed; ``None`` beyond their curves."""
     at = [one for one in found["readings"] if one["speed"] == speed]
-    own = next((one[which] for one in at if one["method"] == method), None)
-    others = [one[which] for one in at if not one["ours"]]
-    return None if own is None or not others else own - max(others)
+    own = next((one for one in at if one["method"] == method), None)
+    return own, max((one for one in at if not one["ours"]), key=lambda one: one[which], default=None)
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -168,9 +169,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         for speed in SPEEDS:
             over, worst = (margin(found, speed, which) for which in ("psnr", "worst"))
             cells.append("–" if over is None or worst is None else f"{over:+.1f} / {worst:+.1f}")
-        at = [one for one in found["readings"] if one["speed"] == 2.0]
-        peer = max((one for one in at if not one["ours"]), key=lambda one: one["psnr"], default=None)
-        own = next((one for one in at if one["method"] == BUDGET), None)
+        own, peer = _at(found, 2.0)
         cells.append("–" if peer is None else f"{peer['method']} {peer['psnr']:.1f} / {peer['worst']:.1f}")
         cells.append("–" if own is None else f"{own['motion_ratio']:.3f}")
         plain = found["caption_unaccelerated"]

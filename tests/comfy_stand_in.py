@@ -317,6 +317,10 @@ class _Asked:
             self._callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         return denoised
 
+    def slope(self, x: Any, sigma: Any, step: int | None = None) -> Any:
+        """The derivative by sigma that k-diffusion's samplers integrate."""
+        return (x - self(x, sigma, step)) / sigma
+
 
 def sample_euler(
     model: Any,
@@ -344,10 +348,10 @@ def sample_heun(
     ask = _Asked(model, extra_args, callback)
     for i in range(len(sigmas) - 1):
         step = sigmas[i + 1] - sigmas[i]
-        slope = (x - ask(x, sigmas[i], i)) / sigmas[i]
+        slope = ask.slope(x, sigmas[i], i)
         if sigmas[i + 1] > 0:
             ahead = x + step * slope
-            slope = (slope + (ahead - ask(ahead, sigmas[i + 1])) / sigmas[i + 1]) / 2
+            slope = (slope + ask.slope(ahead, sigmas[i + 1])) / 2
         x = x + step * slope
     return x
 
@@ -358,11 +362,11 @@ def sample_dpm_2(
     """DPM-Solver-2 with the geometric mean as its midpoint."""
     ask = _Asked(model, extra_args, callback)
     for i in range(len(sigmas) - 1):
-        slope = (x - ask(x, sigmas[i], i)) / sigmas[i]
+        slope = ask.slope(x, sigmas[i], i)
         if sigmas[i + 1] > 0:
             middle = (sigmas[i] * sigmas[i + 1]).sqrt()
             ahead = x + (middle - sigmas[i]) * slope
-            slope = (ahead - ask(ahead, middle)) / middle
+            slope = ask.slope(ahead, middle)
         x = x + (sigmas[i + 1] - sigmas[i]) * slope
     return x
 
@@ -374,7 +378,7 @@ def sample_lms(
     ask, grid, slopes = _Asked(model, extra_args, callback), [float(s) for s in sigmas], []
     nodes, at = (0.5 * torch.tensor([-1.0, 0.0, 1.0]) * (0.6**0.5) * 2, torch.tensor([5.0, 8.0, 5.0]) / 18)
     for i in range(len(grid) - 1):
-        slopes.insert(0, (x - ask(x, sigmas[i], i)) / sigmas[i])
+        slopes.insert(0, ask.slope(x, sigmas[i], i))
         del slopes[order:]
         known, (a, b) = grid[i - len(slopes) + 1 : i + 1][::-1], grid[i : i + 2]
         for j, slope in enumerate(slopes):

@@ -13,7 +13,7 @@ from typing import Any
 from ..files.whole import staged
 from .quality import MEASURES
 from .results import Failure, Point, Result, Row
-from .statistics import Estimate, estimate, interpolate, speedups
+from .statistics import Estimate, at_speed, estimate, speedups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +105,7 @@ class Comparison:
         for name, rows in self.curves().items():
             known = [(r, e) for r in rows if not r.identical and (e := r.quality.get(measure)) is not None]
             points = [(r.loop_speedup.value, e.worst if worst else e.value) for r, e in known]
-            slowest = min(points, default=(speedup, None))
-            found[name] = slowest[1] if slowest[0] > speedup else interpolate(points, speedup)
+            found[name] = at_speed(points, speedup)
         return found
 
     def to_dict(self) -> dict[str, Any]:

@@ -67,6 +67,18 @@ def estimate(values: Sequence[float], *, higher: bool | None = True, middle: str
     return Estimate(value, low, high, ordered[-1], ordered[0], len(data))
 
 
+def at_speed(points: Sequence[tuple[float, float]], speed: float) -> float | None:
+    """A curve of (speed-up, figure) points read at a speed; ``None`` beyond its fastest point.
+
+    Where its slowest point is faster than that, it counts as it is.
+
+    >>> at_speed([(1.5, 40.0), (2.0, 30.0)], 1.0), at_speed([(1.5, 40.0), (2.0, 30.0)], 3.0)
+    (40.0, None)
+    """
+    slowest = min(points, default=None)
+    return slowest[1] if slowest is not None and slowest[0] > speed else interpolate(points, speed)
+
+
 def speedups(baseline: Sequence[Sequence[float]], method: Sequence[Sequence[float]]) -> list[float]:
     """One speed-up per prompt: the median over repeats of the ratio of two runs that were made in the same round.
 

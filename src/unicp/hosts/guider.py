@@ -215,8 +215,7 @@ class _Filling:
         if not self._followed or not self.leaper.active:
             return tick
         # Timesteps go from the pipeline to the denoiser directly: it is called at those of the run.
-        step = self.clock.allow_leaps(**self.leaper.worth)
-        return Tick(step, tick.branch, tick.new_generation, tick.new_step, tick.unknown)
+        return replace(tick, step=self.clock.allow_leaps(**self.leaper.worth))
 
     @staticmethod
     def _of(pipe: Any, name: str) -> _Filling | None:

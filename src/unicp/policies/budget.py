@@ -323,7 +323,7 @@ class BudgetPolicy(Policy):
 
     def _untuned(self, step: Step) -> StepPlan:
         """The default plan, for the steps of the run that are left where it begins later (``strength``)."""
-        from .plans.step_plan import affordable, later, untuned
+        from .plans.step_plan import affordable, later, on_target, untuned
 
         assert step.count is not None
         config, steps = self.config, step.count - step.began
@@ -332,7 +332,7 @@ class BudgetPolicy(Policy):
         if len(sigmas) != steps:
             sigmas = tuple([1 - i / steps for i in range(steps)])
         computed = affordable(steps, speedup)
-        if not 0.9 <= steps / computed / speedup <= 1.15:
+        if not on_target(steps, computed, speedup):
             self._remarks.append(
                 f"target_speedup={speedup:g} cannot be had of {steps} steps: {computed} are computed, for "
                 f"{steps / computed:.3g}x by the steps; choose num_inference_steps for it"

@@ -289,6 +289,7 @@ class UniCPPolicy(Policy):
             decided = Decision(action="compute")
         forced = decided.whole or step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         place = Place.of(step, self.errors)
+        renewing = RENEWING_ACTIONS if not config.refreshes else (*RENEWING_ACTIONS, "slice")
         actions = {}
         for window in self.windows:
             filled = not forced and self._filled(step, window, place)
@@ -303,7 +304,6 @@ class UniCPPolicy(Policy):
                     actions[name] = "map"
                 else:
                     actions[name] = "compute"
-            renewing = RENEWING_ACTIONS if not config.refreshes else (*RENEWING_ACTIONS, "slice")
             if all(actions[name] in renewing for name in window.members):
                 window.renew(place)
             if all(actions[name] == "map" for name in window.members):

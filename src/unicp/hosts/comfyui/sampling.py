@@ -20,7 +20,7 @@ from ...engine.run import Parts, Run
 from ...errors import UnicpError
 from ...policies.base import Step
 from ...policies.budget import BudgetConfig
-from ...policies.plans.step_plan import affordable
+from ...policies.plans.step_plan import affordable, on_target
 from ...tensors.extrapolation import levels_at
 from .samplers import ENDS, FORECASTS, LONGER_STEPS, MIN_COMPUTED, SLACK, response, way_of
 
@@ -156,7 +156,7 @@ class Sampling:
     def _fewer(self, sigmas: Sequence[float]) -> list[float]:
         """The noise levels of a run of fewer steps."""
         speed, taken = self._speed, affordable(self._steps, self._speed)
-        if not 0.9 <= self._steps / taken / speed <= 1.15:
+        if not on_target(self._steps, taken, speed):
             self._notes.append(
                 f"target_speedup={speed:g} cannot be had of {self._steps} steps: {taken} are taken, for "
                 f"{self._steps / taken:.3g}x; choose the steps for it"

@@ -204,6 +204,15 @@ def affordable(steps: int, speedup: float) -> int:
     return min(max(computed, 2), steps)
 
 
+def on_target(steps: int, computed: int, speedup: float) -> bool:
+    """Whether so many computed steps give about the speed-up that is asked for.
+
+    >>> on_target(50, 25, 2.0), on_target(4, 2, 3.0)
+    (True, False)
+    """
+    return 0.9 <= steps / computed / speedup <= 1.15
+
+
 def untuned(
     sigmas: Sequence[float],
     computed: int,
@@ -290,8 +299,7 @@ def untuned(
         if starts and computed > 0.55 * steps and steps >= SHORT_RUN_STEPS:
             return default(steps, computed)
         places = [body * i / computed for i in range(computed)]
-        first_length = sigmas[0] - float(np.interp(body / computed, range(steps), sigmas))
-        if starts and first_length > LONG_FIRST_STEP_RATIO * sigmas[0] / computed:
+        if starts and _first_length(sigmas, body, computed) > LONG_FIRST_STEP_RATIO:
             places = [0.0] + [1 + (body - 1) * i / (computed - 1) for i in range(computed - 1)]
         if not free:
             places = [float(int(place)) for place in places]
@@ -299,8 +307,7 @@ def untuned(
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
     if computed < MIN_COMPUTED_FOR_GROWING:
         return computing(steps, {round(body * i / computed) for i in range(computed)}, order=0)
-    early = (sigmas[0] - float(np.interp(steps / computed, range(steps), sigmas))) * computed / sigmas[0]
-    if early < SHORT_EARLY_STEPS_RATIO and steps < LONG_RUN_STEPS:
+    if _first_length(sigmas, steps, computed) < SHORT_EARLY_STEPS_RATIO and steps < LONG_RUN_STEPS:
         # A last step that is longer than their mean is one of them.
         between = (steps - 1) / (computed - 1) if lengths[-1] > sigmas[0] / computed else steps / computed
         return computing(steps, {round(between * i) for i in range(computed)}, order=0)
@@ -311,6 +318,11 @@ def untuned(
     if not trapezoid and body < steps and first <= body - 2 * skipped:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
     return computing(steps, growing(body, computed, first).compute)
+
+
+def _first_length(sigmas: Sequence[float], body: int, computed: int) -> float:
+    """Length in sigma of the first of so many even steps over the first ``body`` ones, as a share of their mean."""
+    return (sigmas[0] - float(np.interp(body / computed, range(len(sigmas)), sigmas))) * computed / sigmas[0]
 
 
 def _every_second(before: int, skipped: int) -> set[int]:
