@@ -230,8 +230,7 @@ def main() -> None:
             }  # fmt: skip
             table.append(line)
             print(f"{name:<50}{line['computed_fraction']:>8.1%}{line['psnr']:>7.1f}{line['psnr_worst']:>7.1f}")
-    made_by = "python -m benchmarks.unicp_ablation" + f" --model {args.model}" * (args.model != "demo")
-    common.save(f"unicp-{args.model}", {"prompts": captions, "steps": STEPS, "table": table}, made_by)
+    common.save(f"unicp-{args.model}", {"prompts": captions, "steps": STEPS, "table": table})
 
 
 if __name__ == "__main__":
