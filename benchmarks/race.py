@@ -32,6 +32,7 @@ GAIN = 8
 """Of the difference below the videos."""
 COLOURS = 192
 PAPER, TEXT, QUIET, TRACK, RUNNING, OVER = INKS = "#15171a", "#ffffff", "#9aa1a9", "#2a2e33", "#f0b64f", "#7fd18b"
+OWN_COLOURS = {"budget": "#b4411f", "adacache-forecast": "#d9822b", "adacache": "#b8860b"}
 RATE = 8
 """Frames a second, of the videos and of the clocks."""
 
@@ -115,7 +116,7 @@ def draw(race: Race, videos: list[Any], path: Path) -> None:
             pen.text((left + 4, HEAD / 2), name, font=large, fill=TEXT, anchor="lm")
             pen.text((left + side - 4, HEAD / 2), clock, font=large, fill=OVER if over else RUNNING, anchor="rm")
             if over:
-                frame = (number - round(runner.seconds * RATE)) % len(videos[0])
+                frame = number % len(videos[0])  # the same in all of them
                 page.paste(Image.fromarray(shown[place][frame]), (left, HEAD))
                 if place:
                     page.paste(Image.fromarray(apart[place][frame]), (left, HEAD + side + GAP))
@@ -136,7 +137,8 @@ def draw(race: Race, videos: list[Any], path: Path) -> None:
                 pen.text((left + side / 2, middle + 18), "denoising", font=small, fill=QUIET, anchor="mm")
         pen.text((4, height - FOOT / 2), race.caption, font=small, fill=QUIET, anchor="lm")
         pages.append(np.asarray(page))
-    save(pages, path)
+    ended = len(pages) - len(videos[0])
+    save(pages[ended:] + pages[:ended], path)  # what does not play it shows the end
 
 
 def save(pages: list[Any], path: Path) -> None:
@@ -166,8 +168,8 @@ def curves(comparison: unicp.Comparison, path: Path) -> None:
         if name == "control" or not known:
             continue
         ours, plain = rows[0].ours, name == "fewer-steps"
-        colour = "#b4411f" if ours else "#444444" if plain else None
-        style = {"linewidth": 2.4 if name == OURS else 1.3, "linestyle": "--" if plain else "-", "marker": "o"}
+        colour = OWN_COLOURS.get(name, "#b4411f") if ours else "#444444" if plain else None
+        style = {"linewidth": 2.4 if ours else 1.3, "linestyle": "--" if plain else "-", "marker": "o"}
         (line,) = axes.plot(*zip(*known, strict=True), markersize=3.5, color=colour, **style)
         ends.append((known[-1], name, line.get_color(), ours))
     lines: list[tuple[float, float]] = []  # where labels stand
@@ -179,7 +181,9 @@ def curves(comparison: unicp.Comparison, path: Path) -> None:
         )
         lines.append((x, height))
         weight = "bold" if ours else "normal"
-        axes.annotate(name, (x + 0.03, height), va="center", fontsize=7.5, color=colour, fontweight=weight)
+        style = {"fontsize": 7.5, "color": colour, "fontweight": weight, "zorder": 5}
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+        axes.annotate(name, (x + 0.03, height), va="center", bbox=behind, **style)
     axes.set_xlim(1.2, 4.7)
     axes.set_xlabel("speed-up of the denoising loop, wall clock")
     axes.set_ylabel("PSNR against the unaccelerated video (dB)")

@@ -5,7 +5,8 @@
 By operations and PSNR against the unaccelerated video of the same seed; nothing is timed. Every video's figures are
 kept in ``benchmarks/results/unicp-MODEL.sqlite`` as soon as they are there, and a run that broke off goes on. Rows are
 made caption by caption, the most important ones first; what is printed and written at the end are those that are there
-for all captions. "fixed windows" is what PAB does, for all kinds of modules alike.
+for all captions. "fixed windows" is what PAB does, for all kinds of modules alike; "planned windows" are those of a
+target without a profile. With ``--name`` the table is another one: a few rows on more captions, say.
 """
 
 from __future__ import annotations
@@ -161,9 +162,9 @@ class Bench:
 
                 found[f"{name}, {share}"] = self.ours(make)
 
-        add("EDCW online, forecast")
-        add("EDCW online, reuse", fill="reuse")
-        add("EDCW online, forecast, not made good", correct=False)
+        add("planned windows, forecast")
+        add("planned windows, reuse", fill="reuse")
+        add("planned windows, forecast, not made good", correct=False)
         add("EDCW profiled, forecast", profile=self.profile, pcas=False)
         add("EDCW profiled, reuse", profile=self.profile, pcas=False, fill="reuse")
         add("fixed windows, forecast", profile=lambda: self.fixed("forecast"), pcas=False)
@@ -171,6 +172,10 @@ class Bench:
         add("EDCW profiled, forecast, PCAS and DWS", profile=self.profile)
         add("EDCW profiled, reuse, PCAS and DWS", profile=self.profile, fill="reuse")
         add("EDCW profiled, reuse, PCAS, no DWS", profile=self.profile, fill="reuse", dws="off")
+        for fill, deltas in (("forecast", (0.05, 0.1)), ("reuse", (0.1, 0.2))):
+            for delta in deltas:
+                online = UniCPConfig(delta=delta, fill=fill)
+                found[f"EDCW online, {fill}, delta={delta:g}"] = self.ours(lambda online=online: online)
         for label in ("cache_interval=2",):
             found[f"TaylorSeer of diffusers ({label})"] = self.peer("taylorseer", label)
         for label in ("range=2", "range=3"):
@@ -195,6 +200,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo", choices=("demo", *zoo.names()))
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--draw", action="store_true", help="draw the profile's curves into docs/images and no more")
+    parser.add_argument("--name", default="", help="ends the name of the file with the table")
     parser.add_argument("--only", nargs="*", default=[], help="rows whose names begin with one of these")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -230,7 +236,7 @@ def main() -> None:
             }  # fmt: skip
             table.append(line)
             print(f"{name:<50}{line['computed_fraction']:>8.1%}{line['psnr']:>7.1f}{line['psnr_worst']:>7.1f}")
-    common.save(f"unicp-{args.model}", {"prompts": captions, "steps": STEPS, "table": table})
+    common.save(f"unicp-{args.model}{args.name}", {"prompts": captions, "steps": STEPS, "table": table})
 
 
 if __name__ == "__main__":

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import unicp
 from tests.tiny import FAMILIES
 from unicp.engine.fills.kept import Kept
 from unicp.errors import UnicpError
 from unicp.policies import Decision, Step
+from unicp.policies.plans import step_plan
 from unicp.policies.unicp import UniCPConfig, UniCPPolicy
 from unicp.policies.unit_errors import UnitErrors
+from unicp.policies.windows import Place, Target, Window
 
 KINDS = {"attention": "self_attention", "mlp": "mlp"}
 SAVED = 0.9
@@ -106,6 +111,39 @@ def test_a_pipeline_takes_the_operations_that_were_asked_for() -> None:
     session = unicp.accelerate(pipe, UniCPConfig(target_speedup=1 / share))
     family.generate(pipe)
     assert share - 0.11 <= session.report().computed_fraction <= share + 1e-6
+
+
+def recomputes(target: Target, steps: int, first: int = 0) -> list[int]:
+    """The steps that a target without a profile computes, of a window that two steps have filled."""
+    window = Window(members=("a",), limit=1.0, forecasts=True)
+    found, at = [first, first + 1], first + 2
+    while at < steps:
+        here = Place(index=at, level=-float(at))
+        target.spent = (at - first) * (1 - target.saved) + len(found) * target.saved
+        at = target.due(window, here, steps, first, ())
+        found += [at] * (at < steps)
+        at += 1
+    return found
+
+
+def test_without_a_profile_a_target_follows_a_plan() -> None:
+    target = Target(speedup=2.0, max_window=6, cooldown=1, saved=1.0)
+    assert recomputes(target, 50) == list(step_plan.fronted(50, 25).compute)
+    assert target.reachable is None
+    later = Target(speedup=2.0, max_window=6, cooldown=1, saved=1.0)  # the second of two denoisers
+    assert recomputes(later, 50, 20) == [20 + step for step in step_plan.fronted(30, 15).compute]
+
+
+@given(steps=st.integers(4, 100), speedup=st.floats(1.05, 6.0), max_window=st.integers(1, 8), saved=st.floats(0.3, 1.0))
+def test_a_plan_keeps_to_the_speed_or_says_what_can_be_had(
+    steps: int, speedup: float, max_window: int, saved: float
+) -> None:
+    target = Target(speedup=speedup, max_window=max_window, cooldown=1, saved=saved)
+    found = recomputes(target, steps)
+    cost = len(found) * saved + steps * (1 - saved)
+    assert max(b - a for a, b in pairwise(found)) <= max_window + 1
+    assert found[-1] == steps - 1
+    assert steps / cost >= (target.reachable or speedup) - 1e-6
 
 
 def test_outputs_computed_from_fills_are_made_good_as_filled_ones_are() -> None:

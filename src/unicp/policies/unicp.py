@@ -26,7 +26,7 @@ from .config import (
     make_policy,
     register,
 )
-from .unit_errors import UnitErrors, shared_error
+from .unit_errors import UnitErrors
 from .windows import Place, Target, Window
 
 SHIFTS = ("switch", "off")
@@ -395,21 +395,6 @@ class UniCPPolicy(Policy):
         for window, measured in found.items():
             expected = window.measured(measured, self.config.max_window + 1)
             self.smallest = min(self.smallest, expected)
-            if self.target is not None and step.count is not None:
-                self._note(step, window, measured)
-
-    def _note(self, step: Step, window: Window, found: Sequence[tuple[float, int, float]]) -> None:
-        """Tell the target how large errors are: of a fill one step behind its anchor, from two neighbouring outputs."""
-        assert self.target is not None and step.count is not None
-        error = shared_error(window.limit, ((own, change) for own, _, change in found)) / window.limit
-        indices = [place.index for place in window.anchors]
-        if len(indices) < 2 + window.forecasts:
-            return
-        ahead = float(indices[0] - indices[1])
-        if window.forecasts:
-            ahead *= (indices[0] - indices[2]) / 2
-        first = step.index - step.position
-        self.target.note(error / ahead, step.position / max(step.count - first - 1, 1))
 
     def notes(self) -> list[str]:
         said = self.inner.notes() if self.inner is not None else []

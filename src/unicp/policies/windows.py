@@ -1,7 +1,7 @@
 """Windows of UniCP: for how many steps what was computed last stands in (EDCW; the details reconstructed, or ours).
 
-A speed that is asked for is shared out over the run (:class:`Target`): the threshold that just gives it is found anew
-at every recompute. That is ours, not a paper's.
+A speed that is asked for is shared out over the run (:class:`Target`) by the errors of a profile, or by a plan. That
+is ours, not a paper's.
 """
 
 from __future__ import annotations
@@ -11,16 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .base import Step
+from .plans import step_plan
 from .unit_errors import Rows, UnitErrors, error_after, shared_error
 
 THRESHOLDS = tuple(10 ** (exponent / 24) for exponent in range(-96, 49))
 """What is tried, as a share of the limits: 1e-4 to 100."""
-FIRST_ERROR_RATIO, LAST_ERROR_RATIO = 3.0, 2.0
-"""How many times as large as in between errors are expected to be at the first and at the last step."""
-FALLING_FROM, FALLING_UNTIL, RISING_FROM = 0.15, 0.3, 0.9
-"""Shares of the run: until where the first ones last, from where there are those in between, until where."""
-INERTIA = 0.5
-"""How much of the estimate of the errors' size a new measurement leaves as it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,22 +134,13 @@ class Window:
         return (newest.level - later) * (before.level - later) / now
 
 
-def expected_shape(progress: float) -> float:
-    """The U that the paper speaks of: how errors of fills compare over a run, whose share ``progress`` is over.
-
-    What a run is expected to show, not what decides: its own measurements scale it, again and again.
-
-    >>> expected_shape(0.0), expected_shape(0.5), expected_shape(1.0)
-    (3.0, 1.0, 2.0)
-    """
-    falling = min(max((FALLING_UNTIL - progress) / (FALLING_UNTIL - FALLING_FROM), 0.0), 1.0)
-    rising = min(max((progress - RISING_FROM) / (1 - RISING_FROM), 0.0), 1.0)
-    return 1 + (FIRST_ERROR_RATIO - 1) * falling + (LAST_ERROR_RATIO - 1) * rising
-
-
 @dataclass(kw_only=True)
 class Target:
     """Decides on the recomputes of one shared window, so that the run takes so many times fewer operations.
+
+    With a profile, the threshold that just gives the speed is found anew at every recompute. Without one, what a run
+    has measured says nothing about how the errors ahead compare with each other, so the steps come from a plan
+    (:func:`~unicp.policies.plans.step_plan.fronted`).
 
     Attributes:
         speedup: how many times fewer.
@@ -162,8 +148,7 @@ class Target:
         cooldown: last steps that are computed.
         saved: share of a step's operations that filling saves.
         spent: what was computed so far, in whole steps.
-        size: of the errors: that of a fill one step behind its anchor, as a share of the limit, over its expected
-            shape.
+        plan: the steps to compute, where there is no profile; empty until the first decision.
         reachable: the speed that is possible, if it is less than what was asked for.
     """
 
@@ -172,15 +157,8 @@ class Target:
     cooldown: int
     saved: float = 0.0
     spent: float = 0.0
-    size: float | None = None
+    plan: tuple[int, ...] = ()
     reachable: float | None = None
-
-    def note(self, error: float, progress: float) -> None:
-        """Take note of a measured error: of one step behind the anchor, as a share of the limit."""
-        if not (math.isfinite(error) and error > 0):
-            return
-        new = math.log(error / expected_shape(progress))
-        self.size = new if self.size is None else INERTIA * self.size + (1 - INERTIA) * new
 
     def due(self, window: Window, here: Place, steps: int, first: int, places: Sequence[Place]) -> int:
         """The next step at which the window's units are computed.
@@ -192,23 +170,38 @@ class Target:
             first: the first of this denoiser's steps.
             places: of all steps; needed where errors are calibrated.
         """
-        if window.rows is None and self.size is None:
-            return here.index  # nothing was measured yet
         left = (steps - first) / self.speedup - self.spent
         computed = (left - (steps - here.index) * (1 - self.saved)) / self.saved if self.saved else math.inf
-        error = self._calibrated(window, places) if window.rows is not None else self._measured(window, steps, first)
+        if window.rows is None:
+            if not self.plan:
+                before = here.index - first  # all computed
+                self.plan = self._planned(steps, first, before + max(math.floor(min(computed, steps) + 1e-6), 0))
+                self._reach(sum(step >= here.index for step in self.plan), computed, here, steps, first)
+            return next((step for step in self.plan if step >= here.index), steps)
+        error = self._calibrated(window, places)
         start = window.anchors[0].index
         spacing = start - window.anchors[1].index if len(window.anchors) > 1 else 1
         for threshold in (0.0, *THRESHOLDS, math.inf):
             found = self._played(start, spacing, steps, error, threshold)
             if sum(step >= here.index for step in found) <= computed + 1e-6:
                 break
-        else:
-            if self.reachable is None:
-                full = sum(step >= here.index for step in found)
-                total = self.spent + full * self.saved + (steps - here.index) * (1 - self.saved)
-                self.reachable = (steps - first) / total
+        self._reach(sum(step >= here.index for step in found), computed, here, steps, first)
         return found[0] if found else steps
+
+    def _planned(self, steps: int, first: int, computed: int) -> tuple[int, ...]:
+        """The steps to compute, so many of them; more where gaps would be wider than they may be."""
+        plan = step_plan.fronted(steps - first, computed, self.cooldown).compute
+        found = []
+        for a, b in zip(plan, (*plan[1:], steps - first), strict=True):
+            parts = math.ceil((b - a) / (self.max_window + 1))
+            found += [first + a + (b - a) * part // parts for part in range(parts)]
+        return tuple(found)
+
+    def _reach(self, needed: int, computed: float, here: Place, steps: int, first: int) -> None:
+        """Note the speed that is possible, where more steps are needed than can be computed at the speed asked for."""
+        if needed > computed + 1e-6 and self.reachable is None:
+            total = self.spent + needed * self.saved + (steps - here.index) * (1 - self.saved)
+            self.reachable = (steps - first) / total
 
     def _played(
         self, start: int, spacing: int, steps: int, error: Callable[[int, int, int], float], threshold: float
@@ -222,15 +215,6 @@ class Target:
             at, spacing = at + length, length
             found.append(at)
         return [step for step in found if step < steps]
-
-    def _measured(self, window: Window, steps: int, first: int) -> Callable[[int, int, int], float]:
-        size = math.exp(self.size) if self.size is not None else math.inf
-
-        def error(at: int, spacing: int, length: int) -> float:
-            ahead = length * (length + spacing) / 2 if window.forecasts else length
-            return size * expected_shape((at - first) / max(steps - first - 1, 1)) * ahead
-
-        return error
 
     def _calibrated(self, window: Window, places: Sequence[Place]) -> Callable[[int, int, int], float]:
         def error(at: int, spacing: int, length: int) -> float:

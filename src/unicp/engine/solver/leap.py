@@ -221,11 +221,12 @@ class ByIndex:
         """Show the solver only the noise levels of the steps it took and of those ahead."""
         scheduler = self._scheduler
         known = scheduler.sigmas, scheduler.timesteps, scheduler.num_inference_steps, scheduler.step_index
-        path = [*taken, *(place for place in ahead if place < len(known[1]))]
+        count = len(known[1])  # of a tensor, which is slow to ask
+        path = [*taken, *(place for place in ahead if place < count)]
         try:
-            if path != list(range(int(path[0]), len(known[1]))):
+            if path != list(range(int(path[0]), count)):
                 sigmas, timesteps = (levels_at(levels, path) for levels in self._grid)
-                scheduler.sigmas = torch.cat([known[0].new_tensor(sigmas), known[0][len(known[1]) :]])
+                scheduler.sigmas = torch.cat([known[0].new_tensor(sigmas), known[0][count:]])
                 scheduler.timesteps = torch.tensor(timesteps, device=known[1].device).to(known[1].dtype)
                 scheduler.num_inference_steps = len(path)
                 private.set_step(scheduler, len(taken) - 1)

@@ -169,11 +169,10 @@ def _gaps(total: int, count: int) -> list[int]:
 def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
     """The plan of long runs under a solver that leaps (:func:`untuned`).
 
-    All computed steps but :data:`LATE_STEPS_PER_ROOT` times the square root of the number of steps stand at the
-    beginning, and at least ``warmup``. After them gaps grow (:func:`growing`). If few steps are skipped, no two of them
-    are neighbours: every second step is skipped, as late in the run as possible but not among the last
-    :data:`DEFAULT_COOLDOWN_STEPS`, provided that this skips at most two of those first steps. The rule was found on the
-    demo model.
+    The first steps are computed (:func:`_first_steps`), at least ``warmup``. After them gaps grow (:func:`growing`). If
+    few steps are skipped, no two of them are neighbours: every second step is skipped, as late in the run as possible
+    but not among the last :data:`DEFAULT_COOLDOWN_STEPS`, provided that this skips at most two of those first steps.
+    The rule was found on the demo model.
 
     >>> default(20, 15).compute
     (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 17, 18, 19)
@@ -182,11 +181,25 @@ def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> St
     >>> default(50, 22).compute[:12]
     (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)
     """
-    first = max(warmup, computed - round(LATE_STEPS_PER_ROOT * math.sqrt(steps)))
+    first = _first_steps(steps, computed, warmup)
     first_of_last, skipped = steps - max(cooldown, DEFAULT_COOLDOWN_STEPS), steps - computed
     if max(warmup, first - 2) <= first_of_last + 1 - 2 * skipped:
         return computing(steps, set(range(steps)) - _every_second(first_of_last, skipped))
     return growing(steps, computed, first, max(cooldown, min(DEFAULT_COOLDOWN_STEPS, first - warmup)))
+
+
+def _first_steps(steps: int, computed: int, warmup: int) -> int:
+    """All computed steps but :data:`LATE_STEPS_PER_ROOT` times the square root of the number of steps."""
+    return max(warmup, computed - round(LATE_STEPS_PER_ROOT * math.sqrt(steps)))
+
+
+def fronted(steps: int, computed: int, cooldown: int = 1) -> StepPlan:
+    """The plan of a window that units share (UniCP): as many first steps as in :func:`default`, then growing gaps.
+
+    >>> fronted(50, 24).compute[:12]
+    (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
+    """
+    return growing(steps, computed, _first_steps(steps, computed, 2), cooldown)
 
 
 def affordable(steps: int, speedup: float) -> int:
