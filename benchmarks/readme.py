@@ -41,8 +41,8 @@ def block() -> str:
             f"*“{race.caption}” by the small demo model on two CPU cores, {at_50.steps} steps. From left to right: "
             f"unaccelerated; {racing.SPEED:g}× as fast with `{ours.method}`, our default; {racing.SPEED:g}× as fast "
             f"with {peer.method}, the closest of the caches that we did not write. Below, what each of the two "
-            f"changed, {racing.GAIN} times as strong. Clocks are medians over {count} captions. We chose the caption on "
-            "which our lead over that cache is neither large nor small: half of the captions have a larger one.*",
+            f"changed, {racing.GAIN} times as strong. Clocks are medians over {count} captions. We chose the caption "
+            "on which our lead over that cache is neither large nor small: half of the captions have a larger one.*",
             WIDTH,
         ),
         "",
