@@ -321,7 +321,7 @@ def operations(modules: list[torch.nn.Module]) -> Iterator[list[int]]:
             handle.remove()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)  # a long list of them makes each collection of garbage slow
 def runs(family_name: str, case_name: str) -> Runs:
     family, chosen = FAMILIES[family_name], case(case_name)
     pipe = family.build()

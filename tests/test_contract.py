@@ -31,6 +31,7 @@ pairs = pytest.mark.parametrize(
     ("family", "name"),
     [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW_PAIRS)],
     ids=[f"{f}-{n}" for f, n in [*PAIRS, *SLOW_PAIRS]],
+    scope="module",  # all tests of a pair in a row
 )
 
 

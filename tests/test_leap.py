@@ -346,3 +346,15 @@ def test_a_budget_keeps_to_its_leaps(measured: list[Any], speedup: float, leap: 
             assert index < until <= 30
             assert until == index + 1 or until <= leap * 30 or 20 * (until - index) > 30
             assert decided.action == "compute" or decided.until is None
+
+
+def test_a_pipeline_that_steps_with_copies_of_its_scheduler_gets_forecasts_instead() -> None:
+    family = FAMILIES["skyreels-forcing"]  # a copy for each frame
+    pipe = family.build()
+    with unicp.accelerate(pipe, unicp.BudgetConfig(target_speedup=2)) as session:
+        family.generate(pipe)
+        report = session.report()
+    actions = [record.action for record in report.steps if record.branch == "cond"]
+    assert "leap" not in actions and actions.count("compute") == 5
+    assert any("copies of its scheduler" in note for note in report.notes)
+    assert vars(pipe.scheduler).get("step") is None

@@ -420,6 +420,13 @@ class Clock:
         self.step = dataclasses.replace(self.step, **self._solver)  # type: ignore[arg-type]
         return self.step
 
+    def forbid_leaps(self) -> Step:
+        """Note that the solver cannot take longer steps after all; returns the step that says so."""
+        assert self.step is not None
+        self.step = dataclasses.replace(self.step, **dict.fromkeys(self._solver, False))  # type: ignore[arg-type]
+        self._solver = {}
+        return self.step
+
     def can_move_timestep(self, call: Mapping[str, Any]) -> bool:
         """Whether the denoiser can be called at other noise levels than the pipeline's by changing its timestep alone.
 

@@ -272,6 +272,7 @@ class BudgetPolicy(Policy):
         self._unanswered = 0  # alarms at which no reserve was left
         self._remarks: list[str] = []
         self._computed: list[int] = []
+        self._leaping = False  # the plan was made for a solver that takes longer steps
         self._throughout = False  # longer steps only in plans that take them all the way
         self._beyond = 0  # the solver leaps over all steps before this one
         self._until: float | None = None  # the place to which it goes, at that step or less than one step later
@@ -294,7 +295,8 @@ class BudgetPolicy(Policy):
             self._remarks.append(NO_COUNT_NOTE.format(so="no plan can be made, and all were computed"))
             self._follow(StepPlan(steps=step.index + 1, compute=()))
             return
-        self._throughout = step.throughout
+        self._throughout, self._leaping = step.throughout, step.leaps
+        self._remarks, self._beyond, self._until = [], 0, None
         if self.book is not None:
             priced = self.book.choose(config)
             plan, old, new = priced.plan, self.book.sigmas[: priced.plan.steps], step.sigmas
@@ -366,7 +368,7 @@ class BudgetPolicy(Policy):
         self._places = dict(zip(plan.compute, plan.places, strict=True)) if plan.places else {}
 
     def decide(self, step: Step) -> Decision:
-        if self._plan is None:
+        if self._plan is None or (self._leaping and not step.leaps):  # that turns out after the first step
             self._begin(step)
         segment = self._segments.get(step.index)
         if segment is None or not self._computed or step.index in self._compute:

@@ -75,6 +75,7 @@ class Leaper:
         self._next = 0.0  # place of the next step that the solver takes
         self._taken: list[float] = []
         self._leapt = False
+        self._asked = False  # for a step of this run
         self.noisy = False
         self._told: tuple[int, tuple[float, ...]] | None = None
 
@@ -120,6 +121,16 @@ class Leaper:
         """Whether the solver of this run can be shown longer steps."""
         return self._scheduler is not None
 
+    def is_passed_by(self) -> bool:
+        """Whether a step is over that the solver was not asked for: the pipeline takes its steps with copies of it.
+
+        Then the solver is left alone.
+        """
+        passed = self.active and not self._asked
+        if passed:
+            self._leave()
+        return passed
+
     @property
     def worth(self) -> dict[str, bool]:
         """Which plans of longer steps are worth it with the solver of this run; see :class:`Step`."""
@@ -141,6 +152,7 @@ class Leaper:
         if scheduler is None or scheduler.timesteps is not self._timesteps:
             self._leave()  # another run, of which we know nothing
             return self._own(*args, **kwargs)
+        self._asked = True
         call = self._signature.bind(*args, **kwargs)
         path, index = self._path, self._path.index(call)
         if not self._taken:

@@ -30,6 +30,10 @@ from . import compiled, hooks, parallel
 BLOCK_HOOK = "unicp_block"
 UNIT_HOOK = "unicp_unit"
 
+COPIES_NOTE = (
+    "the pipeline takes its steps with copies of its scheduler, which cannot be shown longer steps: skipped steps are "
+    "forecast"
+)
 STRAY_CALLS_NOTE = (
     "calls of another video came in the middle of this one, and were computed: of several videos at a time on one "
     "model, one is accelerated"
@@ -239,6 +243,9 @@ class HookedDenoiser:
             if tick.new_generation:
                 self._place(compiled.how_compiled(self.denoiser, forward))
                 tick = self._begin(tick, call)
+            elif tick.step.position == 1 and self.leaper.is_passed_by():
+                self._remark(COPIES_NOTE)
+                tick = dataclasses.replace(tick, step=self.clock.forbid_leaps())
             run, step = self.run, tick.step
             assert run is not None
             decided = run.decide(step, tick.branch)
