@@ -180,6 +180,8 @@ def test_the_environment_names_a_profile(profiles: Path, model: str, monkeypatch
 def test_a_profile_without_leaps_is_played_under_the_servers_own_solver(name: str, profiles: Path, model: str) -> None:
     profile = tuned("unipc", leap=0.0)
     assert profile.config == BudgetConfig(target_speedup=1.5, leap=0.0)
+    seen, leapt = ([p["expected"] for p in found.metadata["budget"]["plans"]] for found in (profile, tuned("unipc")))
+    assert seen != leapt  # the plans were run as a server runs them
     profile.save(profiles / "unipc.safetensors")
     wanted = decided(accelerated(BudgetConfig(profile=profile, target_speedup=1.5, leap=0.0), 10, "unipc"))
     host = serving(name, {"profile": "unipc"}, model, unipc(FlowUniPCMultistepScheduler))
