@@ -291,7 +291,7 @@ class SGLang(Host):
             (lambda: (self.put({"method": "adacache"}), self.make()), "adacache looks into the blocks"),
             (
                 lambda: (self.put({"profile": "x.safetensors"}), self.make()),
-                "a profile belongs to a model",
+                "this server has no folder of profiles",
             ),
         ]
 
@@ -364,6 +364,7 @@ class VllmOmni(Host):
             (with_("pipeline_parallel_size"), "does not go together with pipeline_parallel_size=2"),
             (lambda: self.put({"method": "unicp"}), "unicp looks into the blocks"),
             (lambda: self.put({"target_speed": 2}), "unknown field of BudgetConfig 'target_speed'"),
+            (lambda: self.put({"profile": "x"}), "this server has no folder of profiles"),
             (lambda: self.choose("unicp", {}).enable(torch.nn.Linear(1, 1)), "Linear has no transformer"),
         ]
 

@@ -283,7 +283,8 @@ def test_tune_then_generate_then_inspect(
     monkeypatch.setenv("COLUMNS", "80")
     small = ["--model", str(wan_folder), "--size", "48x32", "--frames", "5", "--steps", "12"]
     tune = ["tune", "a red ball", "a blue star", *small, "--effort", "low", "--target-speedup", "1.5"]
-    assert cli.main([*tune, "-o", "plans.safetensors"]) == 0
+    assert cli.main([*tune, "--leap", "0.5", "-o", "plans.safetensors"]) == 0
+    assert unicp.Profile.load("plans.safetensors").config == unicp.BudgetConfig(target_speedup=1.5, leap=0.5)
     said = capsys.readouterr()
     assert "about as long as" in said.err and "wrote plans.safetensors" in said.out
     assert [p.name for p in tmp_path.iterdir()] == ["plans.safetensors"]

@@ -60,6 +60,12 @@ def sglang(folder: Path) -> None:
     request: Any = found(stage.parent.parent / "schedule_batch.py", "Req")
     fields = {node.target.id for node in request.body if isinstance(node, ast.AnnAssign)}
     assert {"extra", "is_warmup", "scheduler", "timesteps"} <= fields
+    runtime = folder / "sglang/multimodal_gen/runtime"
+    arguments: Any = found(runtime / "server_args/server_args.py", "ServerArgs")
+    fields = {node.target.id for node in arguments.body if isinstance(node, ast.AnnAssign)}
+    assert {"model_path", "component_paths"} <= fields
+    assert found(runtime / "models/schedulers/scheduling_flow_unipc_multistep.py", "FlowUniPCMultistepScheduler")
+    assert found(runtime / "pipelines/ltx_2_pipeline.py", "LTX2FlowMatchScheduler")
 
 
 def vllm_omni(folder: Path) -> None:
@@ -109,6 +115,11 @@ def vllm_omni(folder: Path) -> None:
         ]  # type: ignore[attr-defined]
         assert wanted == list(inspect.signature(getattr(type(backend), name)).parameters), name
     assert base
+    settings: Any = found(folder / "vllm_omni/diffusion/data.py", "OmniDiffusionConfig")
+    assert "model" in {node.target.id for node in settings.body if isinstance(node, ast.AnnAssign)}
+    models = folder / "vllm_omni/diffusion/models"
+    assert found(models / "schedulers/scheduling_flow_unipc_multistep.py", "FlowUniPCMultistepScheduler")
+    assert found(models / "wan2_2/scheduling_wan_euler.py", "WanEulerScheduler")
     text = (folder / "vllm_omni/diffusion/worker/diffusion_model_runner.py").read_text("utf-8")
     for use in ("import get_cache_backend", "get_cache_backend(self.od_config.cache_backend", "cache_backend.refresh("):
         assert use in text

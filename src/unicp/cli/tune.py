@@ -12,6 +12,7 @@ from . import measuring, options
 SPEEDUP_HELP = "How much faster the denoising loop is to be; 2 if you give no target."
 PSNR_HELP = "Or: how close to the unaccelerated video, in dB, for four of five prompts."
 INSIDE_HELP = "A profile of unicp calibrate: try UniCP inside computed steps, too."
+LEAP_HELP = "Share of the run in which the solver may take longer steps; 0 makes plans that servers can play."
 EFFORT_HELP = "low, medium or high: how many runs the search may take."
 
 
@@ -23,6 +24,7 @@ def tune(
     min_psnr: float = typer.Option(None, metavar="X", help=PSNR_HELP),
     effort: str = typer.Option("medium", metavar="NAME", help=EFFORT_HELP),
     inside: str = typer.Option(None, metavar="FILE", help=INSIDE_HELP),
+    leap: float = typer.Option(0.6, min=0, max=1, metavar="X", help=LEAP_HELP),
     steps: int = typer.Option(None, min=1, metavar="N", help="Denoising steps."),
     seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help=measuring.SEED_HELP),
     guidance: float = typer.Option(None, min=0, metavar="X", help="Guidance scale."),
@@ -49,6 +51,8 @@ def tune(
     unicp tune --prompts-file prompts.txt --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --min-psnr 32 -o wan.safetensors
 
     unicp tune --inside calibrated.safetensors -o plans.safetensors
+
+    unicp tune --leap 0 -o profiles/demo.safetensors
     """
     part = measuring.check_output(output).with_suffix(".json")
     from ..policies.budget import BudgetConfig
@@ -70,6 +74,7 @@ def tune(
         min_psnr=min_psnr,
         effort=effort,
         inside=acting,
+        leap=leap,
         seed=seed,
         checkpoint=part,
         **call,

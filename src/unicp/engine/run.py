@@ -89,9 +89,11 @@ class Run:
         name: what records call the denoiser.
         parts: what can be looked into; a host's.
         generation: where records go that several denoisers share; a host's.
+        book: the plans of the config's profile; a host's, which has checked that they are of this denoiser.
 
     Raises:
-        UnicpError: the config looks into blocks and there are none, or the sigmas do not fall.
+        UnicpError: the config looks into blocks and there are none, it has a profile and no host checked that, or the
+            sigmas do not fall.
     """
 
     def __init__(
@@ -103,11 +105,12 @@ class Run:
         name: str = "denoiser",
         parts: Parts | None = None,
         generation: Generation | None = None,
+        book: Any = None,
     ) -> None:
         self.config, self.name = config, name
         self.needs = make_policy(config).needs()
         self.generation = generation or Generation(config.method)
-        self._parts = parts or Parts()
+        self._parts = parts or Parts(book=book)
         self._meter = self._parts.meter
         self._policies: dict[str, Policy] = {}
         self._decisions: dict[str, Decision] = {}  # of the step, by what decides apart
@@ -137,7 +140,7 @@ class Run:
                 f"{self.config.method} looks into the blocks of a denoiser, and a Run knows only its outputs; use "
                 "unicp.accelerate(transformer, ...), or a BudgetConfig or ScheduleConfig"
             )
-        if getattr(self.config, "profile", None) is not None:
+        if getattr(self.config, "profile", None) is not None and self._parts.book is None:
             raise UnicpError("a Run takes no profile: use unicp.accelerate, which checks that it is of the same model")
         levels = [float(sigma) for sigma in sigmas]
         levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels

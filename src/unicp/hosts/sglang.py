@@ -2,7 +2,8 @@
 
 SGLang finds :func:`register` by the entry-point group ``sglang.multimodal_gen.plugins``, in every worker, before its
 runtime is imported: so this module imports next to nothing, either. Nothing is done unless it is asked for:
-``UNICP_TARGET_SPEEDUP=2`` for a server, or ``diffusers_kwargs={"unicp": 2}`` in a request.
+``UNICP_TARGET_SPEEDUP=2`` for a server, or ``diffusers_kwargs={"unicp": 2}`` in a request. ``UNICP_PROFILES`` names a
+folder of profiles.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..errors import UnicpError
 from ..policies.config import Config
+from . import folder
 from .settings import config_of, from_environment
 
 TARGET = (
@@ -43,15 +46,17 @@ def predict(original: Callable[..., Any], stage: Any, *args: Any, **kwargs: Any)
         UnicpError: the settings cannot be read, or the server runs in a way that this does not go together with.
     """
     call = inspect.signature(original).bind(stage, *args, **kwargs).arguments
-    batch = call["batch"]
-    config = None if batch.is_warmup else _config(batch)
-    if config is None:
+    batch, server = call["batch"], call["server_args"]
+    if batch.is_warmup:
         return original(stage, *args, **kwargs)
     index, latents = int(call["timestep_index"]), call["latents"]
     clip = batch.extra.get(KEY)
     if clip is None or not clip.goes_on(index, latents):
-        _check(stage, batch, call["server_args"])
-        clip = batch.extra[KEY] = _Clip(config, stage, batch, latents)
+        config = _config(batch, getattr(server, "model_path", None) or "")
+        if config is None:
+            return original(stage, *args, **kwargs)
+        _check(stage, batch, server)
+        clip = batch.extra[KEY] = _Clip(config, stage, batch, server, latents)
     output = clip.step(index, call["current_model"], lambda: original(stage, *args, **kwargs))
     if clip.is_over:
         report = batch.extra.pop(KEY).run.report()
@@ -60,10 +65,23 @@ def predict(original: Callable[..., Any], stage: Any, *args: Any, **kwargs: Any)
     return output
 
 
-def _config(batch: Any) -> Config | None:
-    """What is asked for in a request; else, of the server."""
+def _config(batch: Any, model: str) -> Config | None:
+    """What is asked for in a request; else, of the server, which runs this model."""
     asked = batch.extra.get("diffusers_kwargs") or {}
-    return config_of(asked[KEY]) if KEY in asked else from_environment()
+    return config_of(asked[KEY], model) if KEY in asked else from_environment(model)
+
+
+def _plans(config: Config, scheduler: Any, server: Any) -> Any:
+    """The plans of a config's profile, if it has one.
+
+    What ``tune`` saw of the forecasts' errors is left out: it saw them on one branch of guidance, and here the guided
+    prediction is forecast, whose errors are others.
+    """
+    if getattr(config, "profile", None) is None:
+        return None
+    places = getattr(server, "component_paths", None)
+    book = folder.plans(config, scheduler, getattr(server, "model_path", None) or "", places=places)  # type: ignore[arg-type]
+    return replace(book, plans=tuple([replace(priced, expected=None) for priced in book.plans]))
 
 
 def _check(stage: Any, batch: Any, server: Any) -> None:
@@ -87,7 +105,7 @@ def _check(stage: Any, batch: Any, server: Any) -> None:
 class _Clip:
     """One pass of the denoising loop over the latents of a request."""
 
-    def __init__(self, config: Config, stage: Any, batch: Any, latents: Any) -> None:
+    def __init__(self, config: Config, stage: Any, batch: Any, server: Any, latents: Any) -> None:
         import torch
 
         from ..engine.run import Run
@@ -105,7 +123,8 @@ class _Clip:
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is not None and len(sigmas) > len(levels):
             levels = [float(sigma) for sigma in torch.as_tensor(sigmas)[: len(levels)].tolist()]
-        self.run = Run(config, levels, weights=weights if weights and len(weights) == len(levels) else None)
+        weights = weights if weights and len(weights) == len(levels) else None
+        self.run = Run(config, levels, weights=weights, book=_plans(config, scheduler, server))
         self._count, self._shape, self._at = len(levels), self._shape_of(latents), -1
         self._two = getattr(stage, "transformer_2", None) is not None
         self._models: list[int] = []  # by the order of their turns

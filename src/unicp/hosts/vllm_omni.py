@@ -2,6 +2,7 @@
 
 vLLM-Omni finds :func:`register` by the entry-point group ``vllm_omni.general_plugins``, in every process. Then
 ``cache_backend="unicp"`` is answered, with ``cache_config={"target_speedup": 2}``, or a config with its ``method``.
+``UNICP_PROFILES`` names a folder of profiles.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnicpError
+from . import folder
 from .settings import config_of
 
 if TYPE_CHECKING:  # found in every process, also in those that run no model
@@ -61,8 +63,8 @@ class UnicpBackend:
         from ..tensors import private
 
         self.config, self.enabled = config, False
-        given = dict(config) if isinstance(config, dict) else private.own_settings(config)
-        found = config_of(given)
+        self._given = dict(config) if isinstance(config, dict) else private.own_settings(config)
+        found = config_of(self._given)
         assert found is not None
         self._acting, self._seen = found, 0
         self.session: Session | None = None
@@ -71,10 +73,13 @@ class UnicpBackend:
         """Put it on the transformers of a pipeline.
 
         Raises:
-            UnicpError: the pipeline has none, or is spread over processes that would decide apart.
+            UnicpError: the pipeline has none, is spread over processes that would decide apart, or what was asked for
+                needs a profile and there is none. That a profile is of this model and of the scheduler, which requests
+                may choose, is checked as each video begins.
         """
         import torch
 
+        from ..engine.solver.leap import leaps
         from ..tensors import private
         from .diffusers.compiled import original
         from .diffusers.components import DENOISERS
@@ -92,9 +97,18 @@ class UnicpBackend:
                     f"cache_backend='unicp' does not go together with {name}={getattr(parallel, name)}: processes "
                     f"would decide apart; set {name}=1"
                 )
+        model = str(getattr(getattr(pipeline, "od_config", None), "model", None) or "")
+        acting: Any = config_of(self._given, model)
+
+        def plans() -> Any:
+            scheduler = getattr(pipeline, "scheduler", None)
+            return folder.plans(acting, scheduler, model, leaps=len(found) == 1 and leaps(scheduler))
+
         if self.session is not None:
             self.session.restore()
-        self.session = Session(found, self._acting, self._acting, dict.fromkeys(found), pipeline, None)
+        self._acting = acting
+        asks = plans if getattr(acting, "profile", None) is not None else None
+        self.session = Session(found, acting, acting, dict.fromkeys(found), pipeline, None, asks)
         self.enabled, self._seen = True, 0
 
     def refresh(self, pipeline: Any, num_inference_steps: int, verbose: bool = True) -> None:

@@ -45,9 +45,10 @@ class Tuner:
     def __init__(
         self, pipe: Any, denoisers: dict[str, Any], prompts: list[str | None], call: dict[str, Any], seed: int,
         effort: Effort, inside: UniCPConfig | None, checkpoint: str | os.PathLike[str] | None,
+        leap: float = BudgetConfig.leap,
     ) -> None:  # fmt: skip
         self.pipe, self.denoisers, self.prompts, self.seed, self.effort = pipe, denoisers, prompts, seed, effort
-        self.call, self.inside = call, inside
+        self.call, self.inside, self.leap = call, inside, leap
         self.player = Player(pipe, denoisers)
         self.first = range((len(prompts) + 1) // 2)  # prompts that plans may be fitted to; the others judge
         self.chosen: dict[str, str] = {}
@@ -56,7 +57,7 @@ class Tuner:
         self.state: dict[str, Any] = {"grams": {}, "deciding": {}, "gains": {}, "seconds": {}, "real": {}}
         models, scheduler = [fingerprint(d) for d in denoisers.values()], pipe.scheduler
         solver = [type(scheduler).__name__, sorted((k, repr(v)) for k, v in scheduler.config.items())]
-        about = [models, solver, prompts, seed, repr(effort), sorted((k, identity(v)) for k, v in call.items())]
+        about = [models, solver, prompts, seed, repr(effort), leap, sorted((k, identity(v)) for k, v in call.items())]
         if inside is not None:
             about.append(content_of(inside))
         if checkpoint is not None:  # measurements on one model must not be continued on another
@@ -215,9 +216,12 @@ class Tuner:
         error, quality, forecasts = self.state["real"][key]
         return error, quality, {int(step): value for step, value in forecasts.items()}  # keys in a checkpoint are text
 
-    def _run_under(self, plan: StepPlan, index: int, show: Callable[[int, int], None], **fields: Any) -> Take:
+    def _run_under(
+        self, plan: StepPlan, index: int, show: Callable[[int, int], None], leap: float | None = None
+    ) -> Take:
         """Run a prompt under a plan."""
-        config: Config = BudgetConfig(target_speedup=1.0, override_reserve=0.0, **fields)
+        leap = self.leap if leap is None else leap
+        config: Config = BudgetConfig(target_speedup=1.0, override_reserve=0.0, leap=leap)
         if plan.inside and self.inside is not None:
             config = self.inside.replace(stack=config)
         with accelerate(self.pipe, config) as session:

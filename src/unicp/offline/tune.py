@@ -28,6 +28,7 @@ def tune(
     min_psnr: float | None = None,
     effort: str = "medium",
     inside: Any = None,
+    leap: float = BudgetConfig.leap,
     seed: int = 0,
     progress: bool | Callable[[str, int, int], None] = True,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -55,6 +56,8 @@ def tune(
         inside: a :class:`UniCPConfig`, or a profile that :func:`calibrate` made or its path: what may act inside
             computed steps. The cost of such a step is counted in operations. The profile then holds the calibration,
             too. Not with ``"low"``.
+        leap: as in :class:`BudgetConfig`: share of the run in which a multistep solver may take longer steps. With 0
+            the plans are for hosts whose solver takes each step (SGLang-Diffusion, vLLM-Omni).
         seed: the noise of prompt i is drawn on the CPU from ``seed + i``.
         progress: whether to show a progress bar, or a function to call with what is done, the step and the number of
             steps.
@@ -76,7 +79,7 @@ def tune(
             because fewer than sixteen were given and plans were fitted to half of them.
     """
     check_choice("effort", effort, tuple(EFFORTS))
-    config = BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr)
+    config = BudgetConfig(target_speedup=target_speedup, min_psnr=min_psnr, leap=leap)
     denoisers, given = find_denoisers(pipe)
     if given is None:
         raise UnicpError("tune runs a pipeline: pass the pipeline, not its transformer")
@@ -97,7 +100,7 @@ def tune(
             UnicpWarning,
             stacklevel=2,
         )
-    tuner = Tuner(pipe, denoisers, texts, call, seed, EFFORTS[effort], acting, checkpoint)
+    tuner = Tuner(pipe, denoisers, texts, call, seed, EFFORTS[effort], acting, checkpoint, leap)
     runs = cost_in_runs(len(texts), effort, acting is not None)
     work = f"{len(texts)} prompts, effort {effort}: about as long as {runs:.0f} unaccelerated videos"
     with progress_bar(progress, "tuning", work) as show:

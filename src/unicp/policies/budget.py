@@ -249,6 +249,14 @@ class PlanBook:
         }
 
 
+def is_leap(segment: Segment, steps: int, share: float) -> bool:
+    """Whether a solver that can takes one long step over these skipped steps, if ``leap`` is this share.
+
+    Late in a run forecasts over a short gap are better than leaps (measured on the demo model, 30 and 50 steps).
+    """
+    return segment.until <= share * steps or 20 * (segment.until - segment.after) > steps
+
+
 @register(BudgetConfig)
 class BudgetPolicy(Policy):
     """Follows the plan of a :class:`BudgetConfig`, and spends its reserve where forecasts fail."""
@@ -431,10 +439,7 @@ class BudgetPolicy(Policy):
 
     def _long(self, segment: Segment, plan: StepPlan) -> bool:
         """Whether the solver takes one long step over these skipped steps."""
-        if self._throughout:
-            return False
-        # Late in a run forecasts over a short gap are better than leaps (measured on the demo model, 30 and 50 steps).
-        return segment.until <= self.config.leap * plan.steps or 20 * (segment.until - segment.after) > plan.steps
+        return not self._throughout and is_leap(segment, plan.steps, self.config.leap)
 
     def _following(self, step: int, plan: StepPlan) -> Iterator[int]:
         """The steps that the solver takes from this one on; solvers look at how many are left."""

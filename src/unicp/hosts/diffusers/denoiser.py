@@ -96,6 +96,7 @@ class HookedDenoiser:
         opened: called when this denoiser begins a video; returns where the records go.
         ended: called when this denoiser's run is over.
         group: processes among which the tokens are divided, where diffusers does not know of it.
+        plans: of a host that checks the config's profile itself: returns the plans of it, asked as each video begins.
 
     Attributes:
         run: the video that is under way here, if any.
@@ -111,6 +112,7 @@ class HookedDenoiser:
         opened: Callable[[HookedDenoiser], Generation],
         ended: Callable[[], None],
         group: Any = None,
+        plans: Callable[[], Any] | None = None,
     ) -> None:
         self.denoiser, self.name, self.config, self.spec = denoiser, name, config, spec
         self.needs = make_policy(config).needs()
@@ -123,7 +125,7 @@ class HookedDenoiser:
         self.parts = Parts()
         self.run: Run | None = None
         self.hook = hooks.DenoiserHook(self.call, self._reset, self)
-        self._opened, self._ended, self._group = opened, ended, group
+        self._opened, self._ended, self._group, self._plans = opened, ended, group, plans
         self._parameters = parameters(denoiser)
         hidden = spec.hidden if spec is not None else next(iter(self._parameters), "")
         times = {spec.timestep} if spec is not None else set(TIMESTEPS)
@@ -165,7 +167,7 @@ class HookedDenoiser:
             parts.units = units_inside(self.config, needs, self.denoiser, spec, measured, part, compiled.eagerly)
             parts.units.way = parts.meter.way
         whole: Any = getattr(self.config, "stack", self.config)
-        if getattr(whole, "profile", None) is not None:
+        if getattr(whole, "profile", None) is not None and self._plans is None:
             whole.profile.opened(self.denoiser, self.name, pipe)
             parts.book = whole.profile.book(whole)
         hooks.install(self.denoiser, self.hook, hooks.DENOISER_HOOK)
@@ -281,6 +283,8 @@ class HookedDenoiser:
         if self.run is not None:
             self.run.close()
             self.run = None  # the session, which has yet to report it, sees that it is over
+        if self._plans is not None:
+            self.parts.book = self._plans()
         generation = self._opened(self)
         self.run = Run(self.config, name=self.name, parts=self.parts, generation=generation)
         self.sources.begin()

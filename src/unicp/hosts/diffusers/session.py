@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...engine.report import Generation, SessionReport, StepRecord
@@ -38,13 +38,14 @@ class Session:
     """
 
     def __init__(
-        self, denoisers: dict[str, Any], config: Config, acting: Config, specs: dict[str, Any], pipe: Any, group: Any
-    ) -> None:
+        self, denoisers: dict[str, Any], config: Config, acting: Config, specs: dict[str, Any], pipe: Any, group: Any,
+        plans: Callable[[], Any] | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.made = config, 0
         self._generation: Generation | None = None
         self._reports: deque[SessionReport] = deque(maxlen=KEPT_REPORTS)
         self._warned = False
-        self._denoisers, self._specs, self._group = denoisers, specs, group
+        self._denoisers, self._specs, self._group, self._plans = denoisers, specs, group, plans
         self._acting = acting.shared(len(denoisers))
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self._hooked: list[HookedDenoiser] = []
@@ -61,7 +62,7 @@ class Session:
         for name in names:
             found[name] = hooked = HookedDenoiser(
                 self._denoisers[name], name, self._acting, self._specs[name], self._pipe(), self._begin, self._close,
-                self._group,
+                self._group, self._plans,
             )  # fmt: skip
             self._hooked = list(found.values())
             _SESSIONS[hooked] = weakref.ref(self)
