@@ -77,8 +77,8 @@ train-zoo: $(READY) ## train one member of the proving ground and write it into 
 bench: $(READY) ## measure on the demo model: wall-clock and quality (some five hours)
 	$(BIN)/python -m benchmarks.adacache --prompts 16 --repeats 5 --moreg-scale 0.2028
 	$(BIN)/python -m benchmarks.overhead --repeats 20
-	$(BIN)/python -m benchmarks.unicp_ablation --prompts 8 --only 'EDCW online, forecast, 5' 'EDCW online, forecast, 6' fewer
-	$(BIN)/python -m benchmarks.unicp_ablation --model cogvideox --prompts 4 --only 'EDCW online' fewer TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --prompts 16 --only planned fewer TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --model cogvideox --prompts 8 --only planned fewer TaylorSeer PAB
 	$(BIN)/python -m benchmarks.comfyui
 	$(BIN)/python -m benchmarks.budget --prompts 32
 	$(BIN)/python -m benchmarks.promise --budget-only

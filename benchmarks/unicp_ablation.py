@@ -6,7 +6,7 @@ By operations and PSNR against the unaccelerated video of the same seed; nothing
 kept in ``benchmarks/results/unicp-MODEL.sqlite`` as soon as they are there, and a run that broke off goes on. Rows are
 made caption by caption, the most important ones first; what is printed and written at the end are those that are there
 for all captions. "fixed windows" is what PAB does, for all kinds of modules alike; "planned windows" are those of a
-target without a profile. With ``--name`` the table is another one: a few rows on more captions, say.
+target without a profile.
 """
 
 from __future__ import annotations
@@ -200,7 +200,6 @@ def main() -> None:
     parser.add_argument("--model", default="demo", choices=("demo", *zoo.names()))
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--draw", action="store_true", help="draw the profile's curves into docs/images and no more")
-    parser.add_argument("--name", default="", help="ends the name of the file with the table")
     parser.add_argument("--only", nargs="*", default=[], help="rows whose names begin with one of these")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -236,7 +235,7 @@ def main() -> None:
             }  # fmt: skip
             table.append(line)
             print(f"{name:<50}{line['computed_fraction']:>8.1%}{line['psnr']:>7.1f}{line['psnr_worst']:>7.1f}")
-    common.save(f"unicp-{args.model}{args.name}", {"prompts": captions, "steps": STEPS, "table": table})
+    common.save(f"unicp-{args.model}", {"prompts": captions, "steps": STEPS, "table": table})
 
 
 if __name__ == "__main__":
