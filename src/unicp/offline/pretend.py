@@ -433,8 +433,10 @@ def _asked_by() -> tuple[bool, str]:
         name = frame.f_code.co_filename
         if not where and not name.startswith((TORCH, "<")) and name not in (__file__, flops.__file__):
             where, ours = f"{Path(name).name}:{frame.f_lineno}", name.startswith(PACKAGE)
-        # We run schedulers on a few numbers to find their weights: those reads are ours.
-        solver = solver or (name.endswith("response.py") and name.startswith(PACKAGE))
+        # We run schedulers on a few numbers to find their weights: those reads are ours. What stands in for a
+        # scheduler's step in the loop (``__call__``) only calls it: those are the scheduler's own.
+        probes = name.endswith("response.py") and frame.f_code.co_name != "__call__"
+        solver = solver or (probes and name.startswith(PACKAGE))
         frame = frame.f_back
     return ours or solver, where
 
