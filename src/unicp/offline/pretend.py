@@ -510,7 +510,10 @@ class Replayed:
         module.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        top = private.dispatch._get_current_dispatch_mode_stack()[-1]
+        modes = private.dispatch._get_current_dispatch_mode_stack()
+        if self._pretend not in modes:  # of an earlier rehearsal of the same pipeline
+            return self._forward(*args, **kwargs)
+        top = modes[-1]
         counter = top if isinstance(top, flops.Counter) and self._counted else None
         if (top is not self._pretend and counter is None) or any(
             _watched(part) for part in self._module.modules() if part is not self._module
