@@ -72,14 +72,21 @@ def test_at_most_one_read_a_computed_step_and_none_of_tensors_elsewhere(family: 
 
 
 @functools.cache
-def live(family: str, case: str | None) -> tuple[list[int], int]:
-    """Bytes that are alive on the pretended device as each call of a denoiser begins, and those the report says."""
+def live(family: str, case: str | None) -> tuple[list[int], int, int]:
+    """Bytes that are alive on the pretended device as each call of a denoiser begins, those the report says, and those
+    of a call's latents.
+    """
     chosen, device = FAMILIES[family], Pretend()
-    pipe, seen = chosen.build(), list[int]()
+    pipe, seen, latents = chosen.build(), list[int](), list[int]()
+
+    def begin(module: Any, args: Any, kwargs: Any) -> None:
+        seen.append(device.memory.now)
+        latents.append(next(iter((*args, *kwargs.values()))).nbytes)
+
     for denoiser in denoisers(chosen, pipe):
         denoiser.to(DEVICE)
         device.weights(denoiser)
-        denoiser.register_forward_pre_hook(lambda *_: seen.append(device.memory.now))
+        denoiser.register_forward_pre_hook(begin, with_kwargs=True)
     session = unicp.accelerate(pipe, config_on(family, case)) if case is not None else None
 
     def run(pipe: Any, **call: Any) -> Any:
@@ -87,7 +94,7 @@ def live(family: str, case: str | None) -> tuple[list[int], int]:
 
     with torch.no_grad(), device:
         quietly(lambda: chosen.run(pipe, run, generator=torch.Generator().manual_seed(0)))
-        return seen, session.report().cache_bytes if session is not None else 0
+        return seen, session.report().cache_bytes if session is not None else 0, max(latents)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +103,11 @@ def live(family: str, case: str | None) -> tuple[list[int], int]:
 )
 @pytest.mark.parametrize("family", ["wan", "latte", "hunyuan-video"])
 def test_what_the_report_says_is_kept_is_what_is_alive(family: str, case: str) -> None:
-    plain, _ = live(family, None)
-    accelerated, kept = live(family, case)
+    plain, _, latents = live(family, None)
+    accelerated, kept, _ = live(family, case)
     most = max(now - before for now, before in zip(accelerated, plain, strict=True))
-    assert most == pytest.approx(kept, rel=0.02)
+    # The latents of the call before may be alive until the next one.
+    assert 0.98 * kept <= most <= 1.02 * kept + latents
 
 
 READS: dict[str, Callable[[torch.Tensor], Any]] = {
