@@ -87,22 +87,23 @@ def page() -> str:
         each = found[key]
         lines.append(
             f"| **{key}** | {each['size']}, {each['frames']} frames; weights {readable_bytes(each['weights_bytes'])} "
-            "| | | | | | |"
+            "| | | | | | | |"
         )
         for name, row in each["methods"].items():
             whole = row["operations"] or 1
             attention = row["by_kind"].get("self-attention", 0) / whole
             lines.append(
                 f"| | {name} | {row['operations'] / 1e15:.1f} | {row['computed_fraction']:.0%} | {attention:.0%} "
-                f"| {readable_bytes(row['kept_bytes'])} | {readable_bytes(row['peak_bytes'])} | {row['speedup']:.2f}x |"
+                f"| {readable_bytes(row['kept_bytes'])} | {readable_bytes(row['peak_bytes'])} | {row['reads']} "
+                f"| {row['speedup']:.2f}x |"
             )
     table = "\n".join(lines)
     text = PAGE.read_text("utf-8")
     begin, end = "<!-- table -->", "<!-- end of the table -->"
     head, _, rest = text.partition(begin)
     tail = rest.partition(end)[2]
-    heads = "| model | method | PFLOP | share | of it self-attention | kept | peak | projected |"
-    return f"{head}{begin}\n{heads}\n|---|---|--:|--:|--:|--:|--:|--:|\n{table}\n{end}{tail}"
+    heads = "| model | method | PFLOP | share | of it self-attention | kept | peak | reads | projected |"
+    return f"{head}{begin}\n{heads}\n|---|---|--:|--:|--:|--:|--:|--:|--:|\n{table}\n{end}{tail}"
 
 
 def main(arguments: list[str] | None = None) -> None:

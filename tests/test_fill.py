@@ -7,6 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from unicp.offline.pretend import Pretend
 from unicp.tensors.extrapolation import ORDERS, extrapolate, firmness, reach, steadiness, weights
 
 SIGMAS = [0.93, 0.71, 0.64, 0.38, 0.05]  # unevenly spaced
@@ -104,6 +105,31 @@ def test_sums_are_wide_and_come_back_narrow(dtype: torch.dtype) -> None:
     expected = sum(f * v.double() for f, v in zip((3, -3, 1), values, strict=True)).to(dtype)  # type: ignore[union-attr]
     assert torch.equal(found, expected)
     assert all(torch.equal(a, b) for a, b in zip(values, kept, strict=True)), "the inputs are not touched"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("newest", [-0.3, 1.0, 1.5, 2.7])
+def test_a_line_is_as_exact_as_a_wide_sum(dtype: torch.dtype, newest: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(10_000, generator=generator).to(dtype)
+    last = (before.double() + 0.1 * torch.randn(10_000, generator=generator).double()).to(dtype)
+    found = extrapolate([last, before], [newest, 1 - newest])
+    expected = newest * last.double() + (1 - newest) * before.double()
+    assert torch.equal(extrapolate([last, before], [1.0, 0.0]), last)
+    assert found.dtype == dtype
+    rounding = torch.finfo(dtype).eps * expected.abs() + torch.finfo(torch.float32).eps * 8
+    assert bool(((found.double() - expected).abs() <= rounding).all())
+
+
+def test_a_line_makes_no_copy_but_itself() -> None:
+    device = Pretend()
+    with torch.no_grad(), device:
+        last, before = (torch.empty(1000, dtype=torch.bfloat16, device="meta") + 1 for _ in range(2))
+        held = device.memory.now
+        device.mark()
+        found = extrapolate([last, before], [1.5, -0.5])
+    assert found.dtype == torch.bfloat16
+    assert device.memory.peak - held == 2000
 
 
 def test_every_value_has_its_weight() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,7 +14,8 @@ from .screen import messages, results, waiting
 
 METHODS = ", ".join(name for name in options.method_names() if name != options.NONE)
 MODEL_HELP = (
-    "wan-1.3b, wan-14b, wan2.2-a14b, hunyuan-video, hunyuan-video-1.5, ltx, ltx-2, cogvideox-5b, mochi or open-sora."
+    "wan-1.3b, wan-14b, wan2.2-a14b, hunyuan-video, hunyuan-video-1.5, ltx, ltx-2, cogvideox-5b, mochi or open-sora; "
+    "or a folder with the configuration of a diffusers pipeline or transformer of such a kind; weights are not needed."
 )
 GPU_HELP = "Accelerator of the projected speed: h100, h200, a100, 4090, or PEAK_TFLOPS,GB_A_SECOND."
 MEMORY_HELP = "Memory of the accelerator in 10^9 bytes: also try UniCP with what weights and activations leave of it."
@@ -49,6 +51,8 @@ def rehearse(
     unicp rehearse --model wan-14b --size 1280x720 --frames 81 --steps 50 --gpu h200
 
     unicp rehearse --model wan-14b --method unicp --set delta_mlp=0.1 --json
+
+    unicp rehearse --model ./my-wan --memory 24
     """
     given = list(settings or [])
     if given and not method:
@@ -57,11 +61,12 @@ def rehearse(
         raise UnicpError("--method none costs what the unaccelerated run does, which is always shown; name a method")
     config = options.read_method(method, given) if method is not None else None
     asked: dict[str, Any] = {"size": options.read_size(size) if size is not None else None}
-    from ..offline import pretend, published
+    from ..offline import local, pretend, published
     from ..offline import rehearse as rehearsal
 
     device = pretend.device_named(gpu)
-    found = published.published(model)
+    named = model in published.MODELS or not _is_path(model)
+    found = published.published(model) if named else local.local(model)
     width, height = asked["size"] or list(found.sizes.values())[-1]
     configs = published.configs() if config is None else {method or "": config}
     with waiting(f"rehearsing {found.name}"):
@@ -84,3 +89,7 @@ def rehearse(
     for name, each in made.methods.items():
         for note in each.notes:
             messages().print(f"{name}: {note}", markup=False, soft_wrap=True)
+
+
+def _is_path(model: str) -> bool:
+    return "/" in model or "\\" in model or model.startswith((".", "~")) or Path(model).exists()

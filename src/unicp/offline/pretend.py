@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UnicpError
-from ..tensors import flops, private
+from ..tensors import flops, metrics, private
 from ..tensors.live import LiveBytes
 from ..tensors.private import pytree
 
@@ -169,11 +169,13 @@ class Pretend(private.dispatch.TorchDispatchMode):
         self.memory = LiveBytes()
         self._kinds: dict[Any, _Kind] = {}
         self._shapes: dict[Any, tuple[Any, Work]] = {}
+        self._measured = _Known(self)
         self._stack = ExitStack()
 
     def __enter__(self) -> Pretend:
         self._stack.enter_context(_Fused())
         self._stack.enter_context(_autocast_is_no_error())
+        self._stack.enter_context(_measuring_once(self._measured))
         super().__enter__()
         return self
 
@@ -394,9 +396,9 @@ def _tensors(values: Any) -> Iterator[Any]:
 def _described(value: Any) -> Any:
     """A hashable description of a call's arguments by their shapes alone."""
     if isinstance(value, torch.Tensor):
-        return (tuple(value.shape), value.stride(), value.dtype, value.is_meta)
+        return (value.shape, value.stride(), value.dtype, value.is_meta)
     if isinstance(value, (list, tuple)):
-        return tuple(_described(each) for each in value)
+        return tuple([_described(each) for each in value])
     return (type(value), value) if isinstance(value, (bool, int, float, str)) else repr(value)
 
 
@@ -431,10 +433,63 @@ def _asked_by() -> tuple[bool, str]:
         name = frame.f_code.co_filename
         if not where and not name.startswith((TORCH, "<")) and name not in (__file__, flops.__file__):
             where, ours = f"{Path(name).name}:{frame.f_lineno}", name.startswith(PACKAGE)
-        # We run schedulers on a few numbers to find their weights: those reads are ours.
-        solver = solver or (name.endswith("response.py") and name.startswith(PACKAGE))
+        # We run schedulers on a few numbers to find their weights: those reads are ours. What stands in for a
+        # scheduler's step in the loop (``__call__``) only calls it: those are the scheduler's own.
+        probes = name.endswith("response.py") and frame.f_code.co_name != "__call__"
+        solver = solver or (probes and name.startswith(PACKAGE))
         frame = frame.f_back
     return ours or solver, where
+
+
+class _Known:
+    """What calls did, by their shapes: each is made once, then its outputs, its cost and its memory are repeated."""
+
+    def __init__(self, pretend: Pretend) -> None:
+        self._pretend = pretend
+        self._known: dict[Any, tuple[Any, Work, int]] = {}
+
+    def again(self, key: Any, counter: Any, run: Callable[[], Any]) -> Any:
+        """What a call returns. It runs if no call of this key is known, and tells ``counter`` its operations if not."""
+        known = self._known.get(key)
+        if known is None:
+            return self._first(key, run)
+        pretend, (recipe, work, above) = self._pretend, known
+        pretend.work = pretend.work.plus(work)
+        if counter is not None:
+            counter.add(work.flops, attended=True)
+        pretend.memory.peak = max(pretend.memory.peak, pretend.memory.now + above)
+        output = _made(recipe)
+        for tensor in _tensors((output,)):
+            pretend.memory.note(tensor)
+        return output
+
+    def _first(self, key: Any, run: Callable[[], Any]) -> Any:
+        pretend = self._pretend
+        before, reads, held, peak = pretend.work, len(pretend.reads), pretend.memory.now, pretend.memory.peak
+        pretend.mark()
+        output = run()
+        above, pretend.memory.peak = pretend.memory.peak - held, max(peak, pretend.memory.peak)
+        recipe = _recipe(output)
+        if recipe is not None and len(pretend.reads) == reads:
+            self._known[key] = (recipe, pretend.work.minus(before), above)
+        return output
+
+
+@contextmanager
+def _measuring_once(known: _Known) -> Iterator[None]:
+    """Let each pair of shapes be measured once and repeated afterwards: large tensors are measured in many pieces."""
+    own = metrics.distance_sums
+
+    def distance_sums(new: Any, old: Any) -> Any:
+        if not (new.is_meta and old.is_meta):
+            return own(new, old)
+        return known.again(_described((new, old)), None, lambda: own(new, old))
+
+    metrics.distance_sums = distance_sums
+    try:
+        yield
+    finally:
+        metrics.distance_sums = own
 
 
 class Replayed:
@@ -451,43 +506,23 @@ class Replayed:
 
     def __init__(self, pretend: Pretend, module: Any, counted: bool = False) -> None:
         self._pretend, self._module, self._forward, self._counted = pretend, module, module.forward, counted
-        self._known: dict[Any, tuple[Any, Work, int]] = {}
+        self._known = _Known(pretend)
         module.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        pretend = self._pretend
-        top = private.dispatch._get_current_dispatch_mode_stack()[-1]
+        modes = private.dispatch._get_current_dispatch_mode_stack()
+        if self._pretend not in modes:  # of an earlier rehearsal of the same pipeline
+            return self._forward(*args, **kwargs)
+        top = modes[-1]
         counter = top if isinstance(top, flops.Counter) and self._counted else None
-        if (top is not pretend and counter is None) or any(
+        if (top is not self._pretend and counter is None) or any(
             _watched(part) for part in self._module.modules() if part is not self._module
         ):
             return self._forward(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         processor = type(getattr(self._module, "processor", None))
         key = (_described(leaves), structure, processor if processor.__module__ != "builtins" else None)
-        known = self._known.get(key)
-        if known is None:
-            return self._run(key, args, kwargs)
-        recipe, work, above = known
-        pretend.work = pretend.work.plus(work)
-        if counter is not None:
-            counter.add(work.flops, attended=True)
-        pretend.memory.peak = max(pretend.memory.peak, pretend.memory.now + above)
-        output = _made(recipe)
-        for tensor in _tensors((output,)):
-            pretend.memory.note(tensor)
-        return output
-
-    def _run(self, key: Any, args: Any, kwargs: Any) -> Any:
-        pretend = self._pretend
-        before, reads, held, peak = pretend.work, len(pretend.reads), pretend.memory.now, pretend.memory.peak
-        pretend.mark()
-        output = self._forward(*args, **kwargs)
-        above, pretend.memory.peak = pretend.memory.peak - held, max(peak, pretend.memory.peak)
-        recipe = _recipe(output)
-        if recipe is not None and len(pretend.reads) == reads:
-            self._known[key] = (recipe, pretend.work.minus(before), above)
-        return output
+        return self._known.again(key, counter, lambda: self._forward(*args, **kwargs))
 
 
 def _watched(module: Any) -> bool:

@@ -34,7 +34,8 @@ class Published:
         source: where its configuration is from.
         kind: class of its transformer, in diffusers or as ``module:class``.
         config: of the transformer; what is not named is as the class has it.
-        pipeline: makes the pipeline from its transformers, one or two.
+        pipeline: class of its pipeline, likewise.
+        parts: makes what the pipeline has besides transformers, given the first of these; what is not named is None.
         embeddings: arguments of the pipeline's call that stand for prompts, from the transformer and a device.
         sizes: width and height at 480p and at 720p, as near as the model's patches allow.
         frames, steps: what its authors generate.
@@ -46,7 +47,8 @@ class Published:
     source: str
     kind: str
     config: Mapping[str, Any]
-    pipeline: Callable[..., Any]
+    pipeline: str
+    parts: Callable[[Any], dict[str, Any]]
     embeddings: Embeddings
     sizes: Mapping[str, tuple[int, int]]
     frames: int
@@ -54,31 +56,57 @@ class Published:
     call: Mapping[str, Any] = field(default_factory=dict)
     denoisers: int = 1
 
-    def transformer_class(self) -> Any:
-        """The class of its transformer.
-
-        Raises:
-            UnicpError: it is not installed.
-        """
-        module, _, name = self.kind.rpartition(":")
-        try:
-            return getattr(importlib.import_module(module or "diffusers"), name)
-        except (ImportError, AttributeError):
-            where = "this diffusers" if not module else "a checkout of unicp's repository only, in its root folder"
-            raise UnicpError(f"{self.name} needs {name}, which is in {where}") from None
-
     def build(self, device: Any, **changes: Any) -> Any:
         """The pipeline, its transformers on a device, in the precision ``from_pretrained`` gives them in bfloat16.
 
         Args:
             changes: of the transformer's configuration.
+
+        Raises:
+            UnicpError: its classes are not installed.
         """
-        made = [
-            half_precision(self.transformer_class(), {**self.config, **changes}, device) for _ in range(self.denoisers)
-        ]
-        pipe = self.pipeline(*made)
+        transformer, pipeline = self.found(self.kind), self.found(self.pipeline)
+        made = [half_precision(transformer, {**self.config, **changes}, device) for _ in range(self.denoisers)]
+        none = {"tokenizer": None, "text_encoder": None, "vae": None}
+        second = {"transformer_2": made[1]} if len(made) > 1 else {}
+        pipe = pipeline(**{**none, **self.parts(made[0])}, transformer=made[0], **second)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def found(self, path: str) -> Any:
+        """A class, in diffusers or as ``module:class``.
+
+        Raises:
+            UnicpError: it is not installed.
+        """
+        module, _, name = path.rpartition(":")
+        if not module:
+            return of_diffusers(name, self.name)
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ImportError:
+            raise UnicpError(
+                f"{self.name} needs {name}, which diffusers does not have and a wheel of unicp neither: in the root "
+                f"folder of a checkout of unicp's repository, run python -m unicp rehearse --model {self.name}"
+            ) from None
+
+
+def of_diffusers(name: str, asked: str) -> Any:
+    """A class of diffusers.
+
+    Args:
+        name: of the class.
+        asked: what needs it, for the error.
+
+    Raises:
+        UnicpError: the installed diffusers has none of that name.
+    """
+    import diffusers
+
+    try:
+        return getattr(diffusers, name)
+    except AttributeError:
+        raise UnicpError(f"{asked} needs {name}, which diffusers {diffusers.__version__} does not have") from None
 
 
 def half_precision(kind: Any, config: Mapping[str, Any], device: Any) -> Any:
@@ -96,35 +124,30 @@ def _half(*shape: int, device: Any) -> torch.Tensor:
     return torch.zeros(*shape, dtype=torch.bfloat16, device=device)
 
 
-def _pairs(words: int, width: Callable[[Any], int], mask: str | None = None, dtype: Any = None) -> Embeddings:
-    """Embeddings of prompt and negative prompt, with their masks if the pipeline wants some."""
+def _pairs(words: int | str, width: Callable[[Any], int], mask: str | None = None, dtype: Any = None) -> Embeddings:
+    """Embeddings of prompt and negative prompt, with their masks if the pipeline wants some.
+
+    Args:
+        words: how many there are, or the field of the transformer's configuration that says it.
+        width: channels of each.
+        mask: name of the masks' argument.
+        dtype: of the masks.
+    """
 
     def made(transformer: Any, device: Any) -> dict[str, Any]:
-        found = {}
+        found, count = {}, transformer.config[words] if isinstance(words, str) else words
         for prefix in ("", "negative_"):
-            found[f"{prefix}prompt_embeds"] = _half(1, words, width(transformer), device=device)
+            found[f"{prefix}prompt_embeds"] = _half(1, count, width(transformer), device=device)
             if mask is not None:
-                found[f"{prefix}{mask}"] = torch.ones(1, words, dtype=dtype or torch.int64).to(device)
+                found[f"{prefix}{mask}"] = torch.ones(1, count, dtype=dtype or torch.int64).to(device)
         return found
 
     return made
 
 
-def _of(name: str, **parts: Any) -> Callable[..., Any]:
-    """Makes pipelines of a class of diffusers, with nothing in them but transformer and scheduler."""
-
-    def make(*transformers: Any) -> Any:
-        import diffusers
-
-        kind = getattr(diffusers, name, None)
-        if kind is None:
-            raise UnicpError(f"diffusers {diffusers.__version__} has no {name}; update it")
-        given = {key: value() if key == "scheduler" else value for key, value in parts.items()}
-        missing = {"tokenizer": None, "text_encoder": None, "vae": None}
-        second = {"transformer_2": transformers[1]} if len(transformers) > 1 else {}
-        return kind(**{**missing, **given, "transformer": transformers[0], **second})
-
-    return make
+def _having(**parts: Any) -> Callable[[Any], dict[str, Any]]:
+    """Parts of a pipeline; its scheduler is made anew for each."""
+    return lambda transformer: {key: value() if key == "scheduler" else value for key, value in parts.items()}
 
 
 def _unipc(shift: float) -> Callable[[], Any]:
@@ -170,18 +193,16 @@ def _hunyuan_embeddings(transformer: Any, device: Any) -> dict[str, Any]:
     }
 
 
-def _hunyuan15(transformer: Any) -> Any:
+def _hunyuan15(transformer: Any) -> dict[str, Any]:
     from diffusers.guiders import ClassifierFreeGuidance
 
-    make = _of(
-        "HunyuanVideo15Pipeline",
-        scheduler=_euler(shift=7.0),
-        vae=Stub(temporal_compression_ratio=4, spatial_compression_ratio=16, config=Stub(latent_channels=32)),
-        text_encoder_2=None,
-        tokenizer_2=None,
-        guider=ClassifierFreeGuidance(guidance_scale=6.0),
-    )
-    return make(transformer)
+    return {
+        "scheduler": _euler(shift=7.0)(),
+        "vae": Stub(temporal_compression_ratio=4, spatial_compression_ratio=16, config=Stub(latent_channels=32)),
+        "text_encoder_2": None,
+        "tokenizer_2": None,
+        "guider": ClassifierFreeGuidance(guidance_scale=6.0),
+    }
 
 
 def _hunyuan15_embeddings(transformer: Any, device: Any) -> dict[str, Any]:
@@ -194,26 +215,30 @@ def _hunyuan15_embeddings(transformer: Any, device: Any) -> dict[str, Any]:
     return found
 
 
-def _ltx2(transformer: Any) -> Any:
+def _ltx2(transformer: Any) -> dict[str, Any]:
     one, none = torch.ones(1), torch.zeros(1)
-    sound = Stub(mel_bins=64, latent_channels=8, sample_rate=16000, mel_hop_length=160)
-    make = _of(
-        "LTX2Pipeline",
-        scheduler=_euler(),
-        vae=Stub(
+    channels, compression = 8, 4
+    bins = transformer.config.audio_in_channels // channels * compression
+    sound = Stub(mel_bins=bins, latent_channels=channels, sample_rate=16000, mel_hop_length=160)
+    return {
+        "scheduler": _euler()(),
+        "vae": Stub(
             spatial_compression_ratio=32,
             temporal_compression_ratio=8,
             latents_mean=none,
             latents_std=one,
             config=Stub(scaling_factor=1.0),
         ),
-        audio_vae=Stub(
-            mel_compression_ratio=4, temporal_compression_ratio=4, latents_mean=none, latents_std=one, config=sound
+        "audio_vae": Stub(
+            mel_compression_ratio=compression,
+            temporal_compression_ratio=4,
+            latents_mean=none,
+            latents_std=one,
+            config=sound,
         ),
-        connectors=_Connectors(),
-        vocoder=None,
-    )
-    return make(transformer)
+        "connectors": _Connectors(),
+        "vocoder": None,
+    }
 
 
 class _Connectors:
@@ -238,9 +263,7 @@ def _cogvideox_scheduler() -> Any:
     )
 
 
-def _open_sora(transformer: Any) -> Any:
-    pipeline = importlib.import_module("zoo.open_sora").OpenSoraPipeline
-
+def _open_sora(transformer: Any) -> dict[str, Any]:
     class Words:
         def __call__(self, prompts: list[str], max_length: int, **_: Any) -> Any:
             ids = torch.ones(len(prompts), max_length, dtype=torch.int64)
@@ -253,9 +276,7 @@ def _open_sora(transformer: Any) -> Any:
 
     # 17 frames are 5 latents: 117 frames are 35, as of ratio 3.4; the pipeline takes whole ratios only.
     vae = Stub(spatial_compression_ratio=8, temporal_compression_ratio=4)
-    return pipeline(
-        tokenizer=Words(), text_encoder=Encoder(), vae=vae, transformer=transformer, scheduler=_euler(shift=3.0)()
-    )
+    return {"tokenizer": Words(), "text_encoder": Encoder(), "vae": vae, "scheduler": _euler(shift=3.0)()}
 
 
 MODELS = {
@@ -266,7 +287,8 @@ MODELS = {
             source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             kind="WanTransformer3DModel",
             config={**WAN, "num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
-            pipeline=_of("WanPipeline", scheduler=_unipc(3.0)),
+            pipeline="WanPipeline",
+            parts=_having(scheduler=_unipc(3.0)),
             embeddings=WAN_EMBEDDINGS,
             sizes=SIZES,
             frames=81,
@@ -277,7 +299,8 @@ MODELS = {
             source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
             kind="WanTransformer3DModel",
             config=WAN_14B,
-            pipeline=_of("WanPipeline", scheduler=_unipc(5.0)),
+            pipeline="WanPipeline",
+            parts=_having(scheduler=_unipc(5.0)),
             embeddings=WAN_EMBEDDINGS,
             sizes=SIZES,
             frames=81,
@@ -288,7 +311,8 @@ MODELS = {
             source="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
             kind="WanTransformer3DModel",
             config=WAN_14B,
-            pipeline=_of("WanPipeline", scheduler=_unipc(3.0), boundary_ratio=0.875),
+            pipeline="WanPipeline",
+            parts=_having(scheduler=_unipc(3.0), boundary_ratio=0.875),
             embeddings=WAN_EMBEDDINGS,
             sizes=SIZES,
             frames=81,
@@ -318,7 +342,8 @@ MODELS = {
                 "rope_theta": 256.0,
                 "rope_axes_dim": (16, 56, 56),
             },
-            pipeline=_of("HunyuanVideoPipeline", scheduler=_euler(shift=7.0), text_encoder_2=None, tokenizer_2=None),
+            pipeline="HunyuanVideoPipeline",
+            parts=_having(scheduler=_euler(shift=7.0), text_encoder_2=None, tokenizer_2=None),
             embeddings=_hunyuan_embeddings,
             sizes={"480p": (848, 480), "720p": (1280, 720)},
             frames=129,
@@ -329,7 +354,8 @@ MODELS = {
             source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
             kind="HunyuanVideo15Transformer3DModel",
             config={},
-            pipeline=_hunyuan15,
+            pipeline="HunyuanVideo15Pipeline",
+            parts=_hunyuan15,
             embeddings=_hunyuan15_embeddings,
             sizes={"480p": (848, 480), "720p": (1280, 720)},
             frames=121,
@@ -339,7 +365,8 @@ MODELS = {
             source="Lightricks/LTX-Video",
             kind="LTXVideoTransformer3DModel",
             config={},
-            pipeline=_of("LTXPipeline", scheduler=_euler()),
+            pipeline="LTXPipeline",
+            parts=_having(scheduler=_euler()),
             embeddings=_pairs(128, lambda model: model.config.caption_channels, "prompt_attention_mask"),
             sizes={"480p": (704, 480), "720p": (1280, 704)},
             frames=161,
@@ -350,7 +377,8 @@ MODELS = {
             source="Lightricks/LTX-2",
             kind="LTX2VideoTransformer3DModel",
             config={"perturbed_attn": True},
-            pipeline=_ltx2,
+            pipeline="LTX2Pipeline",
+            parts=_ltx2,
             embeddings=_pairs(1024, lambda model: model.config.caption_channels, "prompt_attention_mask"),
             sizes={"480p": (768, 512), "720p": (1280, 704)},
             frames=121,
@@ -368,8 +396,9 @@ MODELS = {
                 "time_embed_dim": 512,
                 "use_rotary_positional_embeddings": True,
             },
-            pipeline=_of("CogVideoXPipeline", scheduler=_cogvideox_scheduler),
-            embeddings=_pairs(226, lambda model: model.config.text_embed_dim),
+            pipeline="CogVideoXPipeline",
+            parts=_having(scheduler=_cogvideox_scheduler),
+            embeddings=_pairs("max_text_seq_length", lambda model: model.config.text_embed_dim),
             sizes={"480p": (720, 480), "720p": (1360, 768)},
             frames=49,
             call={"guidance_scale": 6.0},
@@ -379,7 +408,8 @@ MODELS = {
             source="genmo/mochi-1-preview",
             kind="MochiTransformer3DModel",
             config={},
-            pipeline=_of("MochiPipeline", scheduler=_euler(invert_sigmas=True)),
+            pipeline="MochiPipeline",
+            parts=_having(scheduler=_euler(invert_sigmas=True)),
             embeddings=_pairs(256, lambda model: model.config.text_embed_dim, "prompt_attention_mask", torch.bool),
             sizes={"480p": (848, 480), "720p": (1280, 720)},
             frames=163,
@@ -397,7 +427,8 @@ MODELS = {
                 "in_channels": 4,
                 "caption_channels": 4096,
             },
-            pipeline=_open_sora,
+            pipeline="zoo.open_sora:OpenSoraPipeline",
+            parts=_open_sora,
             embeddings=lambda model, device: {"prompt": "", "max_sequence_length": 300},
             sizes={"480p": (848, 480), "720p": (1280, 720)},
             frames=117,
@@ -420,6 +451,9 @@ def published(name: str) -> Published:
     return MODELS[name]
 
 
+UNICP = "unicp, all"
+
+
 def configs() -> dict[str, Config]:
     """What a rehearsal tries where no method is named: one config of each, at its defaults or about twice as fast."""
     return {
@@ -427,5 +461,5 @@ def configs() -> dict[str, Config]:
         "budget": BudgetConfig(target_speedup=2),
         "adacache": AdaCacheConfig(),
         "unicp, self-attention": UniCPConfig(target_speedup=1.4, delta_cross=0, delta_mlp=0, pcas=False),
-        "unicp, all": UniCPConfig(target_speedup=2, pcas=False),
+        UNICP: UniCPConfig(target_speedup=2, pcas=False),
     }

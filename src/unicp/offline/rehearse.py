@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from ..engine.report import SessionReport, readable_bytes
-from ..errors import UnicpError, UnicpWarning
+from ..errors import UnicpError, UnicpWarning, first_line
 from ..hosts.diffusers.components import DENOISERS
 from ..hosts.diffusers.session import accelerate
 from ..policies.config import Config
 from ..policies.unicp import UniCPConfig
 from ..specs import find_spec
 from .pretend import DEVICE, Device, Pretend, Read, Replayed, Unfilled, Work, by_place
-from .published import Published
+from .published import UNICP, Published
+from .published import configs as published_configs
 
 KINDS = {
     "self_attention": "self-attention",
@@ -157,12 +158,13 @@ def rehearse(
         device: the accelerator of the projection.
         change: relative change per denoising step that measurements are assumed to show.
         memory: bytes of the accelerator's memory. If given, UniCP is also tried with what weights and activations leave
-            of it.
+            of it: the last of its configs that is given, or else the published one of all kinds of units.
         pipe: a pipeline of the model on the pretended device, if there is one already.
         on_run: called with the name of the run that comes next.
 
     Raises:
-        UnicpError: a method is refused on this model, or a tensor of another device is in the way.
+        UnicpError: the model does not run at this size, a method is refused on it, or a tensor of another device is in
+            the way.
     """
     if pipe is None:
         on_run("building")
@@ -174,7 +176,14 @@ def rehearse(
     on_run("unaccelerated")
     few = min(steps, 2)
     # Every step costs the same, so two are enough; where there are two denoisers, each gets one.
-    idle = stage.run(call, few)
+    try:
+        idle = stage.run(call, few)
+    except UnicpError:
+        raise
+    except Exception as error:
+        raise UnicpError(
+            f"{model.name} does not run at {width}x{height}, {frames} frames: {first_line(error)}"
+        ) from error
     work = Work(idle.work.flops * steps // few, idle.work.bytes * steps // few, idle.work.seconds * steps / few)
     if memory is not None:
         room = memory - stage.weights - idle.peak
@@ -183,25 +192,22 @@ def rehearse(
                 f"{model.name} takes {readable_bytes(stage.weights + idle.peak)} without any method; "
                 f"{readable_bytes(memory)} will not do"
             )
-        limited = UniCPConfig(delta_mlp=UniCPConfig().delta, pcas=False, max_cache_bytes=room)
-        configs = {**configs, f"unicp in {memory / 1e9:.0f} GB": limited}
+        given = [config for config in configs.values() if isinstance(config, UniCPConfig)]
+        limited = given[-1] if given else published_configs()[UNICP]
+        limited_name = f"unicp in {memory / 1e9:g} GB"
+        configs = {**configs, limited_name: limited.replace(max_cache_bytes=room)}
     methods = {}
     kinds: dict[str, int] = {}
     for name, config in configs.items():
         on_run(name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnicpWarning)  # the figures show it if a method never acted
-            session = accelerate(pipe, config)
-            try:
-                done = stage.run(call, steps)
-                with stage.pretend:  # the last step's measurements are fetched only now
-                    report = session.report()
-                spent = _by_kind(session, report)
-                if not kinds:
-                    kinds = _whole_by_kind(session, report)
-            finally:
-                session.restore()
-        _check(done, report)
+        tried = _tried(stage, config, call, steps)
+        if memory is not None and name == limited_name:
+            # What is kept besides units' outputs, and what measuring takes, is known only now.
+            while (over := stage.weights + tried.done.peak - memory) > 0 and room > 1:
+                room = max(1, room - max(over, room // 16))
+                tried = _tried(stage, limited.replace(max_cache_bytes=room), call, steps)
+        done, report, spent = tried.done, tried.report, tried.by_kind
+        kinds = kinds or tried.whole_by_kind
         seen = list(stage.pretend.reads)
         ours = [read for read in seen if read.ours]
         methods[name] = Figures(
@@ -282,6 +288,30 @@ class _Stage:
             self.pipe(**call, num_inference_steps=steps, output_type="latent", generator=generator)
         self.branches = max(1, round(pretend.calls / steps))
         return _Run(pretend.work.minus(before), pretend.memory.peak - held, list(pretend.reads))
+
+
+@dataclass(frozen=True)
+class _Tried:
+    done: _Run
+    report: SessionReport
+    by_kind: dict[str, int]
+    whole_by_kind: dict[str, int]
+
+
+def _tried(stage: _Stage, config: Config, call: Mapping[str, Any], steps: int) -> _Tried:
+    """Run a method."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnicpWarning)  # the figures show it if a method never acted
+        session = accelerate(stage.pipe, config)
+        try:
+            done = stage.run(call, steps)
+            with stage.pretend:  # the last step's measurements are fetched only now
+                report = session.report()
+            tried = _Tried(done, report, _by_kind(session, report), _whole_by_kind(session, report))
+        finally:
+            session.restore()
+    _check(done, report)
+    return tried
 
 
 def _check(done: _Run, report: SessionReport) -> None:

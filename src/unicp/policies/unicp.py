@@ -400,8 +400,9 @@ class UniCPPolicy(Policy):
         said = self.inner.notes() if self.inner is not None else []
         target = self.target
         if target is not None and target.reachable is not None and target.reachable < 0.97 * target.speedup:
+            more = "max_window" if self.config.max_cache_bytes is None else "max_cache_bytes or max_window"
             said.append(
-                f"target_speedup={target.speedup:g}: no more than {target.reachable:.2f} can be had; raise max_window, "
+                f"target_speedup={target.speedup:g}: no more than {target.reachable:.2f} can be had; raise {more}, "
                 "or let more kinds of units be filled"
             )
         if self.config.profile is None and self.config.pcas and self.config.delta_prune > 0:

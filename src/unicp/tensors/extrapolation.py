@@ -116,7 +116,8 @@ def firmness(weight: float, left: float, newest: float) -> float:
 def extrapolate(values: Sequence[Any], factors: Sequence[float], part: Any = None) -> Any:
     """``sum_j factors[j] * values[j]``, accumulated in float32 (or wider) and returned in the values' dtype.
 
-    A single value with weight one is returned as it is, so plain reuse is exact and costs nothing.
+    A single value with weight one is returned as it is, so plain reuse is exact and costs nothing. A line through two
+    values is one kernel without wide copies: at video sizes memory traffic is what forecasts of units cost.
 
     Args:
         values: tensors of one shape (B, ...).
@@ -125,6 +126,8 @@ def extrapolate(values: Sequence[Any], factors: Sequence[float], part: Any = Non
     """
     if len(values) == 1 and factors[0] == 1.0:
         return values[0]
+    if part is None and len(values) == len(factors) == 2 and abs(factors[0] + factors[1] - 1.0) < 1e-9:
+        return torch.lerp(values[1], values[0], factors[0])  # which accumulates in float32 by itself
     wide = torch.promote_types(values[0].dtype, torch.float32)
     total = values[0].to(wide) * factors[0]
     for value, factor in zip(values[1:], factors[1:], strict=True):

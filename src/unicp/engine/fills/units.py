@@ -12,8 +12,8 @@ import torch
 from ...errors import UnicpError
 from ...policies.base import FILLED, Decision, Policy, Step
 from ...policies.unit_errors import UnitErrors
+from ...tensors import metrics
 from ...tensors.groups import summed
-from ...tensors.metrics import distance_sums
 from ..report import readable_bytes
 from ..slicing.attention import SlicedAttention
 from ..slicing.maps import MapAttention
@@ -44,7 +44,7 @@ def output_change(new: Any, old: Any, batch: int) -> Any:
     difference: Any = 0.0
     size: Any = 0.0
     for a, b in zip(parts(new), parts(old), strict=True):
-        apart, much = distance_sums(a.reshape(batch, -1), b.reshape(batch, -1))
+        apart, much = metrics.distance_sums(a.reshape(batch, -1), b.reshape(batch, -1))
         difference = difference + apart
         size = size + much
     return torch.stack([difference, size])
