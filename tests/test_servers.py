@@ -197,3 +197,11 @@ def test_the_real_server_finds_the_plug_in(server: str, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0 and "as found in the wheel" in done.stdout, done.stderr[-3000:]
+
+
+def test_the_plug_ins_are_found_without_importing_anything_heavy() -> None:
+    lines = (
+        "import sys, unicp.hosts.sglang, unicp.hosts.vllm_omni; print({'torch', 'numpy', 'diffusers'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr

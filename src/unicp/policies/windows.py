@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .base import Step
-from .plans import step_plan
 from .unit_errors import Rows, UnitErrors, error_after, shared_error
 
 THRESHOLDS = tuple(10 ** (exponent / 24) for exponent in range(-96, 49))
@@ -190,7 +189,9 @@ class Target:
 
     def _planned(self, steps: int, first: int, computed: int) -> tuple[int, ...]:
         """The steps to compute, so many of them; more where gaps would be wider than they may be."""
-        plan = step_plan.fronted(steps - first, computed, self.cooldown).compute
+        from .plans.step_plan import fronted
+
+        plan = fronted(steps - first, computed, self.cooldown).compute
         found = []
         for a, b in zip(plan, (*plan[1:], steps - first), strict=True):
             parts = math.ceil((b - a) / (self.max_window + 1))
