@@ -15,7 +15,7 @@ import unicp
 from tests.contract import quietly
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig
-from unicp.policies.plans.step_plan import LONG_RUN_STEPS, MIN_COMPUTED_FOR_GROWING, affordable, untuned
+from unicp.policies.plans.step_plan import MAX_EVEN_STEPS, MIN_COMPUTED_FOR_GROWING, affordable, untuned
 
 WAN = FAMILIES["wan"]
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -152,7 +152,7 @@ def test_eulers_own_noise_levels_are_no_uneven_list(steps: int, shift: float) ->
     scheduler.set_timesteps(steps)
     plan = untuned(scheduler.sigmas.tolist()[:-1], steps // 2)
     gaps = [b - a for a, b in zip(plan.compute, plan.compute[1:], strict=False)]
-    assert max(gaps) <= 4 and (gaps[0] == 1 or (steps < LONG_RUN_STEPS and shift >= 5))
+    assert max(gaps) <= 4 and (gaps[0] == 1 or (steps // 2 < MAX_EVEN_STEPS and shift >= 5))
 
 
 def test_a_last_step_too_short_to_matter_is_skipped() -> None:
