@@ -84,8 +84,11 @@ class Meter:
         return self._counter is not None
 
     def cost(self, branch: str) -> Cost:
-        """What the call costs in full: one that only ever ran in part, as the last of its branch did."""
-        return self._costs.get(self._key) or self._latest.get(branch) or next(iter(self._latest.values()), Cost())
+        """What the call of this branch costs in full. One that only ever ran in part, or that is not the call which was
+        begun, costs as much as the last of its branch did.
+        """
+        known = self._costs.get(self._key) if self._key[:1] == (branch,) else None
+        return known or self._latest.get(branch) or next(iter(self._latest.values()), Cost())
 
     def count(self, branch: str, run: Callable[[], Any]) -> Any:
         """Run a call in full, for the first time, and note what it costs."""

@@ -310,22 +310,23 @@ def _tried(stage: _Stage, config: Config, call: Mapping[str, Any], steps: int) -
             tried = _Tried(done, report, _by_kind(session, report), _whole_by_kind(session, report))
         finally:
             session.restore()
-    _check(done, report)
+    _check(tried)
     return tried
 
 
-def _check(done: _Run, report: SessionReport) -> None:
-    """Check that the report counts what has run.
+def _check(tried: _Tried) -> None:
+    """Check that the report counts what has run, in all and by kind.
 
     Raises:
         UnicpError: it differs by more than 1%.
     """
-    off = abs(report.operations - done.work.flops)
-    if off > 0.01 * done.work.flops:
-        raise UnicpError(
-            f"the report says {report.operations:.4g} operations, and {done.work.flops:.4g} were seen; this is a fault "
-            "of unicp, please report it"
-        )
+    seen = tried.done.work.flops
+    for counted in (tried.report.operations, sum(tried.by_kind.values())):
+        if abs(counted - seen) > 0.01 * seen:
+            raise UnicpError(
+                f"the report says {counted:.4g} operations, and {seen:.4g} were seen; this is a fault of unicp, please "
+                "report it"
+            )
 
 
 def _by_kind(session: Any, report: SessionReport) -> dict[str, int]:
