@@ -39,8 +39,7 @@ def rows(made: rehearse.Rehearsal) -> dict[str, Any]:
         "weights_bytes": made.weights_bytes,
         "methods": {
             name: {
-                "operations": sum(each.operations.values()),
-                "by_kind": {kind: count for kind, count in each.operations.items() if count},
+                "giga_operations": {kind: round(count / 1e9) for kind, count in each.operations.items() if count},
                 "computed_fraction": round(each.computed_fraction, 4),
                 "speedup": round(each.speedup, 3),
                 "kept_bytes": each.kept_bytes,
@@ -90,10 +89,11 @@ def page() -> str:
             "| | | | | | | |"
         )
         for name, row in each["methods"].items():
-            whole = row["operations"] or 1
-            attention = row["by_kind"].get("self-attention", 0) / whole
+            kinds = row["giga_operations"]
+            whole = sum(kinds.values())
+            attention = kinds.get("self-attention", 0) / (whole or 1)
             lines.append(
-                f"| | {name} | {row['operations'] / 1e15:.1f} | {row['computed_fraction']:.0%} | {attention:.0%} "
+                f"| | {name} | {whole / 1e6:.1f} | {row['computed_fraction']:.0%} | {attention:.0%} "
                 f"| {readable_bytes(row['kept_bytes'])} | {readable_bytes(row['peak_bytes'])} | {row['reads']} "
                 f"| {row['speedup']:.2f}x |"
             )

@@ -176,7 +176,7 @@ class Forecasting(torch.nn.Module):
         r, before = older[0]
         distance = (s - sigma) / (r - s)  # in spacings
         factor = distance * damping ** max(0.0, distance - 1)
-        return (newest * round(1 + factor, 12)).add(before, alpha=-round(factor, 12))
+        return torch.lerp(before, newest, round(1 + factor, 12))  # before + (1 + factor) * (newest - before)
 
     def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
         together = self.window[0]

@@ -22,8 +22,8 @@ def distance_sums(new: Any, old: Any) -> tuple[Any, Any]:
     """
     sums = []
     for a, b in zip(new.split(CHUNK, dim=1), old.split(CHUNK, dim=1), strict=True):
-        # One wide copy, and |b| in the precision that b has, where it is exact.
-        sums.append(((a.float() - b).abs_().sum(1, dtype=torch.float32), b.abs().sum(1, dtype=torch.float32)))
+        b = b.float()
+        sums.append(((a.float() - b).abs_().sum(1), b.abs().sum(1)))
     if len(sums) == 1:
         return sums[0]
     difference, size = (torch.stack(each).sum(0) for each in zip(*sums, strict=True))
