@@ -11,6 +11,7 @@ a step longer. The result is given as a share of the whole demo model's step, me
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from itertools import pairwise
 from typing import Any
@@ -39,11 +40,8 @@ def step_seconds(pipe: Any, prompt: str, config: Config | None = None) -> list[f
         return tensors
 
     call = {**common.CALL, "generator": torch.Generator().manual_seed(0), "output_type": "latent"}
-    if config is None:
+    with unicp.accelerate(pipe, config) if config is not None else contextlib.nullcontext():
         pipe(prompt, **call, callback_on_step_end=ended)
-    else:
-        with unicp.accelerate(pipe, config):
-            pipe(prompt, **call, callback_on_step_end=ended)
     return [after - before for before, after in pairwise(ends)]
 
 

@@ -42,8 +42,8 @@ def block() -> str:
             f"unaccelerated; {racing.SPEED:g}× as fast with `{ours.method}`, our default; {racing.SPEED:g}× as fast "
             f"with {peer.method}, of diffusers, the closest of the caches that we did not write. Below, what each of "
             f"the two changed, {racing.GAIN} times as strong. Clocks are medians over {count} captions. We chose the "
-            "caption "
-            "on which our lead over that cache is neither large nor small: half of the captions have a larger one.*",
+            "caption on which our lead over that cache is neither large nor small: half of the captions have a larger "
+            "one.*",
             WIDTH,
         ),
         "",
@@ -57,8 +57,8 @@ def block() -> str:
             f"{means['adacache-forecast']:.1f} dB. Above 40 dB differences are hard to see, so the lead shows at "
             f"higher speeds: at 3×, {further[ours.method]:.1f} dB against {further['fewer-steps']:.1f} dB with fewer "
             f"steps, and in the worst captions. These are means over {count} captions that the model never saw. The "
-            "model is small and ran on a CPU: the figures show how the "
-            "methods behave, not what a 14-billion-parameter model does on a GPU, where nothing has been measured yet.",
+            "model is small and ran on a CPU: the figures show how the methods behave, not what a "
+            "14-billion-parameter model does on a GPU, where nothing has been measured yet.",
             WIDTH,
         ),
         "[Results](docs/results.md) has every table, the worst captions, other schedulers, and the cases that we lose.",

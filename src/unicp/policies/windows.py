@@ -175,7 +175,7 @@ class Target:
             if not self.plan:
                 before = here.index - first  # all computed
                 self.plan = self._planned(steps, first, before + max(math.floor(min(computed, steps) + 1e-6), 0))
-                self._reach(sum(step >= here.index for step in self.plan), computed, here, steps, first)
+                self._reach(self.plan, computed, here, steps, first)
             return next((step for step in self.plan if step >= here.index), steps)
         error = self._calibrated(window, places)
         start = window.anchors[0].index
@@ -184,7 +184,7 @@ class Target:
             found = self._played(start, spacing, steps, error, threshold)
             if sum(step >= here.index for step in found) <= computed + 1e-6:
                 break
-        self._reach(sum(step >= here.index for step in found), computed, here, steps, first)
+        self._reach(found, computed, here, steps, first)
         return found[0] if found else steps
 
     def _planned(self, steps: int, first: int, computed: int) -> tuple[int, ...]:
@@ -198,8 +198,9 @@ class Target:
             found += [first + a + (b - a) * part // parts for part in range(parts)]
         return tuple(found)
 
-    def _reach(self, needed: int, computed: float, here: Place, steps: int, first: int) -> None:
-        """Note the speed that is possible, where more steps are needed than can be computed at the speed asked for."""
+    def _reach(self, planned: Sequence[int], computed: float, here: Place, steps: int, first: int) -> None:
+        """Note the speed that is possible, where more steps are planned than can be computed at the speed asked for."""
+        needed = sum(step >= here.index for step in planned)
         if needed > computed + 1e-6 and self.reachable is None:
             total = self.spent + needed * self.saved + (steps - here.index) * (1 - self.saved)
             self.reachable = (steps - first) / total
