@@ -6,9 +6,10 @@ A new config type is one new entry in ``CASES``; ``test_contract.py`` fails by n
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 import unicp
 from tests.tiny import FAMILIES, Family, denoisers
@@ -120,13 +122,12 @@ one left in another layout, and one call for both branches; two lists of blocks 
 """
 
 
-def marked(family: str, *more: str) -> Any:
-    """A parameter of a test that is run for every primary family: all but :data:`FULL` are slow."""
-    return pytest.param(family, *more, marks=() if family in FULL else pytest.mark.slow, id="-".join((family, *more)))
-
-
-PRIMARY = [marked(name) for name, family in FAMILIES.items() if family.primary]
-"""Families that every case and every test is run for."""
+PRIMARY = [
+    pytest.param(name, marks=() if name in FULL else pytest.mark.slow)
+    for name, family in FAMILIES.items()
+    if family.primary
+]
+"""Families that every case and every test is run for; quick are :data:`FULL`."""
 
 _AGAIN = {family.name for family in VARIANTS}
 ONCE = [pytest.param(name, marks=pytest.mark.slow if name in _AGAIN else ()) for name in FAMILIES]
@@ -167,9 +168,38 @@ def quick_cases_of(family: str) -> list[str]:
     return [name for name in all_cases_of(family) if name in chosen]
 
 
+def covering(*axes: Iterable[str]) -> list[Any]:
+    """Parameters of a test for all combinations of values: quick are so few that each value is in one, the rest slow.
+
+    For values that have little to do with each other.
+    """
+    values = [list(axis) for axis in axes]
+    longest = max(map(len, values))
+    chosen: set[tuple[str, ...]] = set()
+    turn = itertools.count()
+    while any({each[place] for each in chosen} < set(axis) for place, axis in enumerate(values)):
+        at = rest = next(turn)
+        picked = []
+        for axis in values:  # the longest goes round at each turn, the others count as digits do
+            place, rest = (at % longest, rest) if len(axis) == longest else (rest % len(axis), rest // len(axis))
+            picked.append(axis[place])
+        chosen.add(tuple(picked))
+    return [
+        pytest.param(*each, marks=() if each in chosen else pytest.mark.slow, id="-".join(each))
+        for each in itertools.product(*values)
+    ]
+
+
 # One of each kind of filling, for the tests whose subject is the engine and not the config.
 FEW = ("adacache-residual", "adacache-forecast", "schedule-linear")
-FEW_PAIRS = [marked(family, name) for family in FAMILIES for name in FEW if FAMILIES[family].primary]
+_FEW = dict(zip(FULL, FEW, strict=True))
+FEW_PAIRS = [
+    pytest.param(family, name, marks=() if _FEW.get(family) == name else pytest.mark.slow, id=f"{family}-{name}")
+    for family in FAMILIES
+    for name in FEW
+    if FAMILIES[family].primary
+]
+"""Each filling on each primary family; quick is each once, on one of :data:`FULL`."""
 
 
 def case(name: str) -> Case:
@@ -299,10 +329,21 @@ class Runs:
     acting_warnings: list[str] = field(default_factory=list)
 
 
+class _NoModules(ModuleTracker):
+    """Tracks none: which module runs is asked of hooks below, and tracking all takes as long as the run itself."""
+
+    def __enter__(self) -> ModuleTracker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+
 @contextmanager
 def operations(modules: list[torch.nn.Module]) -> Iterator[list[int]]:
     """Floating-point operations inside of the calls of these modules, as torch itself counts them."""
     counter, found, before = FlopCounterMode(display=False, depth=1, custom_mapping=EXTRA), [0], [0]
+    counter.mod_tracker = _NoModules()
 
     def enter(*_: Any) -> None:
         before[0] = counter.get_total_flops()

@@ -74,6 +74,7 @@ def test_what_is_new_is_timed_against_the_machine_of_its_own_hour(
     assert again.beside(before)["loop_seconds"] == 1.0
 
 
+@pytest.mark.slow
 def test_the_benchmark_takes_over_what_it_does_not_measure(pipe: Any) -> None:
     old, new, other = (
         unicp.compare(pipe, methods, PROMPTS[:1], seed=seed, progress=False, **CALL)

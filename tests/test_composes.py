@@ -10,7 +10,7 @@ import torch
 from diffusers.models import attention_dispatch
 
 import unicp
-from tests.contract import actions, case, config_on, plain, quietly
+from tests.contract import actions, case, config_on, covering, plain, quietly
 from tests.tiny import FAMILIES
 
 WAN = FAMILIES["wan"]
@@ -61,8 +61,9 @@ def own_attention_backend() -> Iterator[None]:
     attention_dispatch._AttentionBackendRegistry._active_backend = before
 
 
-@pytest.mark.parametrize("name", ["adacache-residual", "schedule-linear", "unicp-online", "unicp-switch"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("change", "name"), covering(CHANGES, ["adacache-residual", "schedule-linear", "unicp-online", "unicp-switch"])
+)
 def test_before_or_after(change: str, name: str) -> None:
     apply, differs = CHANGES[change]
     made = []

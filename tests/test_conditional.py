@@ -181,7 +181,7 @@ def test_a_profile_keeps_them_and_one_that_is_damaged_is_refused() -> None:
 # --- who offers them --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "apart"), [("wan", True), ("ltx", False)])
+@pytest.mark.parametrize(("family", "apart"), [("wan", True), pytest.param("ltx", False, marks=pytest.mark.slow)])
 def test_tune_tries_them_where_the_branches_are_called_apart(
     family: str, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

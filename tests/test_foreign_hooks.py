@@ -15,7 +15,7 @@ from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
 
 import unicp
-from tests.contract import OTHERS, actions, case, config_on, fresh, plain, quietly, traces
+from tests.contract import OTHERS, actions, case, config_on, covering, fresh, plain, quietly, traces
 from tests.family import OLDER
 from tests.tiny import FAMILIES
 
@@ -300,14 +300,12 @@ PUTS: dict[str, Callable[[Any], None]] = {
 }
 
 
-@pytest.mark.parametrize("ours_first", [True, False], ids=["ours-first", "theirs-first"])
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == NAMES[0] else pytest.mark.slow) for name in NAMES] + ["unicp-switch"],
+    ("theirs", "order", "name"),
+    covering(PUTS, ["ours-first", "theirs-first"], ["adacache-residual", "unicp-switch", "schedule-linear"]),
 )
-@pytest.mark.parametrize("put", PUTS.values(), ids=PUTS)
-def test_hooks_that_diffusers_brings(put: Callable[[Any], None], name: str, ours_first: bool) -> None:
-    pipe = WAN.build()
+def test_hooks_that_diffusers_brings(theirs: str, order: str, name: str) -> None:
+    pipe, put = WAN.build(), PUTS[theirs]
     put(pipe.transformer)
     expected_plain = WAN.generate(pipe)
     session = unicp.accelerate(pipe, config_on("wan", name))
@@ -315,7 +313,7 @@ def test_hooks_that_diffusers_brings(put: Callable[[Any], None], name: str, ours
     expected_actions = actions(session.report())
 
     pipe = WAN.build()
-    if ours_first:
+    if order == "ours-first":
         session = unicp.accelerate(pipe, config_on("wan", name))
         put(pipe.transformer)
     else:

@@ -173,7 +173,7 @@ def winning(monkeypatch: pytest.MonkeyPatch, by_steps: None) -> None:
 
 
 @pytest.mark.usefixtures("winning")
-@pytest.mark.parametrize("measured", [False, True], ids=["online", "calibrated"])
+@pytest.mark.parametrize("measured", [pytest.param(False, marks=pytest.mark.slow), True], ids=["online", "calibrated"])
 def test_tune_offers_them_and_the_budget_plays_them(measured: bool, calibrated: Path, tmp_path: Path) -> None:
     profile = tuned(str(calibrated) if measured else INSIDE)
     assert any("UniCP inside" in name for name in profile.metadata["chosen"].values())

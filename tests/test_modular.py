@@ -10,7 +10,7 @@ from diffusers.guiders import SkipLayerGuidance
 from diffusers.hooks import LayerSkipConfig
 
 import unicp
-from tests.contract import actions, case, quietly, traces
+from tests.contract import actions, case, covering, quietly, traces
 from tests.family import part
 from tests.tiny_modular import MODULAR, assembled
 
@@ -33,9 +33,9 @@ def _run(pipe: Any, kind: Any, steps: int = 10) -> torch.Tensor:
     return made
 
 
-@kinds
-@pytest.mark.parametrize("name", NAMES)
-def test_a_modular_pipeline_is_accelerated(kind: Any, name: str) -> None:
+@pytest.mark.parametrize(("name", "of"), covering(NAMES, MODULAR))
+def test_a_modular_pipeline_is_accelerated(name: str, of: str) -> None:
+    kind = MODULAR[of]
     pipe = kind.build()
     before = traces(pipe.transformer)
     plain = _run(pipe, kind)

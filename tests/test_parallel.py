@@ -101,6 +101,7 @@ def test_branches_of_guidance_on_two_processes(scenario: str, tmp_path: Path) ->
         assert decided(first["torn alone"]["actions"]) != decided(second["torn alone"]["actions"])
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_its_partner_too(tmp_path: Path) -> None:
     """What diffusers and torch do, and unicp does not stand in the way of: an error on both, in bounded time."""
     found = processes("failing", tmp_path)

@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 import unicp
-from tests.contract import case, quietly
+from tests.contract import case, covering, quietly
 from tests.tiny import FAMILIES
 from unicp.engine.solver.response import draws_noise
 
@@ -33,8 +33,7 @@ SAMPLERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
 NAMES = ("adacache-residual", "adacache-forecast", "schedule-linear", "budget-default", "unicp-online", "unicp-switch")
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("sampler", "name"), covering(SAMPLERS, NAMES))
 def test_the_noise_of_a_sampler_is_not_touched(sampler: str, name: str, tmp_path: Path) -> None:
     family, scheduler, more = SAMPLERS[sampler]
     chosen = FAMILIES[family]
