@@ -90,7 +90,7 @@ class Point:
         """
         if not isinstance(timestep, torch.Tensor) or not timestep.numel():
             return None
-        if any(stride and size > 1 for size, stride in zip(timestep.shape, timestep.stride(), strict=True)):
+        if timestep.numel() > 1 and any(n > 1 and s for n, s in zip(timestep.shape, timestep.stride(), strict=True)):
             return None
         try:
             storage = timestep.untyped_storage()

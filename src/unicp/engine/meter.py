@@ -12,7 +12,7 @@ import torch
 from ..policies.base import FILLED
 from ..specs import ATTENTION_KINDS, ModelSpec
 from ..tensors.flops import Counter, scoped
-from ..tensors.private import pytree
+from .arguments import leaves
 
 STACK = "stack"
 Key = tuple[Any, ...]
@@ -74,8 +74,8 @@ class Meter:
 
     def begin(self, branch: str, call: Mapping[str, Any]) -> None:
         """A call begins, with these arguments; what the meter is asked next is of it."""
-        leaves = pytree.tree_leaves(dict(call))
-        self._key = (branch, *(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, torch.Tensor)))
+        given = [leaf for value in call.values() for leaf in leaves(value)]
+        self._key = (branch, *[leaf.shape for leaf in given if isinstance(leaf, torch.Tensor)])
         self.counted = self._key in self._costs
 
     @property

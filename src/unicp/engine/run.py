@@ -211,7 +211,8 @@ class Run:
         """
         self._began = time.perf_counter()
         if self._step is None or step.position != self._step.position:
-            self.settle()
+            if not self.needs.late:
+                self.settle()
             self._decisions.clear()
             self._measuring.clear()
             units = self._parts.units
@@ -401,18 +402,22 @@ class Run:
         return cost.total - cost.stack if self.needs.keep == "stack" else 0
 
     def settle(self) -> None:
-        """Hand the last step's measurements to its policies and records: the one transfer from the device."""
+        """Hand what was measured since this was last called to policies and records: one transfer from the device."""
         pending, self._pending = self._pending, []
+        together = [
+            value.reshape(-1)
+            for *_, scalars, changes in pending
+            for value in (scalars, *[change for _, change in changes.values()])
+            if value is not None
+        ]
+        read = torch.cat([value.to(together[0].device) for value in together]).tolist() if together else []
+        values = iter([None if value != value else value for value in read])
         for policy, step, record, scalars, changes in pending:
-            named = {name: change for name, (_, change) in changes.items() if change is not None}
-            together = ([] if scalars is None else [scalars]) + [change.reshape(1) for change in named.values()]
-            values = [None if value != value else value for value in torch.cat(together).tolist()] if together else []
             if scalars is not None:
-                record.metric, record.motion = values[:2]
-                values = values[2:]
+                record.metric, record.motion = next(values), next(values)
             policy.observe(step, record.metric, record.motion)
-            measured = dict(zip(named, values, strict=True))
-            policy.observe_units(step, {name: (age, measured.get(name)) for name, (age, _) in changes.items()})
+            measured = {n: (age, None if change is None else next(values)) for n, (age, change) in changes.items()}
+            policy.observe_units(step, measured)
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held between calls."""

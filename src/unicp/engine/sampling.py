@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..tensors.private import pytree
+from .arguments import leaves
 
 TRAINING_NOTE = (
     "the denoiser was called {how}: nothing is accelerated there, and such calls run the plain model; sample under "
@@ -31,6 +31,5 @@ def not_sampling(denoiser: Any, call: Mapping[str, Any]) -> str:
 
 
 def _wants_gradient(denoiser: Any, call: Mapping[str, Any]) -> bool:
-    leaves = pytree.tree_leaves(list(call.values()))
-    inputs = any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves)
+    inputs = any(isinstance(x, torch.Tensor) and x.requires_grad for value in call.values() for x in leaves(value))
     return inputs or any(parameter.requires_grad for parameter in denoiser.parameters())

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..tensors.private import pytree
+from .arguments import leaves
 from .clock import version_of, window_of
 
 ARGUMENTS_NOTE = (
@@ -36,13 +36,15 @@ ADAPTER_ATTRIBUTES = ("scaling", "merged_adapters", "_disable_adapters", "_activ
 
 def identity(value: Any) -> Any:
     """A value that changes whenever ``value`` does: for a tensor, its address, layout and version counter."""
+    if isinstance(value, PLAIN_TYPES):
+        return value
     if isinstance(value, torch.Tensor):
         try:
             where: Any = value.data_ptr()
         except (NotImplementedError, RuntimeError):  # a tensor without storage
             where = id(value)
         return where, tuple(value.shape), value.stride(), value.dtype, value.device, version_of(value)
-    return value if isinstance(value, PLAIN_TYPES) else id(value)
+    return id(value)
 
 
 USABLE, DOUBTFUL, STALE = "", "doubtful", "stale"
@@ -128,15 +130,15 @@ class Sources:
         """
         before = self._seen.get(branch)
         anew = before.anew if before is not None else set()
-        leaves = {n: pytree.tree_leaves(v) for n, v in call.items() if n not in self._apart and n not in anew}
-        arguments = {name: tuple([identity(leaf) for leaf in values]) for name, values in leaves.items()}
+        given = {n: leaves(v) for n, v in call.items() if n not in self._apart and n not in anew}
+        arguments = {name: tuple([identity(leaf) for leaf in values]) for name, values in given.items()}
         latents = call.get(self._hidden)
         hidden: tuple[weakref.ref[Any], int | None] | None = None
         layout: tuple[Any, ...] = ()
         if isinstance(latents, torch.Tensor):
             hidden = weakref.ref(latents), version_of(latents)
             layout = (tuple(latents.shape), latents.dtype, latents.device, window_of(latents))
-        held = [leaf for values in leaves.values() for leaf in values]
+        held = [leaf for values in given.values() for leaf in values]
         self._look_beside(branch, position, arguments, latents)
         now = self._seen[branch] = _Seen(arguments, held, hidden, layout, position, anew)
         if before is None:

@@ -152,6 +152,8 @@ class Needs:
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
         cache_bytes: most bytes of units' outputs to keep, for all guidance branches together; ``None`` means no limit.
         leap: let the solver take longer steps, where it can (``Step.leaps``, ``Decision.until``).
+        late: nothing is decided by what is measured, so it is told when the run is over: until then nothing is read
+            from the device.
     """
 
     keep: str
@@ -171,6 +173,7 @@ class Needs:
     map_bytes: int = 0
     cache_bytes: int | None = None
     leap: bool = False
+    late: bool = False
 
     def replace(self, **changes: Any) -> Needs:
         """A copy with other values."""
@@ -201,7 +204,8 @@ class Policy(abc.ABC):
         """Return the decision for this step. It is called once per step, in order."""
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:  # noqa: B027
-        """Take note of what was measured at a computed step. It is called before the next :meth:`decide`.
+        """Take note of what was measured at a computed step. It is called before the next :meth:`decide`, or at the end
+        of the run (``Needs.late``).
 
         Args:
             step: the step that was computed.

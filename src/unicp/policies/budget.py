@@ -287,9 +287,15 @@ class BudgetPolicy(Policy):
 
     def needs(self) -> Needs:
         config = self.config
-        leap = config.leap > 0
         return Needs(
-            keep="output", order=1, check=True, weights=True, correct=config.correct, steadiness=True, leap=leap
+            keep="output",
+            order=1,
+            check=True,
+            weights=True,
+            correct=config.correct,
+            steadiness=True,
+            leap=config.leap > 0,
+            late=config.reserve == 0,
         )
 
     def attach(self, units: Mapping[str, str], protected: Sequence[str], errors: Any) -> None:
@@ -423,12 +429,13 @@ class BudgetPolicy(Policy):
     def _override(self, after: int) -> None:
         """Halve the gap after a computed step, if there is some reserve left.
 
-        A gap that the solver has leapt over cannot be changed any more, so the one after it is halved instead.
+        A gap that the solver has leapt over cannot be changed any more, so the one after it is halved instead. Without a
+        reserve the run is over by now, and it is only counted.
         """
         from .plans.step_plan import halved
 
         assert self._plan is not None
-        changed = halved(self._plan, max(after, self._beyond))
+        changed = halved(self._plan, max(after, self._beyond) if self._reserve else after)
         if changed is self._plan:
             return
         if self._extra < self._reserve:
@@ -451,7 +458,7 @@ class BudgetPolicy(Policy):
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         if change is None or not math.isfinite(change):
             # At the first computed step there is nothing to forecast from.
-            self._blind = len(self._computed) > 1
+            self._blind = step.index != self._computed[0]
             self._broken += self._blind
             return
         expected = self._expected.get(step.index)

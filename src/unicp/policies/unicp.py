@@ -222,11 +222,13 @@ class UniCPPolicy(Policy):
         else:
             inner = Needs(keep="nothing")
         online = config.edcw == "online" or (config.edcw == "profiled" and config.profile is None)
+        measures = online and bool(wanted) and (config.target_speedup is None or config.map_level)
         return inner.replace(
             units=wanted,
             unit_order=1 if config.fill == "forecast" else 0,
             unit_damping=config.damping,
-            unit_changes=online and bool(wanted),
+            unit_changes=measures,
+            late=inner.late and not measures,
             map_bytes=config.map_bytes if config.map_level and config.delta > 0 else 0,
             cache_bytes=config.max_cache_bytes,
         )

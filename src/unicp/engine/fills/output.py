@@ -8,12 +8,13 @@ import torch
 
 from ...policies.base import Decision, Needs, Step
 from ...tensors.private import pytree
+from ..arguments import leaves
 from .kept import Kept
 
 
 def leading(output: Any) -> Any:
     """The first tensor in a denoiser's output: the video's, where there is sound too."""
-    return next(x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor))
+    return next(x for x in leaves(output) if isinstance(x, torch.Tensor))
 
 
 class OutputFill:
@@ -33,16 +34,16 @@ class OutputFill:
 
     def keep(self, step: Step, output: Any) -> Any:
         """Keep a computed output. Returns the output for the solver: itself, or a corrected one."""
-        leaves, self._structure = pytree.tree_flatten(output)
-        given = self.kept.keep(step, leaves, own=False)  # pipelines may change in place what they were given
-        return output if given is leaves else pytree.tree_unflatten(given, self._structure)
+        value, self._structure = pytree.tree_flatten(output)
+        given = self.kept.keep(step, value, own=False)  # pipelines may change in place what they were given
+        return output if given is value else pytree.tree_unflatten(given, self._structure)
 
     def passes(self, step: Step, output: Any, weight: float | None) -> None:
         """Take note of an output some of whose units were filled. See :meth:`Kept.passes`."""
-        self.kept.passes(step, pytree.tree_leaves(output), weight)
+        self.kept.passes(step, leaves(output), weight)
 
     def fill(self, step: Step, decision: Decision, weight: float | None = None) -> Any:
         """The output that stands in at a step, sharing no memory with what is kept. See :meth:`Kept.fill`."""
         held = {id(leaf) for leaf in self.kept.tensors()}
-        leaves = [leaf.clone() if id(leaf) in held else leaf for leaf in self.kept.fill(step, decision, weight)]
-        return pytree.tree_unflatten(leaves, self._structure)
+        value = [leaf.clone() if id(leaf) in held else leaf for leaf in self.kept.fill(step, decision, weight)]
+        return pytree.tree_unflatten(value, self._structure)
