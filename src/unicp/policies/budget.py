@@ -429,8 +429,8 @@ class BudgetPolicy(Policy):
     def _override(self, after: int) -> None:
         """Halve the gap after a computed step, if there is some reserve left.
 
-        A gap that the solver has leapt over cannot be changed any more, so the one after it is halved instead. Without a
-        reserve the run is over by now, and it is only counted.
+        A gap that the solver has leapt over cannot be changed any more, so the one after it is halved instead. Without
+        a reserve the run is over by now, and failures are only counted.
         """
         from .plans.step_plan import halved
 

@@ -45,6 +45,8 @@ class BlockList:
         units: submodules of a block whose output may be kept for later steps while the rest of the block runs, with
             their kind (one of :data:`UNIT_KINDS`), in the order in which they run: ``{"attn1": "self_attention"}``.
             A submodule that is ``None`` in some block (the text's MLP in a last block) is left out there.
+        feeds: units whose output goes nowhere but into another unit, which comes after them: ``{"attn": "proj_out"}``.
+            Where that one is filled, they do not run at all.
         stacked: whether the list is part of the stack that is skipped as a whole. A control branch beside it is not:
             its blocks run whenever the denoiser is called, though the outputs of their units may be kept.
         plain_values: whether the attention processors use values as ``to_v`` returns them and infer the head size from
@@ -57,6 +59,7 @@ class BlockList:
     residuals: Mapping[str, str | None] = field(default_factory=lambda: {"self_attention": None})
     measured: bool = True
     units: Mapping[str, str] = field(default_factory=dict)
+    feeds: Mapping[str, str] = field(default_factory=dict)
     stacked: bool = True
     plain_values: bool = False
 
@@ -71,6 +74,7 @@ class Unit:
         module: the module itself.
         block: position of its block in the stack.
         described: the list that its block belongs to.
+        feeds: name of the unit that alone gets its output (``BlockList.feeds``); empty if there is none.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Unit:
     module: Any
     block: int
     described: BlockList
+    feeds: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +142,14 @@ class ModelSpec:
     def units(self, denoiser: Any) -> list[Unit]:
         """Every unit of every block, in order of execution."""
         return [
-            Unit(name=f"{name}.{path}", kind=kind, module=block.get_submodule(path), block=i, described=described)
+            Unit(
+                name=f"{name}.{path}",
+                kind=kind,
+                module=block.get_submodule(path),
+                block=i,
+                described=described,
+                feeds=f"{name}.{described.feeds[path]}" if path in described.feeds else "",
+            )
             for i, (name, block, described) in enumerate(self.blocks(denoiser))
             for path, kind in described.units.items()
             if getattr(block, path, path) is not None
@@ -154,7 +166,7 @@ def register_spec(spec: ModelSpec) -> ModelSpec:
         The spec.
 
     Raises:
-        UnicpError: it has an unknown layout or kind of unit.
+        UnicpError: it has an unknown layout or kind of unit, or a unit feeds what is none.
     """
     for described in spec.block_lists:
         if described.layout not in LAYOUTS:
@@ -162,6 +174,9 @@ def register_spec(spec: ModelSpec) -> ModelSpec:
         for kind in described.units.values():
             if kind not in UNIT_KINDS:
                 raise unknown(f"kind of unit in {described.path!r}", kind, UNIT_KINDS)
+        for name in (*described.feeds, *described.feeds.values()):
+            if name not in described.units:
+                raise unknown(f"unit in feeds of {described.path!r}", name, tuple(described.units))
     for name in spec.classes:
         _SPECS[name] = spec
     return spec

@@ -23,12 +23,19 @@ SPEC = register_spec(
                 residuals={"self_attention": None, "mlp": "norm2"},
                 units={"attn": "joint_attention", "cross_attn": "cross_attention", "ff": "mlp", "ff_context": "mlp"},
             ),
-            # Attention and MLP run side by side here: no sub-layer's residual can be told apart, no MLP kept alone.
+            # Attention and MLP run side by side here, and one projection takes the outputs of both: no sub-layer's
+            # residual can be told apart, and where the projection is filled neither of them runs.
             BlockList(
                 path="single_transformer_blocks",
                 streams=("hidden_states", "encoder_hidden_states"),
                 measured=False,
-                units={"attn": "joint_attention", "cross_attn": "cross_attention"},
+                units={
+                    "proj_mlp": "mlp",
+                    "attn": "joint_attention",
+                    "cross_attn": "cross_attention",
+                    "proj_out": "mlp",
+                },
+                feeds={"proj_mlp": "proj_out", "attn": "proj_out", "cross_attn": "proj_out"},
             ),
         ),
         frames=_frames,

@@ -47,11 +47,19 @@ def units_inside(
     known = {"self_attention": ATTENTION_KINDS, "block": tuple(kinds.values())}
     watched = known.get(needs.metric or "", (needs.metric,))
     protected = [unit.name for unit in found if unit.block in measured and unit.kind in watched]
+    feeds = {unit.name: unit.feeds for unit in spec.units(denoiser) if unit.feeds in kinds}
+    # Filled without what feeds it, a unit would pass over what is to be computed.
+    protected += {target: None for name, target in feeds.items() if name not in kinds or name in protected}
+    feeds = {name: target for name, target in feeds.items() if target not in protected}
+    together = config.windows == "shared" and not needs.map_bytes
+    unkept = {name for name, target in feeds.items() if together or kinds[name] == kinds[target]}
     units = Units(
         {unit.name: unit.module for unit in found},
         kinds,
         protected,
         eagerly,
+        feeds=feeds,
+        unkept=unkept,
         refresh=config.refreshes,
         order=needs.unit_order,
         damping=needs.unit_damping,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,7 @@ class UnitFill:
         self.kept = Kept(order)
         self.index = 0  # denoising step of the newest kept output
         self._whole = False  # the output is a tuple of tensors, not one
+        self._shapes: list[tuple[Any, Any, Any]] = []  # of what is not kept: shape, dtype and device of each tensor
         self.maps: list[Any] = []  # the attention maps of the last full computation, where they are kept
         self.mapped_at = 0  # step of that
 
@@ -74,6 +75,17 @@ class UnitFill:
         """Keep a new output: a copy, as models may write into what they were given, and static buffers are reused."""
         self.kept.keep(step, list(parts(output)), own=False)
         self.index, self._whole = step.index, isinstance(output, tuple)
+
+    def pass_by(self, output: Any) -> None:
+        """Keep nothing of an output but how it is shaped."""
+        self._shapes = [(t.shape, t.dtype, t.device) for t in parts(output)]
+        self._whole = isinstance(output, tuple)
+
+    def blank(self) -> Any:
+        """Zeros in the shape of the last output, for where nobody looks at it; ``None`` if there was none."""
+        tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in self._shapes]
+        tensors = tensors or [torch.zeros_like(tensor) for tensor in next(iter(self.kept.values), [])]
+        return (tuple(tensors) if self._whole else tensors[0]) if tensors else None
 
     def fill(self, step: Step, decision: Decision) -> Any:
         """What stands in for the output at a step: the kept one itself, or a forecast; ``None`` if there is none."""
@@ -112,6 +124,8 @@ class Units:
         kinds: its kind.
         protected: units that are always computed in full.
         eagerly: given what would run a module, and the module: what runs it uncompiled.
+        feeds: units whose output goes into one other unit alone, and that unit's name (``BlockList.feeds``).
+        unkept: those of them that are never filled but where that other one is, so that nothing is kept of them.
         refresh: a sliced output becomes the kept output as well.
         order: degree of the extrapolation of kept outputs.
         damping: of that extrapolation.
@@ -136,6 +150,8 @@ class Units:
         protected: Sequence[str],
         eagerly: Callable[[Any, Any], Any],
         *,
+        feeds: Mapping[str, str] | None = None,
+        unkept: Collection[str] = (),
         refresh: bool = False,
         order: int = 0,
         damping: float = 1.0,
@@ -157,6 +173,8 @@ class Units:
         self.map_bytes = map_bytes
         self._kinds, self._protected, self._eagerly = kinds, protected, eagerly
         self._refresh, self._measure = refresh, measure
+        self._feeds, self._unkept = feeds or {}, frozenset(unkept)
+        self._fed = {target: [n for n in self._feeds if self._feeds[n] == target] for target in self._feeds.values()}
         self.order = order
         self._fill = Decision(action="forecast" if order else "reuse", damping=damping)
         self.acts = [(module, self._act_of(name, module)) for name, module in modules.items()]
@@ -220,10 +238,11 @@ class Units:
         """
         assert self.limit is not None
         sizes = {name: size * branches for name, size in self.sizes.items() if size}
-        order = sorted(sizes, key=lambda name: costs.get(name, 0) / sizes[name], reverse=True)
+        saved = {name: sum(costs.get(n, 0) for n in (name, *self._fed.get(name, ()))) for name in sizes}
+        order = sorted(sizes, key=lambda name: saved[name] / sizes[name], reverse=True)
         chosen, left = [], self.limit
         for name in order:
-            if sizes[name] <= left:
+            if sizes[name] <= left and self._feeds.get(name) not in chosen:
                 chosen.append(name)
                 left -= sizes[name]
         if not chosen:
@@ -251,7 +270,8 @@ class Units:
             total: of the whole call.
         """
         kept = self._kinds if self.limit is None else self.chosen
-        return {name: operations.get(name, 0) / total for name in kept} if total else {}
+        left_out = [name for name in self._kinds if name in kept or self._feeds.get(name) in kept]
+        return {name: operations.get(name, 0) / total for name in left_out} if total else {}
 
     def _act_of(self, name: str, module: Any) -> Callable[..., Any]:
         def act(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -264,6 +284,9 @@ class Units:
                 )
             slicer = self.slicers.get(name)
             ways = call.ways.setdefault(name, [])
+            blank = self._blank(call, name)
+            if blank is not None:
+                return blank
             # With another processor for each module, compiled code would be of no use to the next.
             eager = self._eagerly(forward, module)
 
@@ -295,22 +318,43 @@ class Units:
 
         return act
 
+    def _filled(self, call: UnitCall, name: str) -> bool:
+        """Whether a unit that others feed is filled in this call: all that feed it are to be, too."""
+        fill, names = call.fills.get(name), (name, *self._fed[name])
+        return fill is not None and bool(fill.kept) and all(call.actions.get(n, "compute") in FILLED for n in names)
+
+    def _blank(self, call: UnitCall, name: str) -> Any:
+        """What a unit returns that does not run because the one that it feeds is filled; else ``None``."""
+        target, fill = self._feeds.get(name), call.fills.get(name)
+        blank = fill.blank() if target is not None and fill is not None and self._filled(call, target) else None
+        if blank is not None and target is not None:
+            call.done[name] = self._how(call.fills[target])
+        return blank
+
+    def _how(self, fill: UnitFill) -> str:
+        """The action by which a unit is filled."""
+        return "forecast" if fill.kept.used(self._fill) > 1 else "reuse"
+
     def _output(self, call: UnitCall, name: str, full: Full, sliced: Forward | None) -> tuple[Any, str]:
         action, fill = call.actions.get(name, "compute"), call.fills.get(name)
+        if action in FILLED and name in self._fed and not self._filled(call, name):
+            action = "compute"
         if action in FILLED and fill is not None and fill.kept:
-            output = fill.fill(call.step, self._fill)
-            forecast = fill.kept.used(self._fill) > 1
-            return output if forecast else _ours(output), "forecast" if forecast else "reuse"
+            output, how = fill.fill(call.step, self._fill), self._how(fill)
+            return output if how == "forecast" else _ours(output), how
         if sliced is None or action != "slice":
             return self._compute(call, name, full), "compute"
         output = sliced()
-        if self._refresh and (self.limit is None or name in self.chosen):
+        if self._refresh and name not in self._unkept and (self.limit is None or name in self.chosen):
             call.fills[name] = fill = UnitFill()
             fill.keep(call.step, output)
         return output, action
 
     def _compute(self, call: UnitCall, name: str, full: Full) -> Any:
         output, maps = full()
+        if name in self._unkept:
+            call.fills.setdefault(name, UnitFill()).pass_by(output)
+            return output
         if self.limit is not None and name not in self.chosen:
             size = sum(tensor.numel() * tensor.element_size() for tensor in parts(output))
             self.sizes[name] = max(size * (1 + self.order), self.sizes.get(name, 0))
