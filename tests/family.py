@@ -12,6 +12,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from torch.utils import _pytree as pytree
 
 CONSTRAINTS = (Path(__file__).resolve().parent.parent / "constraints.txt").read_text("utf-8")
 OLDER = f"diffusers=={diffusers.__version__}" not in CONSTRAINTS.splitlines()
@@ -164,6 +165,11 @@ def lively(module: Any) -> Any:
     return module
 
 
+def moved(values: Any, device: torch.device) -> Any:
+    """Arguments of a call, with their tensors on a device; those that are there stay the same objects."""
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), values)
+
+
 class Stub(SimpleNamespace):
     """Stands in for a component of which a pipeline wants a few numbers."""
 
@@ -202,14 +208,16 @@ class Loop(DiffusionPipeline):
         shape: tuple[int, ...] = (len(prompt_embeds), 4, (num_frames - 1) // 4 + 1, height // 8, width // 8)
         if self._frames_first:
             shape = (shape[0], shape[2], shape[1], *shape[3:])
-        latents = torch.randn(shape, generator=generator)
-        self.scheduler.set_timesteps(num_inference_steps)
+        device = prompt_embeds.device
+        latents = torch.randn(shape, generator=generator).to(device)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
         branches = [prompt_embeds, negative_prompt_embeds] if guidance_scale > 1 else [prompt_embeds]
         for i, t in enumerate(self.scheduler.timesteps):
             if self._interrupt:
                 continue
             timestep = t.expand(len(latents))
-            outputs = [self.transformer(**self._inputs(latents, timestep, embeds)) for embeds in branches]
+            calls = [self._inputs(latents, timestep, embeds) for embeds in branches]
+            outputs = [self.transformer(**moved(call, device)) for call in calls]
             cond, *uncond = [output[0] if isinstance(output, tuple) else output for output in outputs]
             velocity = uncond[0] + guidance_scale * (cond - uncond[0]) if uncond else cond
             latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]

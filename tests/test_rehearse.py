@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
 import unicp
 from tests.contract import CASES, config_on, covering, quietly
+from tests.family import moved
 from tests.tiny import FAMILIES, denoisers
+from tests.tiny_variants import VARIANTS
 from unicp import cli
 from unicp.errors import UnicpError
 from unicp.offline import published, rehearse
@@ -31,7 +32,8 @@ TINY = {
     "text_dim": 16,
     "freq_dim": 16,
 }
-FAMILIES_HERE = ("wan", "wan2.2", "ltx", "cogvideox", "latte", "hunyuan-video", "mochi")
+FAMILIES_HERE = [name for name in FAMILIES if name not in {"wan-animate", *(family.name for family in VARIANTS)}]
+"""One of each transformer, but one whose stand-in for a pipeline makes conditions of its own on the CPU."""
 
 
 def pretended(family: str, case: str, device: Pretend) -> unicp.SessionReport:
@@ -45,7 +47,7 @@ def pretended(family: str, case: str, device: Pretend) -> unicp.SessionReport:
     session = unicp.accelerate(pipe, config_on(family, case))
 
     def run(pipe: Any, **call: Any) -> Any:
-        return pipe(**pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(DEVICE), call))
+        return pipe(**moved(call, DEVICE))
 
     with torch.no_grad(), device:
         quietly(lambda: chosen.run(pipe, run, generator=torch.Generator().manual_seed(0)))
@@ -53,9 +55,11 @@ def pretended(family: str, case: str, device: Pretend) -> unicp.SessionReport:
 
 
 @pytest.mark.parametrize(
-    "case", ["adacache-residual", "schedule-linear", "budget-default", "unicp-online", "unicp-forecast"]
+    ("family", "case"),
+    covering(
+        FAMILIES_HERE, ["schedule-linear", "adacache-residual", "budget-default", "unicp-online", "unicp-forecast"]
+    ),
 )
-@pytest.mark.parametrize("family", FAMILIES_HERE)
 def test_at_most_one_read_a_computed_step_and_none_of_tensors_elsewhere(family: str, case: str) -> None:
     device = Pretend()
     report = pretended(family, case, device)
@@ -90,7 +94,7 @@ def live(family: str, case: str | None) -> tuple[list[int], int, int]:
     session = unicp.accelerate(pipe, config_on(family, case)) if case is not None else None
 
     def run(pipe: Any, **call: Any) -> Any:
-        return pipe(**pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(DEVICE), call))
+        return pipe(**moved(call, DEVICE))
 
     with torch.no_grad(), device:
         quietly(lambda: chosen.run(pipe, run, generator=torch.Generator().manual_seed(0)))
