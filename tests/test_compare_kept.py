@@ -46,6 +46,7 @@ def test_an_interrupted_comparison_continues(pipe: Any, tmp_path: Path, monkeypa
     assert made  # another seed is another result
 
 
+@pytest.mark.slow
 def test_what_is_new_is_timed_against_the_machine_of_its_own_hour(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ def test_the_configs_have_the_published_number_of_parameters(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "wan-1.3b")) for name in full_size.MODELS]
 )
+@pytest.mark.slow
 def test_it_runs_at_a_tiny_size(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     figures = full_size.main(["--tiny", "--steps", "6", "--models", name])
     assert list(figures) == [name]
