@@ -20,6 +20,12 @@ from unicp.offline.candidates import DEFAULT_KIND
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+UNICP_MODELS = {
+    "demo": "the demo model",
+    "cogvideox": "the proving ground's CogVideoX",
+    "hunyuan": "the proving ground's HunyuanVideo",
+    "latte": "the proving ground's Latte",
+}
 WIDTH = 120
 BEGIN, END = "<!-- results: python -m benchmarks.readme -->", "<!-- end of results -->"
 
@@ -188,22 +194,28 @@ def _unicp() -> list[str]:
         "What each part is, and why: [UniCP](methods/unicp.md). Arithmetic: share of operations that ran.",
         "",
     ]
-    for name, model in (("demo", "the demo model"), ("cogvideox", "the proving ground's CogVideoX")):
+    clock = RESULTS / "unicp-clock.json"
+    timed = figures.read(clock) if clock.exists() else {"table": {}}
+    for name, model in UNICP_MODELS.items():
         path = RESULTS / f"unicp-{name}.json"
         if not path.exists():
             continue
-        made = figures.read(path)
+        made, ratios = figures.read(path), timed["table"].get(name, {})
         lines += [
             f"On {model}, {len(made['prompts'])} held-out captions, {made['steps']} steps:",
             "",
-            "| | arithmetic | PSNR, mean / worst |",
-            "|---|---:|---:|",
+            "| | arithmetic | speed-up | PSNR, mean / worst |",
+            "|---|---:|---:|---:|",
         ]
         for row in made["table"]:
+            speed = f"{ratios[row['row']]:.2f}x" if row["row"] in ratios else "–"
             lines.append(
-                f"| {row['row']} | {row['computed_fraction']:.0%} | {row['psnr']:.1f} / {row['psnr_worst']:.1f} dB |"
+                f"| {row['row']} | {row['computed_fraction']:.0%} | {speed} "
+                f"| {row['psnr']:.1f} / {row['psnr_worst']:.1f} dB |"
             )
         lines += ["", _provenance(made), ""]
+    if timed["table"]:
+        lines += [f"Timed by wall-clock, medians of {timed['repeats']} pairs of runs: {_provenance(timed)}", ""]
     return lines
 
 

@@ -1,8 +1,9 @@
 """UniCP part by part, with reuse and with forecasts, at equal operations; beside fewer steps, PAB and TaylorSeer.
 
-    python -m benchmarks.unicp_ablation [--model demo|cogvideox] [--prompts 16] [--only WORDS ...]
+    python -m benchmarks.unicp_ablation [--model demo|MEMBER] [--prompts 16] [--only WORDS ...] [--time 5]
 
-By operations and PSNR against the unaccelerated video of the same seed; nothing is timed. Every video's figures are
+By operations and PSNR against the unaccelerated video of the same seed. With ``--time`` the rows are timed as well:
+runs of one caption, each beside an unaccelerated one, and the median of the ratios. Every video's figures are
 kept in ``benchmarks/results/unicp-MODEL.sqlite`` as soon as they are there, and a run that broke off goes on. Rows are
 made caption by caption, the most important ones first; what is printed and written at the end are those that are there
 for all captions. "fixed windows" is what PAB does, for all kinds of modules alike; "planned windows" are those of a
@@ -15,10 +16,11 @@ import argparse
 import json
 import os
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,15 +29,17 @@ import torch
 
 import unicp
 import zoo
-from benchmarks import common
+from benchmarks import common, figures
 from unicp import BudgetConfig, Profile, UniCPConfig
 from unicp.bench import peers
 from unicp.offline import inspect
 from unicp.policies import Config
 from unicp.tensors import metrics
 
-SHARES = {"60%": 1 / 0.6, "50%": 2.0}
+SHARES = {"60%": 1 / 0.6, "50%": 2.0, "33%": 3.0}
 STEPS = 50
+CLOCK = common.RESULTS / "unicp-clock.json"
+"""What ``--time`` has measured, by model and row."""
 Variant = Callable[[str], tuple[float, Any]]
 """Given a caption: the share of the denoiser's operations that ran, and the frames."""
 
@@ -150,7 +154,10 @@ class Bench:
 
     def variants(self) -> dict[str, Variant]:
         """The rows of the table by name, the most important first."""
-        found: dict[str, Variant] = {"fewer steps (30)": self.fewer(30), "fewer steps (25)": self.fewer(25)}
+        found: dict[str, Variant] = {f"fewer steps ({steps})": self.fewer(steps) for steps in (30, 25, 17)}
+        for share, speed in SHARES.items():
+            budget = BudgetConfig(target_speedup=speed)
+            found[f"the budget's default plan, {share}"] = self.ours(lambda budget=budget: budget)
 
         def add(name: str, **fields: Any) -> None:
             for share, speed in SHARES.items():
@@ -195,11 +202,30 @@ class Bench:
         return found
 
 
+def speedups(bench: Bench, rows: dict[str, Variant], caption: str, repeats: int) -> dict[str, float]:
+    """How many times faster than the unaccelerated pipeline each row makes a video; by the clock, one thread."""
+
+    def seconds(make: Callable[[], Any]) -> float:
+        began = time.perf_counter()
+        make()
+        return time.perf_counter() - began
+
+    ratios: dict[str, list[float]] = {name: [] for name in rows}
+    for turn in range(repeats + 1):
+        for name, run in rows.items():
+            whole = seconds(lambda: bench.video(caption))
+            ratio = whole / seconds(lambda run=run: run(caption))
+            if turn:  # the first turn warms up
+                ratios[name].append(ratio)
+    return {name: median(found) for name, found in ratios.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", choices=("demo", *zoo.names()))
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--draw", action="store_true", help="draw the profile's curves into docs/images and no more")
+    parser.add_argument("--time", type=int, default=0, metavar="REPEATS", help="time the rows, so many runs of each")
     parser.add_argument("--only", nargs="*", default=[], help="rows whose names begin with one of these")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -212,6 +238,14 @@ def main() -> None:
     captions = unicp.demo.prompts(args.prompts)
     rows = bench.variants()
     chosen = [name for name in rows if not args.only or name.startswith(tuple(args.only))]
+    clock = figures.read(CLOCK)["table"] if CLOCK.exists() else {}
+    if args.time:
+        found = speedups(bench, {name: rows[name] for name in chosen}, captions[0], args.time)
+        clock[args.model] = {**clock.get(args.model, {}), **found}
+        common.save("unicp-clock", {"steps": STEPS, "repeats": args.time, "table": clock})
+        for name, ratio in found.items():
+            print(f"{name:<50}{ratio:>7.2f}x")
+        return
     with sqlite3.connect(common.RESULTS / f"unicp-{args.model}.sqlite") as kept:
         kept.execute("create table if not exists made (row, caption, figures, primary key (row, caption))")
         for caption in captions:
@@ -219,16 +253,16 @@ def main() -> None:
                 if kept.execute("select 1 from made where row = ? and caption = ?", (name, caption)).fetchone():
                     continue
                 share, frames = rows[name](caption)
-                figures = {"share": share, "psnr": min(metrics.psnr(frames, bench.whole(caption)), 120.0)}
-                kept.execute("insert into made values (?, ?, ?)", (name, caption, json.dumps(figures)))
+                measured = {"share": share, "psnr": min(metrics.psnr(frames, bench.whole(caption)), 120.0)}
+                kept.execute("insert into made values (?, ?, ?)", (name, caption, json.dumps(measured)))
                 kept.commit()
-                print(f"{name}: {figures['share']:.3f} {figures['psnr']:.1f} dB  {caption}", flush=True)
+                print(f"{name}: {measured['share']:.3f} {measured['psnr']:.1f} dB  {caption}", flush=True)
         made = [(n, c, json.loads(f)) for n, c, f in kept.execute("select row, caption, figures from made")]
     table = []
     for name in rows:
-        found = [figures for row, caption, figures in made if row == name and caption in captions]
+        found = [one for row, caption, one in made if row == name and caption in captions]
         if len(found) == len(captions):
-            psnr = [figures["psnr"] for figures in found]
+            psnr = [one["psnr"] for one in found]
             line = {
                 "row": name, "computed_fraction": mean(f["share"] for f in found), "psnr": mean(psnr),
                 "psnr_worst": min(psnr),
