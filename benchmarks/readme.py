@@ -213,6 +213,7 @@ def _unicp() -> list[str]:
                 f"| {row['row']} | {row['computed_fraction']:.0%} | {speed} "
                 f"| {row['psnr']:.1f} / {row['psnr_worst']:.1f} dB |"
             )
+        lines += [f"| {name} | | | {error} |" for name, error in made.get("failures", {}).items()]
         lines += ["", _provenance(made), ""]
     if timed["table"]:
         lines += [f"Timed by wall-clock, medians of {timed['repeats']} pairs of runs: {_provenance(timed)}", ""]

@@ -246,13 +246,23 @@ def main() -> None:
         for name, ratio in found.items():
             print(f"{name:<50}{ratio:>7.2f}x")
         return
+    failures: dict[str, str] = {}  # of caches that do not run on this model, in their own words
     with sqlite3.connect(common.RESULTS / f"unicp-{args.model}.sqlite") as kept:
         kept.execute("create table if not exists made (row, caption, figures, primary key (row, caption))")
         for caption in captions:
             for name in chosen:
                 if kept.execute("select 1 from made where row = ? and caption = ?", (name, caption)).fetchone():
                     continue
-                share, frames = rows[name](caption)
+                if name in failures:
+                    continue
+                try:
+                    share, frames = rows[name](caption)
+                except Exception as error:
+                    if "diffusers" not in name:
+                        raise
+                    failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                    print(f"{name}: {failures[name]}", flush=True)
+                    continue
                 measured = {"share": share, "psnr": min(metrics.psnr(frames, bench.whole(caption)), 120.0)}
                 kept.execute("insert into made values (?, ?, ?)", (name, caption, json.dumps(measured)))
                 kept.commit()
@@ -269,7 +279,7 @@ def main() -> None:
             }  # fmt: skip
             table.append(line)
             print(f"{name:<50}{line['computed_fraction']:>8.1%}{line['psnr']:>7.1f}{line['psnr_worst']:>7.1f}")
-    common.save(f"unicp-{args.model}", {"prompts": captions, "steps": STEPS, "table": table})
+    common.save(f"unicp-{args.model}", {"prompts": captions, "steps": STEPS, "table": table, "failures": failures})
 
 
 if __name__ == "__main__":

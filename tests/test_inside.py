@@ -257,6 +257,7 @@ def test_real_runs_have_it_inside() -> None:
     assert 0 < whole.seconds < whole.ends[-1] - began and len(whole.ends) == 10
 
 
+@pytest.mark.slow
 def test_where_it_saves_no_time_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials.Tuner, "_inside_cost", lambda *_: 1.0)
     tried: list[StepPlan] = []

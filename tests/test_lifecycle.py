@@ -278,11 +278,11 @@ def test_many_runs_of_changing_requests_equal_fresh_ones(config: Config) -> None
     pipe = WAN.build()
     session = unicp.accelerate(pipe, config)
     requests: list[dict[str, Any]] = [{}, {"steps": 7}, {"size": 48}, {"frames": 5}, {"guidance": False}, {"seed": 3}]
-    for request in requests * 2:
+    for request in [*requests, {}]:
         latents = quietly(lambda request=request: WAN.generate(pipe, **request))
         assert torch.equal(latents, fresh("wan", full.get(name, "budget-default"), **request)[0])
         assert not session.cached_tensors()
-    assert len(session.reports) == 2 * len(requests)
+    assert len(session.reports) == len(requests) + 1
 
 
 @pytest.mark.parametrize(

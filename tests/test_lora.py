@@ -17,8 +17,8 @@ pytest.importorskip("peft", reason="needs peft, which the dev extra brings")
 WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "schedule-stack", "unicp-online", "unicp-switch")
 QUICK = {
-    "adacache-residual": ("load-disable-enable-unload", "load-another-fuse", "baked", "add-adapter"),
-    "unicp-switch": ("load-fuse-unfuse-unload", "add-adapter"),
+    "adacache-residual": ("load-disable-enable-unload", "add-adapter"),
+    "unicp-switch": ("load-another-fuse", "load-fuse-unfuse-unload", "baked"),
 }
 """Hooks on blocks, and on units whose weights are sliced: the others have their hooks where one of these has. Every
 event is in one of the two."""

@@ -78,7 +78,8 @@ def test_ring_attention_on_cpus_says_what_diffusers_says(tmp_path: Path) -> None
         assert said == {**runs, "None kept": 0, "adacache-residual kept": 0}
 
 
-@pytest.mark.parametrize("scenario", ["guidance", pytest.param("guidance_further", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["guidance", "guidance_further"])
 def test_branches_of_guidance_on_two_processes(scenario: str, tmp_path: Path) -> None:
     """What the two measure goes into one number, and what they make is what one process makes of both branches."""
     found = processes(scenario, tmp_path)
