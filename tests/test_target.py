@@ -81,6 +81,16 @@ def test_a_target_that_cannot_be_met_is_said() -> None:
     assert any(note.startswith("target_speedup=4: no more than 1.") for note in policy.notes())
 
 
+def test_a_plan_needs_no_measurement_but_the_number_of_steps() -> None:
+    policy = UniCPPolicy(UniCPConfig(target_speedup=2.0))
+    assert not policy.needs().unit_changes
+    policy.attach({"attention": "self_attention"}, (), None)
+    for index in range(20):
+        step = Step(index=index, count=None, position=index, sigma=1 - index / 20)
+        assert policy.decide(step).action == "compute"
+    assert any(note.startswith("nothing tells how many steps") for note in policy.notes())
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

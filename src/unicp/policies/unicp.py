@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..errors import UnicpError
-from .base import Decision, Needs, Policy, Step, no_numbers
+from .base import NO_COUNT_NOTE, Decision, Needs, Policy, Step, no_numbers
 from .config import (
     Config,
     check_choice,
@@ -210,6 +210,7 @@ class UniCPPolicy(Policy):
         self.halved = False  # the unconditional branch did not run at this step
         self.smallest = math.inf
         self.broken = 0
+        self.endless = False  # nobody says how many steps there are, and a plan was to be made
 
     def needs(self) -> Needs:
         config = self.config
@@ -289,7 +290,10 @@ class UniCPPolicy(Policy):
                 return decided
         else:
             decided = Decision(action="compute")
+        # Without a profile a target follows a plan, which wants the number of steps: nothing is measured in its place.
+        self.endless |= self.target is not None and self.errors is None and step.count is None
         forced = decided.whole or step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
+        forced |= self.endless
         place = Place.of(step, self.errors)
         renewing = RENEWING_ACTIONS if not config.refreshes else (*RENEWING_ACTIONS, "slice")
         actions = {}
@@ -401,6 +405,8 @@ class UniCPPolicy(Policy):
     def notes(self) -> list[str]:
         said = self.inner.notes() if self.inner is not None else []
         target = self.target
+        if self.endless:
+            said.append(NO_COUNT_NOTE.format(so="target_speedup cannot be had, and all were computed"))
         if target is not None and target.reachable is not None and target.reachable < 0.97 * target.speedup:
             more = "max_window" if self.config.max_cache_bytes is None else "max_cache_bytes or max_window"
             said.append(
