@@ -1,4 +1,4 @@
-"""Committed figures: small JSON files. Figures of single runs have five significant digits; tables lie by column.
+"""Committed figures: small JSON files. Figures of single runs have four significant digits; tables lie by column.
 
     {"columns": {"psnr": [34.631, 28.119], "steps": [25, 25]}}    a list of objects that have the same keys
     {"all": 0.34, "count": 32}                                     a list of equal values
@@ -18,7 +18,7 @@ from typing import Any
 import unicp
 from unicp.files.whole import staged
 
-DIGITS = 5
+DIGITS = 4
 """Significant ones, of figures of single runs. Means over them are kept exactly: rounded twice, one that lies between
 two shown figures could become the other one."""
 RUNS = ("per_prompt", "results")

@@ -246,6 +246,25 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def adacache_table(rows: list[dict[str, Any]]) -> list[str]:
+    """AdaCache's margins, a line a situation in which it skips anything, in Markdown: with the share it computed."""
+    found = {(row["situation"], row["method"]): row for row in rows if row["method"] in ADACACHE}
+    acting = [situation for (situation, _), row in found.items() if row["evaluations"][0] < row["evaluations"][1]]
+    lines = [
+        "| situation | " + " | ".join(f"thresholds x {factor:g}" for factor in ADACACHE.values()) + " |",
+        "|---|" + "---:|" * len(ADACACHE),
+    ]
+    for situation in dict.fromkeys(acting):
+        cells = []
+        for method in ADACACHE:
+            row = found.get((situation, method))
+            computed, count = row["evaluations"] if row is not None else (1, 1)
+            over, worst = margins(row) if row is not None else (0.0, 0.0)
+            cells.append(f"{computed / count:.0%}: {over:+.1f} / {worst:+.1f}" if computed < count else "–")
+        lines.append(f"| {situation} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """A picture of the budget's margins: a cell for each situation and speed."""
     names = list(dict.fromkeys(row["situation"] for row in rows))
