@@ -1,9 +1,10 @@
-"""Committed figures: small JSON files. Figures of single runs have four significant digits; tables lie by column.
+"""Committed figures: small JSON files. Figures of single runs have five significant digits; tables lie by column.
 
     {"columns": {"psnr": [34.631, 28.119], "steps": [25, 25]}}    a list of objects that have the same keys
     {"all": 0.34, "count": 32}                                     a list of equal values
     {"range": 32}                                                  0, 1, ..., 31
     {"bits": "1101"}                                               true, true, false, true
+    {"runs": [["a", 2], ["b", 1]]}                                 "a", "a", "b", where that is shorter
 
 :func:`read` undoes all of that but the rounding. What is measured in full, and what measuring goes on from, lies beside
 them in files that git ignores.
@@ -12,13 +13,14 @@ them in files that git ignores.
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import unicp
 from unicp.files.whole import staged
 
-DIGITS = 4
+DIGITS = 5
 """Significant ones, of figures of single runs. Means over them are kept exactly: rounded twice, one that lies between
 two shown figures could become the other one."""
 RUNS = ("per_prompt", "results")
@@ -27,7 +29,7 @@ LIMIT = 400_000
 """Bytes that all committed figures may take together."""
 MEASURES = ("psnr", "ssim", "lpips", "motion_ratio")
 """What a committed comparison keeps of the quality of each video: what the tables of the docs are made of."""
-FORMS = ({"columns"}, {"all", "count"}, {"range"}, {"bits"})
+FORMS = ({"columns"}, {"all", "count"}, {"range"}, {"bits"}, {"runs"})
 SHORTEST = 3
 """Shorter lists stay as they are, but for tables."""
 
@@ -86,9 +88,17 @@ def _folded(value: Any) -> Any:
             return {"bits": "".join("01"[item] for item in value)}
         if all(type(item) is int for item in value) and value == list(range(len(value))):
             return {"range": len(value)}
+        runs = [[item, len(list(same))] for item, same in groupby(value)] if _plain(value) else []
+        if runs and len(_compact({"runs": runs})) < len(_compact(value)):
+            return {"runs": runs}
     if len(value) > 1 and all(isinstance(item, dict) and item and list(item) == list(value[0]) for item in value):
         return {"columns": {key: _folded([item[key] for item in value]) for key in value[0]}}
     return [_folded(item) for item in value]
+
+
+def _plain(value: list[Any]) -> bool:
+    """Whether these are all strings, or all whole numbers, or all of them decimal ones."""
+    return len({type(item) for item in value}) == 1 and type(value[0]) in (str, int, float)
 
 
 def _unfolded(value: Any) -> Any:
@@ -103,6 +113,8 @@ def _unfolded(value: Any) -> Any:
         return [_unfolded(value["all"]) for _ in range(value["count"])]
     if set(value) == {"range"}:
         return list(range(value["range"]))
+    if set(value) == {"runs"}:
+        return [item for item, count in value["runs"] for _ in range(count)]
     if set(value) == {"bits"}:
         return [bit == "1" for bit in value["bits"]]
     return {key: _unfolded(item) for key, item in value.items()}

@@ -408,9 +408,9 @@ def _promise() -> list[str]:
     ]
     if any(row["method"] in promise.ADACACHE for row in measured["results"]):
         lines += [
-            'The same of `AdaCacheConfig(fill="forecast")`, with the thresholds of the demo\'s codebook and with larger',
-            "ones: the share of evaluations that it computed, and its margins at that share. Situations in which it skipped",
-            "nothing, as in all short runs, are left out. What it saves it decides by itself, so it promises no speed.",
+            'The same of `AdaCacheConfig(fill="forecast")`, with the thresholds of the demo\'s codebook and with',
+            "larger ones: the share of evaluations that it computed, and its margins at that share. Situations in",
+            "which it skipped nothing, as in all short runs, are left out. It decides itself what it saves.",
             "",
             *promise.adacache_table(measured["results"]),
             "",

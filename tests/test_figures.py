@@ -60,6 +60,15 @@ def test_only_figures_of_single_runs_are_rounded(tmp_path: Path) -> None:
     assert back["per_prompt"]["adacache"] == [{**value, "psnr": 31.416}] * 2
 
 
+def test_equal_values_in_a_row_are_written_once(tmp_path: Path) -> None:
+    names = ["a situation"] * 4 + ["another one"] * 3 + ["a situation"]
+    values = {"names": names, "mixed": [1, 1, 1, 1.0, 1.0, True], "short": ["a", "a", "b"]}
+    path = figures.write(tmp_path / "some.json", values)
+    assert '"runs":[["a situation",4],["another one",3],["a situation",1]]' in path.read_text()
+    back = figures.read(path)
+    assert back == values and [type(value) for value in back["mixed"]] == [int, int, int, float, float, bool]
+
+
 @pytest.mark.parametrize("value", [{"columns": []}, [{"count": 1, "all": 2}], {"x": {"bits": "1"}}])
 def test_what_could_be_misread_is_not_written(tmp_path: Path, value: Any) -> None:
     with pytest.raises(ValueError, match="a folded list"):
