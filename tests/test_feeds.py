@@ -75,8 +75,10 @@ def test_nothing_is_kept_of_what_only_runs_for_a_filled_unit() -> None:
     assert kept[0] == kept[1]
 
 
-def test_a_unit_is_computed_where_what_feeds_it_is_to_be() -> None:
-    config = UniCPConfig(windows="shared", **{**LARGE, "delta": 0.0})
+@pytest.mark.parametrize("windows", ["shared", "unit"])
+@pytest.mark.parametrize("pcas", [True, False])  # with it attention is a unit, though it is never filled
+def test_a_unit_is_computed_where_what_feeds_it_is_to_be(pcas: bool, windows: str) -> None:
+    config = UniCPConfig(windows=windows, pcas=pcas, correct=False, **{**LARGE, "delta": 0.0})
     _, report, ran = made(config)
     assert set(of_units(report, "single_transformer_blocks.0.proj_out")) == {"compute"}
     assert ran == {name: len(report.steps) for name in ran}

@@ -48,11 +48,14 @@ def units_inside(
     watched = known.get(needs.metric or "", (needs.metric,))
     protected = [unit.name for unit in found if unit.block in measured and unit.kind in watched]
     feeds = {unit.name: unit.feeds for unit in spec.units(denoiser) if unit.feeds in kinds}
-    # Filled without what feeds it, a unit would pass over what is to be computed.
-    protected += {target: None for name, target in feeds.items() if name not in kinds or name in protected}
-    feeds = {name: target for name, target in feeds.items() if target not in protected}
+    # Filled without all that feeds it, a unit would pass over what is to be computed; and those of its own kind are
+    # only filled with it, as nothing is kept of them.
+    never = {target for name, target in feeds.items() if name not in kinds or name in protected}
     together = config.windows == "shared" and not needs.map_bytes
-    unkept = {name for name, target in feeds.items() if together or kinds[name] == kinds[target]}
+    alone = {n for n, target in feeds.items() if n in kinds and not together and kinds[n] != kinds[target]}
+    protected += [name for name in kinds if name in never or (feeds.get(name) in never and name not in alone)]
+    feeds = {name: target for name, target in feeds.items() if target not in never}
+    unkept = feeds.keys() - alone
     units = Units(
         {unit.name: unit.module for unit in found},
         kinds,
