@@ -77,11 +77,14 @@ train-zoo: $(READY) ## train one member of the proving ground and write it into 
 bench: $(READY) ## measure on the demo model: wall-clock and quality (some five hours)
 	$(BIN)/python -m benchmarks.adacache --prompts 16 --repeats 5 --moreg-scale 0.2028
 	$(BIN)/python -m benchmarks.overhead --repeats 20
-	$(BIN)/python -m benchmarks.unicp_ablation --prompts 16 --only planned fewer TaylorSeer PAB
-	$(BIN)/python -m benchmarks.unicp_ablation --model cogvideox --prompts 8 --only planned fewer TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --prompts 16 --only planned fewer 'the budget' TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --model cogvideox --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --model hunyuan --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --model latte --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --time 5 --only planned fewer 'the budget' TaylorSeer
 	$(BIN)/python -m benchmarks.comfyui
 	$(BIN)/python -m benchmarks.budget --prompts 32
-	$(BIN)/python -m benchmarks.promise --budget-only
+	$(BIN)/python -m benchmarks.promise
 	$(BIN)/python -m benchmarks.prediction
 	$(BIN)/python -m benchmarks.plans --prompts 4 --part parts
 	$(BIN)/python -m benchmarks.plans --prompts 4 --part override

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from unicp.engine.slicing.attention import basis
 from unicp.engine.slicing.instrumented import instrumented
 from unicp.errors import UnicpError
 from unicp.offline import inspect
+from unicp.offline.recorders import ErrorRecorder
 from unicp.profiles.identity import fingerprint
 
 WAN = FAMILIES["wan"]
@@ -106,6 +108,31 @@ def test_a_sample_of_tokens_estimates_the_errors() -> None:
     a, b = exact.tensors[name][:-1, 0], estimate.tensors[name][:-1, 0]
     assert not torch.equal(a, b)
     assert bool(((a - b).abs() / a < 0.5).all())
+
+
+@pytest.mark.parametrize("family", ["wan2.2", "latte", "hunyuan-video", "ltx"])
+def test_what_will_be_kept_is_said_before(
+    family: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept: list[int] = []
+    own = ErrorRecorder.unwatch
+
+    def watched(self: ErrorRecorder) -> None:
+        branches = {branch for _, branch in self._history}
+        held = [t for history in self._history.values() for *_, outputs in history for t in outputs]
+        kept.append(sum(t.numel() * t.element_size() for t in held) // (len(branches) * self.batch))
+        own(self)
+
+    monkeypatch.setattr(ErrorRecorder, "unwatch", watched)
+    chosen, config = FAMILIES[family], unicp.UniCPConfig(max_window=2)
+    pipe = chosen.build()
+    chosen.run(pipe, lambda run, **call: unicp.calibrate(run, None, config=config, tokens=4, progress=True, **call))
+    said = re.search(
+        r"keeps at most ([\d.]+) (B|KiB|MiB) for each guidance branch of a video, on cpu", capsys.readouterr().err
+    )
+    assert said is not None
+    most = float(said[1]) * {"B": 1, "KiB": 2**10, "MiB": 2**20}[said[2]]
+    assert most / 1.6 <= sum(kept[: len(chosen.denoisers)]) <= 1.01 * most
 
 
 def test_an_interrupted_calibration_goes_on(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..engine.report import readable_bytes
 from ..engine.slicing.attention import rank_grid
 from ..errors import UnicpError
 from ..hosts.diffusers import hooks
@@ -111,7 +112,7 @@ def calibrate(
         runs += [(phase, i) for phase in PHASES[1:] for i in range(min(slicing_prompts, len(texts)))]
     which = job.identity(runs) if checkpoint is not None else ""
     state = _State.load(checkpoint, which) if checkpoint is not None else _State({}, [], {})
-    with progress_bar(progress, "calibrating") as show:
+    with progress_bar(progress, "calibrating", job.what_is_kept()) as show:
         for number, (phase, index) in enumerate(runs):
             if [phase, index] not in state.done:
                 what = f"run {number + 1} of {len(runs)}"
@@ -150,6 +151,13 @@ class _State:
         return cls(saved.tensors, list(saved.metadata["done"]), dict(saved.metadata["facts"]))
 
 
+def _width(module: Any) -> int:
+    """Channels of a unit's output: those of its widest output projection, or of its last layer."""
+    layers = {name: getattr(m, "out_features", getattr(m, "out_channels", 0)) for name, m in module.named_modules()}
+    projections = [width for name, width in layers.items() if "out" in name.split(".")[0] and width]
+    return max(projections, default=next((width for width in reversed(layers.values()) if width), 0))
+
+
 class _Job:
     """One calibration: makes the runs, and the profile from what they measure."""
 
@@ -167,6 +175,19 @@ class _Job:
     ) -> None:
         self.pipe, self.denoisers, self.specs, self.config = pipe, denoisers, specs, config
         self.prompts, self.call, self.seed, self.tokens, self.host = prompts, call, seed, tokens, host
+
+    def what_is_kept(self) -> str:
+        """A sentence on the memory that the runs will take beside the model's own."""
+        most, devices = 0, set[str]()
+        for name, denoiser in self.denoisers.items():
+            units, weight = self.specs[name].units(denoiser), next(iter(denoiser.parameters()))
+            widths = [_width(unit.module) * (2 if unit.kind == "joint_attention" else 1) for unit in units]
+            # One more for the residual of the whole stack, which is no wider than any of them.
+            most += (self.config.max_window + 1) * self.tokens * (sum(widths) + max(widths)) * weight.element_size()
+            devices.add(str(weight.device))
+        on = " and ".join(sorted(devices))
+        where = "in the host's memory" if self.host else f"on {on} (with host=True, --host: in the host's memory)"
+        return f"Calibrating keeps at most {readable_bytes(most)} for each guidance branch of a video, {where}."
 
     def identity(self, runs: list[tuple[str, int]]) -> str:
         """A hash of everything that decides what is measured."""
