@@ -25,7 +25,7 @@ install: $(READY) ## create .venv with the pinned versions and unicp itself (the
 
 demo: $(READY) ## one accelerated video from the demo model beside its unaccelerated twin, in demo-out/
 	@mkdir -p demo-out
-	$(BIN)/unicp generate "$(PROMPT)" --model demo --method adacache --compare -o demo-out/demo.mp4
+	$(BIN)/unicp generate "$(PROMPT)" --compare -o demo-out/demo.mp4
 
 studio: $(READY) ## the page: both videos in step, every decision
 	$(BIN)/unicp studio

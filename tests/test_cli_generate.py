@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+from PIL import Image
 
 from unicp import Profile, ScheduleConfig, accelerate, cli, demo, specs
 from unicp.batch.names import MAX_SLUG_LENGTH, slug
@@ -70,7 +71,9 @@ def test_a_video_and_its_record(run: Run, tmp_path: Path, capsys: pytest.Capture
     assert out.err == ""
 
 
-@pytest.mark.parametrize("method", [["--method", "none"], EAGER, ["--set", "codebook=((0.5, 3), (1.0, 2))"]])
+@pytest.mark.parametrize(
+    "method", [["--method", "none"], EAGER, ["--method", "adacache", "--set", "codebook=((0.5, 3), (1.0, 2))"]]
+)
 def test_the_record_is_enough_to_make_the_video_again(
     run: Run, tmp_path: Path, shown: list[Any], method: list[str]
 ) -> None:
@@ -88,7 +91,7 @@ def test_the_record_is_enough_to_make_the_video_again(
 def test_the_accelerated_video_is_another_one(run: Run, shown: list[Any]) -> None:
     assert run(PROMPT, "--method", "none", "-o", "a.png") == 0
     assert run(PROMPT, *EAGER, "-o", "b.png") == 0
-    assert run(PROMPT, "--set", "codebook=[[1.0, 1]]", "-o", "c.png") == 0
+    assert run(PROMPT, "--method", "adacache", "--set", "codebook=[[1.0, 1]]", "-o", "c.png") == 0
     assert not (shown[0].frames == shown[1].frames).all()
     assert (shown[0].frames == shown[2].frames).all()  # computes every step
 
@@ -112,7 +115,7 @@ def test_compare(run: Run, tmp_path: Path, shown: list[Any], capsys: pytest.Capt
 
 
 def test_an_equal_video_is_called_identical(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(PROMPT, "--set", "codebook=[[1.0, 1]]", "--compare", "-o", "out.png") == 0
+    assert run(PROMPT, "--method", "adacache", "--set", "codebook=[[1.0, 1]]", "--compare", "-o", "out.png") == 0
     out = capsys.readouterr()
     assert "identical" in out.out
     assert out.err.startswith("warning: unicp adacache never acted")
@@ -123,7 +126,17 @@ def test_an_equal_video_is_called_identical(run: Run, tmp_path: Path, capsys: py
 
 def test_several_prompts_and_a_file_of_them(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "more.txt").write_text("a blue star\n\n  a RED ball, bouncing \n")
-    arguments = ["a blue star", "--prompts-file", "more.txt", "--format", "png", "--set", "moreg=true"]
+    arguments = [
+        "a blue star",
+        "--prompts-file",
+        "more.txt",
+        "--format",
+        "png",
+        "--method",
+        "adacache",
+        "--set",
+        "moreg=true",
+    ]
     assert run(*arguments, "-o", "videos") == 0
     stems = ["a-blue-star", "a-blue-star-2", "a-red-ball-bouncing"]
     assert names(tmp_path / "videos") == sorted(f"{stem}.{kind}" for stem in stems for kind in ("json", "png"))
@@ -350,3 +363,34 @@ def test_frames_are_counted_in_the_file(run: Run, tmp_path: Path) -> None:
     frames, seconds = count_frames_and_secs(str(tmp_path / "out.mp4"))
     assert frames == 5
     assert np.isclose(seconds, 1.0)
+
+
+@pytest.mark.parametrize("offload", [None, "model", "group"])  # accelerate's sequential kind fails where all is a CPU
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_weights_that_are_offloaded_or_compiled_make_the_same_video(
+    run: Run, tmp_path: Path, offload: str | None, compiled: bool
+) -> None:
+    assert run(PROMPT, "-o", "plain.png") == 0
+    more = [*(["--offload", offload] if offload else []), *["--compile"] * compiled]
+    assert run(PROMPT, *more, "--compare", "-o", "out.png") == 0
+    records = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "out")]
+    assert (records[1]["offload"], records[1]["compiled"]) == (offload, compiled)
+    plain, made = (np.asarray(Image.open(tmp_path / f"{name}.png"), dtype=float) for name in ("plain", "out"))
+    assert np.abs(plain - made).max() <= compiled  # compiled code rounds differently
+    assert records[0]["method"] == records[1]["method"] == "budget"
+    assert records[1]["report"]["computed_fraction"] == 0.5
+
+
+def test_an_unknown_way_to_offload_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(PROMPT, "--offload", "disk") == 2
+    assert "unknown --offload 'disk'; known: model, group, sequential" in capsys.readouterr().err
+
+
+def test_the_demo_says_what_to_try_next(
+    run: Run, wan_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "path", lambda: wan_folder)
+    assert cli.main(["generate", "a red ball", "--steps", "4", "--compare", "-o", "out.png"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("wrote out.png") < said.index("Next: --set target_speedup=3 is faster")
+    assert max(map(len, said.splitlines())) <= 80

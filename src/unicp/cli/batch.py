@@ -31,7 +31,7 @@ def batch(
     arguments: list[str] = typer.Argument(..., metavar="PROMPTS", help=PROMPTS_HELP),
     output: Path = typer.Option(None, "-o", "--output", metavar="DIR", help="Folder of the clips."),
     model: str = typer.Option("demo", metavar="MODEL", help="demo, the folder of a pipeline, or a hub id."),
-    method: str = typer.Option("adacache", metavar="METHOD", help=options.METHOD_HELP),
+    method: str = typer.Option("budget", metavar="METHOD", help=options.METHOD_HELP),
     settings: list[str] = typer.Option(None, "--set", metavar="NAME=VALUE", help=options.SET_HELP),
     seeds: int = typer.Option(1, min=1, metavar="N", help=SEEDS_HELP),
     seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help="Seed of the first clip of each prompt."),

@@ -29,6 +29,7 @@ class Job:
     Attributes:
         call: arguments of the pipeline's call, without the prompt.
         method: as the user wrote it.
+        offload, compiled: as for :func:`unicp.cli.pipelines.load`.
         scale: ``None`` enlarges small videos (:func:`unicp.files.video.default_scale`).
     """
 
@@ -42,6 +43,8 @@ class Job:
     scale: int | None
     device: Any
     dtype: Any
+    offload: str | None = None
+    compiled: bool = False
 
     @property
     def label(self) -> str:
@@ -130,4 +133,6 @@ class Job:
             video={**about, "fps": self.fps, "scale": scale},
             device=self.device,
             dtype=self.dtype,
+            offload=self.offload,
+            compiled=self.compiled,
         )

@@ -18,11 +18,15 @@ NONE = "none"
 TARGETS = ("target_speedup", "min_psnr")
 """Targets of a budget, which has exactly one of them."""
 DTYPES = ("float32", "bfloat16", "float16")
+OFFLOADS = ("model", "group", "sequential")
+"""Ways to keep weights in the host's memory while they are not needed, fastest first."""
 
 # What the help of several verbs says.
 SET_HELP = "A field of the method's config, as in moreg=true; may be repeated."
 FPS_HELP = "8 for the demo model, else 16 or the pipeline's own."
 SCALE_HELP = "Show each pixel as N x N. By default small mp4 and gif are enlarged to 288 pixels or more."
+OFFLOAD_HELP = f"{', '.join(OFFLOADS)}: keep weights in the host's memory until they are needed."
+COMPILE_HELP = "Compile the denoiser's blocks with torch.compile; the first steps take long."
 DTYPE_HELP = f"{', '.join(DTYPES)}; by default bfloat16 on a GPU, else float32."
 
 
@@ -152,3 +156,13 @@ def read_device(name: str | None, dtype: str | None) -> tuple[Any, Any]:
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     return device, getattr(torch, dtype or ("float32" if device.type == "cpu" else "bfloat16"))
+
+
+def check_offload(offload: str | None) -> None:
+    """Refuse an unknown way to offload.
+
+    Raises:
+        UnicpError: it is none of :data:`OFFLOADS`.
+    """
+    if offload is not None and offload not in OFFLOADS:
+        raise unknown("--offload", offload, OFFLOADS)

@@ -84,11 +84,15 @@ def _find_on_hub(name: str) -> Model:
     return Model(name=name, source=name, index=_read_index(path, name), revision=revision, offline=offline)
 
 
-def load(model: Model, device: Any, dtype: Any) -> Any:
+def load(model: Model, device: Any, dtype: Any, offload: str | None = None, compiled: bool = False) -> Any:
     """The pipeline on its device, silent.
 
+    Args:
+        offload: one of :data:`options.OFFLOADS`, by diffusers' own means; ``None`` keeps everything on the device.
+        compiled: compile the denoisers, block by block where they name the blocks that repeat.
+
     Raises:
-        UnicpError: it cannot be read.
+        UnicpError: it cannot be read, or cannot be offloaded so.
     """
     import diffusers
     import torch
@@ -110,9 +114,31 @@ def load(model: Model, device: Any, dtype: Any) -> Any:
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise UnicpError(f"{model.name} cannot be loaded: {lines[0]:.200}; check or download it again") from error
-        pipe.to(device)
+        _place(pipe, device, offload)
+    for name, _ in model.denoisers() if compiled else ():
+        denoiser = getattr(pipe, name)
+        if getattr(denoiser, "_repeated_blocks", None):
+            denoiser.compile_repeated_blocks()
+        else:
+            denoiser.compile()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _place(pipe: Any, device: Any, offload: str | None) -> None:
+    if offload is None:
+        pipe.to(device)
+        return
+    try:
+        if offload == "model":
+            pipe.enable_model_cpu_offload(device=device)
+        elif offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device=device)
+        else:
+            streams = device.type == "cuda"
+            pipe.enable_group_offload(device, offload_type="leaf_level", use_stream=streams)
+    except Exception as error:  # whatever diffusers and accelerate raise where a model does not suit them
+        raise UnicpError(f"--offload {offload}: {type(pipe).__name__} cannot be offloaded so: {error!s:.200}") from error
 
 
 def warn_of_unknown_words(pipe: Any, prompts: Sequence[str]) -> None:

@@ -31,6 +31,8 @@ def record(
     video: dict[str, Any],
     device: Any,
     dtype: Any,
+    offload: str | None = None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Plain values.
 
@@ -55,6 +57,8 @@ def record(
         "video": video,
         "dtype": str(dtype).removeprefix("torch."),
         "device": _device(device),
+        "offload": offload,
+        "compiled": compiled,
         "versions": {"unicp": __version__, **versions, "python": platform.python_version()},
         "timings": {"loop_seconds": made.loop_seconds, "total_seconds": made.total_seconds},
         "steps": made.steps,
