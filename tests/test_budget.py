@@ -172,7 +172,7 @@ def test_what_is_no_number_is_never_a_reason_to_forecast() -> None:
 
 
 def test_behind_what_is_no_number_no_leap_begins() -> None:
-    policy = BudgetPolicy(BudgetConfig(target_speedup=3))
+    policy = BudgetPolicy(BudgetConfig(target_speedup=3, override_reserve=0.1))
     actions = []
     for step in steps(30):
         decided = policy.decide(step)

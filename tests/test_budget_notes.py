@@ -202,16 +202,19 @@ def test_without_a_reserve_forecasts_are_watched_and_nothing_more_is_computed() 
     assert sorted({r.index for r in report.steps if r.action == "compute"}) == list(growing(10, 5, 2).compute)
 
 
-def test_what_is_no_number_is_computed_again_also_without_a_reserve() -> None:
-    policy = BudgetPolicy(BudgetConfig(target_speedup=3, override_reserve=0))
-    done = []
-    for step in steps(30):
-        done.append(policy.decide(replace(step, leaps=False)).action)
-        if done[-1] == "compute":
-            policy.observe(step, math.nan if step.index == 1 else 0.1, None)
+def test_after_what_is_no_number_the_next_step_is_computed() -> None:
+    """With a reserve. Without one, nothing is told before the end, and nothing follows from it."""
     wanted = default(30, 10).compute
-    assert done[2] == "compute" and 2 not in wanted
-    assert [i for i, action in enumerate(done) if action == "compute"] == sorted({*wanted, 2})
+    for reserve in (0.1, 0.0):
+        policy, done = BudgetPolicy(BudgetConfig(target_speedup=3, override_reserve=reserve)), []
+        for step in steps(30):
+            done.append(policy.decide(replace(step, leaps=False)).action)
+            if done[-1] == "compute":
+                policy.observe(step, math.nan if step.index == 1 else 0.1, None)
+        again = {2} if reserve else set()
+        assert 2 not in wanted
+        assert [i for i, action in enumerate(done) if action == "compute"] == sorted({*wanted, *again})
+        assert any("not finite numbers" in note for note in policy.notes())
 
 
 @pytest.mark.parametrize(("noisy", "told"), [(False, False), (True, True)])

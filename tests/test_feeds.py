@@ -87,12 +87,12 @@ def test_a_unit_is_computed_where_what_feeds_it_is_to_be(pcas: bool, windows: st
 
 @pytest.mark.parametrize("windows", ["shared", "block", "unit"])
 def test_a_unit_is_filled_together_with_all_that_feed_it(windows: str) -> None:
-    _, report, _ = made(UniCPConfig(windows=windows, delta=0.4, delta_mlp=0.3, max_window=3))
+    _, report, _ = made(UniCPConfig(windows=windows, **LARGE))
     for i in range(len(HUNYUAN.build().transformer.single_transformer_blocks)):
         last, mlp, attention = (
             of_units(report, f"single_transformer_blocks.{i}.{name}") for name in ("proj_out", "proj_mlp", "attn")
         )
-        assert mlp == last
+        assert mlp == last and "forecast" in last
         assert all(a == "forecast" for a, b in zip(attention, last, strict=True) if b == "forecast")
 
 

@@ -175,3 +175,11 @@ def test_outputs_computed_from_fills_are_made_good_as_filled_ones_are() -> None:
     assert not torch.equal(corrected, new[0])
     torch.testing.assert_close(alike, corrected)
     assert not passing.passed and not passing.forecasts
+
+
+def test_nothing_is_told_late_that_decides() -> None:
+    budget = unicp.BudgetConfig(target_speedup=2)
+    inside = {"pcas": False, "edcw": "off"}
+    assert UniCPPolicy(UniCPConfig(stack=budget, **inside)).needs().late
+    for more in ({"map_level": True}, {"edcw": "online"}, {"stack": budget.replace(override_reserve=0.1)}):
+        assert not UniCPPolicy(UniCPConfig(**{"stack": budget, **inside, **more})).needs().late

@@ -57,7 +57,8 @@ class Job:
         measured, fractions = [], []
         if compare:
             short = {"num_inference_steps": WARM_UP_STEPS}
-            self._make({"prompt": prompts[0], **self.call, **short}, None, "warm-up")
+            for config in (None, self.config) if self.compiled else (None,):
+                self._make({"prompt": prompts[0], **self.call, **short}, config, "warm-up")
         for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True), 1):
             count = f"{number}/{len(prompts)} " if len(prompts) > 1 else ""
             if count:

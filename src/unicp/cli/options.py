@@ -22,7 +22,7 @@ OFFLOADS = ("model", "group", "sequential")
 """Ways to keep weights in the host's memory while they are not needed, fastest first."""
 
 # What the help of several verbs says.
-SET_HELP = "A field of the method's config, as in moreg=true; may be repeated."
+SET_HELP = "A field of the method's config, as in target_speedup=3; may be repeated."
 FPS_HELP = "8 for the demo model, else 16 or the pipeline's own."
 SCALE_HELP = "Show each pixel as N x N. By default small mp4 and gif are enlarged to 288 pixels or more."
 OFFLOAD_HELP = f"{', '.join(OFFLOADS)}: keep weights in the host's memory until they are needed."
@@ -95,7 +95,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name:
-            raise UnicpError(f"--set takes name=value, as in --set moreg=true, got {setting!r}")
+            raise UnicpError(f"--set takes name=value, as in --set target_speedup=3, got {setting!r}")
         values[name] = _value(text.strip())
     return values
 

@@ -138,7 +138,9 @@ def _place(pipe: Any, device: Any, offload: str | None) -> None:
             streams = device.type == "cuda"
             pipe.enable_group_offload(device, offload_type="leaf_level", use_stream=streams)
     except Exception as error:  # whatever diffusers and accelerate raise where a model does not suit them
-        raise UnicpError(f"--offload {offload}: {type(pipe).__name__} cannot be offloaded so: {error!s:.200}") from error
+        raise UnicpError(
+            f"--offload {offload}: {type(pipe).__name__} cannot be offloaded so: {error!s:.200}"
+        ) from error
 
 
 def warn_of_unknown_words(pipe: Any, prompts: Sequence[str]) -> None:

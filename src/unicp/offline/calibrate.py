@@ -183,8 +183,10 @@ class _Job:
             units, weight = self.specs[name].units(denoiser), next(iter(denoiser.parameters()))
             widths = [_width(unit.module) * (2 if unit.kind == "joint_attention" else 1) for unit in units]
             # One more for the residual of the whole stack, which is no wider than any of them.
-            most += (self.config.max_window + 1) * self.tokens * (sum(widths) + max(widths)) * weight.element_size()
-            devices.add(str(weight.device))
+            # Outputs are not stored in fewer than two bytes, whatever weights are.
+            size = max(2, torch.empty(0, dtype=getattr(denoiser, "dtype", weight.dtype)).element_size())
+            most += (self.config.max_window + 1) * self.tokens * (sum(widths) + max(widths)) * size
+            devices.add(str(getattr(self.pipe, "_execution_device", weight.device)))
         on = " and ".join(sorted(devices))
         where = "in the host's memory" if self.host else f"on {on} (with host=True, --host: in the host's memory)"
         return f"Calibrating keeps at most {readable_bytes(most)} for each guidance branch of a video, {where}."

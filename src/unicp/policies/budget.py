@@ -435,7 +435,7 @@ class BudgetPolicy(Policy):
         from .plans.step_plan import halved
 
         assert self._plan is not None
-        changed = halved(self._plan, max(after, self._beyond) if self._reserve else after)
+        changed = halved(self._plan, max(after, self._beyond) if self.config.reserve else after)
         if changed is self._plan:
             return
         if self._extra < self._reserve:
@@ -457,9 +457,9 @@ class BudgetPolicy(Policy):
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
         if change is None or not math.isfinite(change):
-            # At the first computed step there is nothing to forecast from.
-            self._blind = step.index != self._computed[0]
-            self._broken += self._blind
+            broken = step.index != self._computed[0]  # where there is nothing to forecast from yet
+            self._broken += broken
+            self._blind = broken and self.config.reserve > 0  # without a reserve this is told when the run is over
             return
         expected = self._expected.get(step.index)
         if expected is not None:
@@ -479,6 +479,8 @@ class BudgetPolicy(Policy):
             said.append(
                 f"forecasts failed at {self._unanswered} steps with no reserve left; override_reserve gives more"
             )
+        if self._broken and not self.config.reserve:
+            return [*said, f"{self._broken} outputs of the denoiser, or their distances, were not finite numbers"]
         return said + ([no_numbers(self._broken)] if self._broken else [])
 
     def why_idle(self) -> str:

@@ -223,14 +223,15 @@ class UniCPPolicy(Policy):
         else:
             inner = Needs(keep="nothing")
         online = config.edcw == "online" or (config.edcw == "profiled" and config.profile is None)
+        maps = config.map_level and config.delta > 0
         measures = online and bool(wanted) and (config.target_speedup is None or config.map_level)
         return inner.replace(
             units=wanted,
             unit_order=1 if config.fill == "forecast" else 0,
             unit_damping=config.damping,
             unit_changes=measures,
-            late=inner.late and not measures,
-            map_bytes=config.map_bytes if config.map_level and config.delta > 0 else 0,
+            late=inner.late and not measures and not maps,
+            map_bytes=config.map_bytes if maps else 0,
             cache_bytes=config.max_cache_bytes,
         )
 
@@ -291,7 +292,8 @@ class UniCPPolicy(Policy):
         else:
             decided = Decision(action="compute")
         # Without a profile a target follows a plan, which wants the number of steps: nothing is measured in its place.
-        self.endless |= self.target is not None and self.errors is None and step.count is None
+        planned = self.target is not None and (self.online or self.errors is None)
+        self.endless |= planned and step.count is None
         forced = decided.whole or step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         forced |= self.endless
         place = Place.of(step, self.errors)
@@ -421,6 +423,8 @@ class UniCPPolicy(Policy):
         config = self.config
         if self.inner is not None and config.delta == 0:
             return self.inner.why_idle()
+        if self.endless:
+            return NO_COUNT_NOTE.format(so="target_speedup cannot be had")
         if not self.limits:
             return "every delta is 0, which computes everything in full; give delta=0.1"
         if self.smallest < math.inf:

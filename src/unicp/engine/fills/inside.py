@@ -50,12 +50,13 @@ def units_inside(
     feeds = {unit.name: unit.feeds for unit in spec.units(denoiser) if unit.feeds in kinds}
     # Filled without all that feeds it, a unit would pass over what is to be computed; and those of its own kind are
     # only filled with it, as nothing is kept of them.
-    never = {target for name, target in feeds.items() if name not in kinds or name in protected}
+    may_be = {name for name, kind in kinds.items() if name not in protected and config.threshold(kind) > 0}
+    never = {target for name, target in feeds.items() if name not in may_be}
+    own = {name for name, target in feeds.items() if kinds.get(name) == kinds[target]}
+    protected += [name for name in kinds if name in never or (name in own and feeds[name] in never)]
     together = config.windows == "shared" and not needs.map_bytes
-    alone = {n for n, target in feeds.items() if n in kinds and not together and kinds[n] != kinds[target]}
-    protected += [name for name in kinds if name in never or (feeds.get(name) in never and name not in alone)]
     feeds = {name: target for name, target in feeds.items() if target not in never}
-    unkept = feeds.keys() - alone
+    unkept = never | {name for name in feeds if together or name in own}
     units = Units(
         {unit.name: unit.module for unit in found},
         kinds,

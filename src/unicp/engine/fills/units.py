@@ -253,12 +253,13 @@ class Units:
             )
         self.chosen = frozenset(chosen)
         self.notes = [note for note in self.notes if not note.startswith("max_cache_bytes")]
-        if len(chosen) < len(sizes):
+        others = [name for name in sizes if name not in chosen and self._feeds.get(name) not in chosen]
+        if others:
             kinds = Counter(self._kinds[name] for name in chosen)
             listed = ", ".join(f"{count} {kind.replace('_', '-')}" for kind, count in kinds.items())
-            used = sum(sizes[name] for name in chosen)
+            used, count = sum(sizes[name] for name in chosen), len(chosen) + len(others)
             self.notes.append(
-                f"max_cache_bytes: {len(chosen)} of {len(sizes)} units are kept ({listed}; {readable_bytes(used)}), "
+                f"max_cache_bytes: {len(chosen)} of {count} units are kept ({listed}; {readable_bytes(used)}), "
                 "those that save the most operations for their bytes; the others are computed"
             )
 
@@ -319,8 +320,9 @@ class Units:
         return act
 
     def _filled(self, call: UnitCall, name: str) -> bool:
-        """Whether a unit that others feed is filled in this call: all that feed it are to be, too."""
-        fill, names = call.fills.get(name), (name, *self._fed[name])
+        """Whether a unit that others feed is filled in this call: all of another kind that feed it are to be, too."""
+        others = [feeding for feeding in self._fed[name] if self._kinds[feeding] != self._kinds[name]]
+        fill, names = call.fills.get(name), (name, *others)
         return fill is not None and bool(fill.kept) and all(call.actions.get(n, "compute") in FILLED for n in names)
 
     def _blank(self, call: UnitCall, name: str) -> Any:
@@ -358,6 +360,8 @@ class Units:
         if self.limit is not None and name not in self.chosen:
             size = sum(tensor.numel() * tensor.element_size() for tensor in parts(output))
             self.sizes[name] = max(size * (1 + self.order), self.sizes.get(name, 0))
+            if name in self._feeds:
+                call.fills.setdefault(name, UnitFill()).pass_by(output)
             return output
         fill, step = call.fills.get(name), call.step
         # A change of shape inside a generation (per-token masks, another text length) is no anchor to compare with.
