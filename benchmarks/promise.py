@@ -246,6 +246,18 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def committed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is kept in the repository: of AdaCache the situations in which it skips, to a tenth of a decibel."""
+    kept = []
+    for row in rows:
+        if row["method"] in ADACACHE:
+            if row["evaluations"][0] == row["evaluations"][1]:
+                continue
+            row = {**row, **{name: [round(value, 1) for value in row[name]] for name in ("psnr", "fewer")}}
+        kept.append(row)
+    return kept
+
+
 def adacache_table(rows: list[dict[str, Any]]) -> list[str]:
     """AdaCache's margins, a line a situation in which it skips anything, in Markdown: with the share it computed."""
     found = {(row["situation"], row["method"]): row for row in rows if row["method"] in ADACACHE}
@@ -318,7 +330,7 @@ def main() -> None:
     if not args.quick:
         kept = [dataclasses.asdict(situation) for situation in chosen]
         made_by = "python -m benchmarks.promise" + " --budget-only" * args.budget_only
-        found = {"prompts": maker.prompts, "situations": kept, "results": rows, "missing": left}
+        found = {"prompts": maker.prompts, "situations": kept, "results": committed(rows), "missing": left}
         common.save("promise", found, made_by)
         draw(rows, PICTURE)
 

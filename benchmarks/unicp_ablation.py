@@ -282,8 +282,8 @@ def main() -> None:
         if len(found) == len(captions):
             psnr = [one["psnr"] for one in found]
             line = {
-                "row": name, "computed_fraction": mean(f["share"] for f in found), "psnr": mean(psnr),
-                "psnr_worst": min(psnr),
+                "row": name, "computed_fraction": round(mean(f["share"] for f in found), 4),
+                "psnr": round(mean(psnr), 2), "psnr_worst": round(min(psnr), 2),
             }  # fmt: skip
             table.append(line)
             print(f"{name:<50}{line['computed_fraction']:>8.1%}{line['psnr']:>7.1f}{line['psnr_worst']:>7.1f}")
