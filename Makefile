@@ -81,7 +81,7 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some five 
 	$(BIN)/python -m benchmarks.unicp_ablation --model cogvideox --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
 	$(BIN)/python -m benchmarks.unicp_ablation --model hunyuan --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
 	$(BIN)/python -m benchmarks.unicp_ablation --model latte --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
-	$(BIN)/python -m benchmarks.unicp_ablation --time 5 --only planned fewer 'the budget' TaylorSeer
+	$(BIN)/python -m benchmarks.unicp_ablation --time 3 --only 'planned windows, forecast, 5' 'the budget'"'"'s default plan, 5' 'fewer steps (25)' TaylorSeer
 	$(BIN)/python -m benchmarks.comfyui
 	$(BIN)/python -m benchmarks.budget --prompts 32
 	$(BIN)/python -m benchmarks.promise

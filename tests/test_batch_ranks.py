@@ -169,6 +169,7 @@ def decided(record: dict[str, Any]) -> Any:
     return [(step["denoiser"], step["index"], step["branch"], step["action"]) for step in steps]
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_clips_of_one_process(wan_folder: Path, tmp_path: Path) -> None:
     plan, clips = planned(tmp_path / "alone", PROMPTS, wan_folder)
     alone(PipelineRecipe(model=plan.model, threads=1), clips, tmp_path / "alone")

@@ -112,6 +112,7 @@ def test_nothing_of_a_peer_stays(pipe: Any, all_of_them: Any) -> None:
         assert not getattr(getattr(each, "_diffusers_hook", None), "hooks", None)
 
 
+@pytest.mark.slow
 def test_computing_everything_is_identical(pipe: Any) -> None:
     everything = {"all": ScheduleConfig(interval=1), "half": ScheduleConfig(interval=2, warmup_steps=1)}
     comparison = unicp.compare(pipe, everything, PROMPTS, repeats=2, progress=False, **CALL)
