@@ -259,20 +259,25 @@ def committed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def adacache_table(rows: list[dict[str, Any]]) -> list[str]:
-    """AdaCache's margins, a line a situation in which it skips anything, in Markdown: with the share it computed."""
+    """AdaCache's margins, a line a situation in which it skips anything, in Markdown: with the share it computed.
+
+    Args:
+        rows: as :func:`committed` keeps them.
+    """
     found = {(row["situation"], row["method"]): row for row in rows if row["method"] in ADACACHE}
-    acting = [situation for (situation, _), row in found.items() if row["evaluations"][0] < row["evaluations"][1]]
     lines = [
         "| situation | " + " | ".join(f"thresholds x {factor:g}" for factor in ADACACHE.values()) + " |",
         "|---|" + "---:|" * len(ADACACHE),
     ]
-    for situation in dict.fromkeys(acting):
+    for situation in dict.fromkeys(situation for situation, _ in found):
         cells = []
         for method in ADACACHE:
-            row = found.get((situation, method))
-            computed, count = row["evaluations"] if row is not None else (1, 1)
-            over, worst = margins(row) if row is not None else (0.0, 0.0)
-            cells.append(f"{computed / count:.0%}: {over:+.1f} / {worst:+.1f}" if computed < count else "–")
+            if (situation, method) not in found:
+                cells.append("–")
+                continue
+            row = found[situation, method]
+            (computed, count), (over, worst) = row["evaluations"], margins(row)
+            cells.append(f"{computed / count:.0%}: {over:+.1f} / {worst:+.1f}")
         lines.append(f"| {situation} | " + " | ".join(cells) + " |")
     return lines
 

@@ -122,15 +122,12 @@ class Bench:
 
         def run(caption: str) -> tuple[float, Any]:
             applied, of = peers.known()[name](), peers.Run(self.pipe, {"prompt": caption, **self.call})
-            if self.timing:
-                applied.apply(of, label)
-                try:
-                    return 0.0, self.video(caption)
-                finally:
-                    applied.remove(of)
-            self._operations = self._operations or self._counted(lambda: self.video(caption))[0]
+            if not self.timing:
+                self._operations = self._operations or self._counted(lambda: self.video(caption))[0]
             applied.apply(of, label)
             try:
+                if self.timing:
+                    return 0.0, self.video(caption)
                 ran, frames = self._counted(lambda: self.video(caption))
             finally:
                 applied.remove(of)

@@ -11,8 +11,6 @@ from . import options
 
 COMPARE_HELP = "Also make the unaccelerated video, show both side by side, and measure."
 OUTPUT_HELP = "A file (.mp4, .gif, or .png: frames side by side) or a folder; by default here, named after the prompt."
-
-
 NEXT = (
     "Next: --set target_speedup=3 is faster, 1.5 is nearer; a model of your own:\n"
     "--model FOLDER or a hub id; both videos in step, on a page: unicp studio"

@@ -175,6 +175,8 @@ class Units:
         self._refresh, self._measure = refresh, measure
         self._feeds, self._unkept = feeds or {}, frozenset(unkept)
         self._fed = {target: [n for n in self._feeds if self._feeds[n] == target] for target in self._feeds.values()}
+        # What has to be filled for a unit that others feed to be: itself, and those of them that are of another kind.
+        self._jointly = {to: [to, *(n for n in fed if kinds[n] != kinds[to])] for to, fed in self._fed.items()}
         self.order = order
         self._fill = Decision(action="forecast" if order else "reuse", damping=damping)
         self.acts = [(module, self._act_of(name, module)) for name, module in modules.items()]
@@ -320,16 +322,17 @@ class Units:
         return act
 
     def _filled(self, call: UnitCall, name: str) -> bool:
-        """Whether a unit that others feed is filled in this call: all of another kind that feed it are to be, too."""
-        others = [feeding for feeding in self._fed[name] if self._kinds[feeding] != self._kinds[name]]
-        fill, names = call.fills.get(name), (name, *others)
-        return fill is not None and bool(fill.kept) and all(call.actions.get(n, "compute") in FILLED for n in names)
+        """Whether a unit that others feed is filled in this call."""
+        fill, actions = call.fills.get(name), [call.actions.get(n, "compute") for n in self._jointly[name]]
+        return fill is not None and bool(fill.kept) and all(action in FILLED for action in actions)
 
     def _blank(self, call: UnitCall, name: str) -> Any:
         """What a unit returns that does not run because the one that it feeds is filled; else ``None``."""
         target, fill = self._feeds.get(name), call.fills.get(name)
-        blank = fill.blank() if target is not None and fill is not None and self._filled(call, target) else None
-        if blank is not None and target is not None:
+        if target is None or fill is None or not self._filled(call, target):
+            return None
+        blank = fill.blank()
+        if blank is not None:
             call.done[name] = self._how(call.fills[target])
         return blank
 
