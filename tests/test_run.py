@@ -35,6 +35,32 @@ def pipe() -> WanPipeline:
     return pipe
 
 
+@pytest.mark.parametrize("config", [BudgetConfig(target_speedup=1), ScheduleConfig(interval=1)], ids=lambda c: c.method)
+def test_a_plan_that_skips_nothing_keeps_nothing(config: unicp.Config) -> None:
+    pipe = WAN.build()
+    plain = WAN.generate(pipe, steps=6)
+    session = unicp.accelerate(pipe, config)
+    assert torch.equal(quietly(lambda: WAN.generate(pipe, steps=6)), plain)
+    assert session.report().cache_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ScheduleConfig(compute=(0, 1, 3, 5, 8, 9, 10, 11)), BudgetConfig(target_speedup=1.3, cooldown_steps=3)],
+    ids=lambda c: c.method,
+)
+def test_nothing_is_kept_beyond_the_last_filled_step(config: unicp.Config) -> None:
+    held: list[int] = []
+    run = Run(config, [1 - i / 12 for i in range(12)], weights=None)
+    for step in range(12):
+        run.step(step, "cond", lambda step=step: torch.full((1, 4), float(step)))
+        held.append(sum(t.numel() for t in run.tensors()))
+    done = [record.action for record in run.report().steps]
+    filled = max(i for i, action in enumerate(done) if action != "compute")
+    assert filled < 10
+    assert all(held[: filled + 1]) and not any(held[filled + 1 :]), (done, held)
+
+
 @pytest.mark.parametrize(
     "config", [BudgetConfig(target_speedup=2), ScheduleConfig(interval=2, fill="linear")], ids=lambda c: c.method
 )

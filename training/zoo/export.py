@@ -29,15 +29,24 @@ from zoo import FOLDER, parts
 
 SHEET_ROWS = 8
 
+USAGE = """
+pipe, call = zoo.load("{name}")
+video = pipe(prompt="a red ball bouncing fast over a gray striped background", **call, output_type="np").frames[0]"""
+
+USAGE_WITH_INPUTS = """from unicp.demo import scenes
+
+pipe, call = zoo.load("{name}")
+scene = scenes.sample_scene(1)
+call |= zoo.inputs("{name}", scene)
+video = pipe(prompt=scene.caption(), **call, output_type="np").frames[0]"""
+
 CARD = """# {name}
 
 {about}.
 
 ```python
 import zoo
-
-pipe, call = zoo.load("{name}")
-video = pipe(prompt="a red ball bouncing fast over a gray striped background", **call, output_type="np").frames[0]
+{usage}
 ```
 
 ## What it is
@@ -172,6 +181,7 @@ def main() -> None:
     text = CARD.format(
         name=chosen.name,
         about=chosen.about,
+        usage=(USAGE_WITH_INPUTS if chosen.inputs(drawn[0]) else USAGE).format(name=chosen.name),
         components=described(modules),
         frames=parts.FRAMES,
         height=call["height"],

@@ -241,6 +241,10 @@ class Run:
         self._measuring.discard(self._asked)
         return Decision(action="compute")
 
+    def keeps(self, branch: str) -> bool:
+        """Whether anything is kept of this branch, or may be kept inside of its calls."""
+        return bool(self.needs.units) or (branch in self._fills and bool(self._fills[branch].kept))
+
     def corrects(self, branch: str) -> bool:
         """Whether the next computed output of this branch is to make good forecasts."""
         fill = self._fills.get(branch)
@@ -322,7 +326,7 @@ class Run:
     ) -> Any:
         """Runs the denoiser, its blocks and units acting by the decision, and captures what is to be measured."""
         stack, probe, units = self._parts.stack, self._parts.probe, self._parts.units
-        measuring = branch in self._measuring and decision.runs
+        measuring = branch in self._measuring and decision.runs and (decision.serves or self.keeps(branch))
         if stack is not None and isinstance(fill, StackFill):
             stack.call = StackCall(step, decision, fill, batch, frames)
         if probe is not None:
@@ -352,8 +356,10 @@ class Run:
             filled = decision.makeshift and any(done in FILLED for done in record.units.values())
             if filled:
                 fill.passes(step, output, self._weight(step, branch, decision))
-            else:
+            elif decision.serves or fill.kept.forecasts:
                 output = fill.keep(step, output)
+            if not decision.serves:
+                self._fills.pop(branch, None)
         if measuring and key not in self._unmeasured:
             self._pending.append((self._policies[key], step, record, scalars, changes))
         if measuring:

@@ -100,6 +100,8 @@ class Decision:
         makeshift: whether the output counts as a forecast where units are filled: it is then no value to forecast from,
             and a later computed one corrects it (``Needs.correct``).
         whole: whether a method that acts inside steps must leave this one whole.
+        serves: whether later steps may be filled from this computed one. If not, its output is not kept, nor compared
+            with others, and what was kept before is freed.
     """
 
     action: str
@@ -111,6 +113,7 @@ class Decision:
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     makeshift: bool = False
     whole: bool = False
+    serves: bool = True
 
     @property
     def runs(self) -> bool:

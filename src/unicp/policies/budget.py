@@ -272,6 +272,7 @@ class BudgetPolicy(Policy):
         self._expected: Mapping[int, tuple[float, float]] = {}
         self._segments: dict[int, Segment] = {}  # by skipped step, the segment that it belongs to
         self._places: dict[int, float] = {}  # by computed step, the place where it is evaluated, if not its own
+        self._last_filled = -1  # the last step of which any branch is filled
         self._largest, self._measured = 0.0, 0  # forecast errors of this run
         self._extra = 0
         self._reserve = 0
@@ -380,6 +381,7 @@ class BudgetPolicy(Policy):
         self._inside = frozenset(plan.inside)
         self._segments = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
         self._places = dict(zip(plan.compute, plan.places, strict=True)) if plan.places else {}
+        self._last_filled = max((*self._segments, *self._conditional), default=-1)
 
     def decide(self, step: Step) -> Decision:
         if self._plan is None or (self._leaping and not step.leaps):  # that turns out after the first step
@@ -408,7 +410,8 @@ class BudgetPolicy(Policy):
             return Decision(action="conditional", until=self._until, further=further, order=1, damping=DAMPING)
         # A plan that names steps with UniCP inside excludes it from all others; any other plan leaves UniCP to decide.
         whole = bool(self._inside) and (blind or step.index not in self._inside)
-        return Decision(action="compute", until=self._until, further=further, whole=whole, place=place)
+        serves = step.index < self._last_filled
+        return Decision(action="compute", until=self._until, further=further, whole=whole, place=place, serves=serves)
 
     def _route(self, step: Step) -> tuple[float, ...] | None:
         """The places to which the solver goes from a computed step, or ``None`` if it goes to the next step.

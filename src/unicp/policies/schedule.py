@@ -89,10 +89,16 @@ class SchedulePolicy(Policy):
             wanted = step.index in self.compute
         # The second of two denoisers may start anywhere: its own first steps are its warm-up.
         if wanted or step.position < config.warmup_steps:
-            return Decision(action="compute")
+            return Decision(action="compute", serves=self._skips_after(step))
         if config.fill == "reuse":
             return Decision(action="reuse")
         return Decision(action="forecast", damping=config.damping)
+
+    def _skips_after(self, step: Step) -> bool:
+        """Whether a later step may be skipped."""
+        if self.config.interval is not None:
+            return self.config.interval > 1
+        return step.count is None or not self.compute.issuperset(range(step.index + 1, step.count))
 
     def why_idle(self) -> str:
         return "its schedule computes every step of this run; give fewer steps in compute=, or interval=2"

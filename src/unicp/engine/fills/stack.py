@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ class StackFill:
     def __init__(self) -> None:
         self.kept = Kept()
         self.blocks = 0  # number of blocks that acted when the residual was kept
+        self.checked: set[int] = set()  # blocks that were seen to return each stream in the shape in which it came
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held."""
@@ -59,15 +60,23 @@ class Stack:
 
     Args:
         denoiser, spec: the transformer and its structure.
-        watched: called with a block, its forward and its arguments to run it, if something measures in some blocks.
+        watched: blocks in which something measures.
+        run_watched: called with such a block, its forward and its arguments, to run it.
 
     Attributes:
         acts: pairs of a block and the function that replaces its forward; the host puts it there.
     """
 
-    def __init__(self, denoiser: Any, spec: ModelSpec, watched: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: Any,
+        spec: ModelSpec,
+        watched: Sequence[Any] = (),
+        run_watched: Callable[..., Any] | None = None,
+    ) -> None:
         self.call: StackCall | None = None
-        self._denoiser, self._spec, self._watched = type(denoiser).__name__, spec, watched
+        self._denoiser, self._spec = type(denoiser).__name__, spec
+        self._watched, self._run_watched = list(watched), run_watched
         whole = spec.stack(denoiser)
         self.blocks = [block for _, block, _ in whole]
         self._first, self._last = whole[0][2].layout, len(whole) - 1
@@ -82,24 +91,29 @@ class Stack:
         if missing:
             raise UnicpError(f"blocks of {described.path!r} take no argument {missing[0]!r}; they take: {names}")
         places = [names.index(stream) for stream in streams]
+        at_end = position in (0, self._last)
+        run_watched = self._run_watched if any(block is other for other in self._watched) else None
 
         def act(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
             if call is None:
                 return forward(*args, **kwargs)
+            call.acted += 1
+            if call.decision.runs and not at_end and run_watched is None and position in call.fill.checked:
+                return forward(*args, **kwargs)  # as most blocks do; every microsecond counts
             values = [
                 args[place] if place < len(args) else kwargs.get(stream)
                 for place, stream in zip(places, streams, strict=True)
             ]
-            call.acted += 1
             if position == 0:
                 call.entry = values
             last = position == self._last and bool(call.entry)
             call.left |= last
             if call.decision.runs:
-                run = self._watched
-                output = forward(*args, **kwargs) if run is None else run(block, forward, args, kwargs)
-                self._check(name, described, values, output)
+                output = run_watched(block, forward, args, kwargs) if run_watched else forward(*args, **kwargs)
+                if position not in call.fill.checked:
+                    self._check(name, described, values, output)
+                    call.fill.checked.add(position)
                 if last:
                     self._keep(call, described, output)
                 return output

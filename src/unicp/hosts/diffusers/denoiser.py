@@ -58,10 +58,12 @@ def sound(
         leaper: of the scheduler, if the run follows it.
     """
     branch, step = tick.branch, tick.step
-    state = sources.look(branch, step.position, call, leaper is not None and leaper.active)
     if tick.unknown:
         run.remark(tick.unknown)
-        state = STALE
+    if not decision.serves and not run.keeps(branch):
+        return decision  # nothing is kept that could be judged, and nothing will be
+    state = sources.look(branch, step.position, call, leaper is not None and leaper.active)
+    state = STALE if tick.unknown else state
     noisy = step.noisy or (leaper is not None and leaper.noisy)
     if decision.action == "leap":
         if leaper is not None and leaper.over(step.index):  # the solver ignores what this call returns
@@ -172,7 +174,8 @@ class HookedDenoiser:
             parts.book = whole.profile.book(whole)
         hooks.install(self.denoiser, self.hook, hooks.DENOISER_HOOK)
         if spec is not None and needs.keep == "stack":
-            parts.stack = Stack(self.denoiser, spec, parts.probe.run if parts.probe is not None else None)
+            watched = (parts.probe.modules, parts.probe.run) if parts.probe is not None else ()
+            parts.stack = Stack(self.denoiser, spec, *watched)
             self._placed += [placed(block, self._in_turn(act), BLOCK_HOOK) for block, act in parts.stack.acts]
         blocks = parts.stack.blocks if parts.stack is not None else []
         for block in parts.probe.modules if parts.probe is not None else ():

@@ -304,7 +304,7 @@ def untuned(
         return found(steps, computed, first, last)
     jumps = any(a > UNEVEN_LENGTHS_RATIO * b or b > UNEVEN_LENGTHS_RATIO * a for a, b in pairwise(lengths[:-1]))
     if jumps or (steps > 1 and lengths[-1] > UNEVEN_LENGTHS_RATIO * lengths[-2]):  # a short last step is no jump
-        return computing(steps, _by_length(sigmas[:body], lengths[:body], computed))
+        return computing(steps, _by_length(lengths[:body], computed))
     leaps &= not throughout or not corrects or computed < MIN_COMPUTED_FOR_FORECASTS
     if leaps and throughout:
         places = [body * i / computed for i in range(computed)]
@@ -368,18 +368,18 @@ def _twice(
     return computing(len(sigmas), {*compute, *again[: computed - len(compute)]}, order)
 
 
-def _by_length(sigmas: Sequence[float], lengths: Sequence[float], computed: int) -> tuple[int, ...]:
-    """The steps to compute, including the first one, from which the others are least far away along sigma.
+def _by_length(lengths: Sequence[float], computed: int) -> tuple[int, ...]:
+    """The steps to compute, including the first one, if steps differ much in length.
 
-    They minimise the sum, over skipped steps, of their length times their distance from the computed step before them:
-    that is the error of the latents if outputs are repeated and change steadily along sigma. Found by dynamic
-    programming.
+    They minimise the sum, over skipped steps, of their length times the number of steps since the computed one before
+    them. That is the error of the latents if outputs are repeated and change about as much from any level to the next,
+    which is how such lists are chosen. Found by dynamic programming.
     """
-    steps = len(sigmas)
+    steps = len(lengths)
     cost = [[0.0] * (steps + 1) for _ in range(steps)]
     for a in range(steps):
         for b in range(a + 1, steps + 1):
-            cost[a][b] = sum(lengths[s] * (sigmas[a] - sigmas[s]) for s in range(a + 1, b))
+            cost[a][b] = sum(lengths[s] * (s - a) for s in range(a + 1, b))
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, (0,))}
     for _ in range(computed - 1):
         longer: dict[int, tuple[float, tuple[int, ...]]] = {}
