@@ -101,6 +101,7 @@ bench-compare: $(READY) ## measure every method and peer on the demo model, at 5
 	$(BIN)/python -m benchmarks.compare --steps 50
 	$(BIN)/python -m benchmarks.compare --steps 30
 	$(BIN)/python -m benchmarks.race
+	$(BIN)/python -m benchmarks.studio
 	$(BIN)/python -m benchmarks.readme
 
 clean: ## remove .venv, caches and demo-out/ (training/runs stays)
