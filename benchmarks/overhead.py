@@ -5,8 +5,8 @@
 A difference of a hundredth drowns in the noise of whole runs. So the engine's milliseconds are measured where they are
 a larger part: on the demo model with all its blocks idle but the one in the middle, where AdaCache measures. Tensors
 have the same sizes, and denoiser and blocks are called as often.
-Runs are interleaved, and of each denoising step the shortest time over all runs counts: other processes can only make
-a step longer. The result is given as a share of the whole demo model's step, measured in the same way.
+Every run stands beside one of the bare pipeline, and step is compared with step: the median over all runs and steps
+counts. The result is given as a share of the whole demo model's step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from itertools import pairwise
+from itertools import chain, pairwise
+from statistics import median
 from typing import Any
 
 import torch
@@ -46,12 +47,6 @@ def step_seconds(pipe: Any, prompt: str, config: Config | None = None) -> list[f
     return [after - before for before, after in pairwise(ends)]
 
 
-def least(runs: list[list[float]]) -> float:
-    """Milliseconds of a step: of each step the shortest run, and the mean over the steps."""
-    steps = [min(times) for times in zip(*runs, strict=True)]
-    return 1e3 * sum(steps) / len(steps)
-
-
 def hollow(transformer: Any) -> None:
     """Let all blocks but the one in the middle return what they are given."""
     blocks = list(transformer.blocks)
@@ -67,20 +62,22 @@ def main() -> None:
     pipe = common.pipeline()
     pipe.set_progress_bar_config(disable=True)
     prompt = unicp.demo.prompts(1)[0]
-    whole = least([step_seconds(pipe, prompt) for _ in range(max(3, args.repeats // 4))])
+    whole = 1e3 * median(chain(*[step_seconds(pipe, prompt) for _ in range(max(3, args.repeats // 4))]))
     hollow(pipe.transformer)
-    runs: dict[str, list[list[float]]] = {name: [] for name in ("none", *CONFIGS)}
+    more: dict[str, list[float]] = {name: [] for name in CONFIGS}
     for turn in range(args.repeats + 1):
-        for name in runs:
-            steps = step_seconds(pipe, prompt, CONFIGS.get(name))
+        for name, config in CONFIGS.items():
+            first = turn % 2  # either is the first of the two equally often
+            pair = [step_seconds(pipe, prompt, each) for each in ((None, config) if first else (config, None))]
+            bare, ours = pair if first else pair[::-1]
             if turn:  # the first turn warms up
-                runs[name].append(steps)
-    cut = {name: least(times) for name, times in runs.items()}
-    shares = {name: (cut[name] - cut["none"]) / whole for name in CONFIGS}
-    print(f"a step of the demo model: {whole:.1f} ms, with one block that works: {cut['none']:.1f} ms")
+                more[name] += [1e3 * (b - a) for a, b in zip(bare, ours, strict=True)]
+    added = {name: median(differences) for name, differences in more.items()}
+    shares = {name: milliseconds / whole for name, milliseconds in added.items()}
+    print(f"a step of the demo model: {whole:.1f} ms")
     for name, share in shares.items():
-        print(f"{name:<18} {cut[name] - cut['none']:6.2f} ms a step, {share:.2%} of the demo model's")
-    common.save("overhead", {"step_ms": whole, "one_block_ms": cut, "shares": shares})
+        print(f"{name:<18} {added[name]:6.2f} ms a step, {share:.2%} of the demo model's")
+    common.save("overhead", {"step_ms": whole, "added_ms": added, "shares": shares})
 
 
 if __name__ == "__main__":

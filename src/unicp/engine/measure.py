@@ -188,8 +188,14 @@ class Probe:
         self._residuals.clear()
         if not new:
             raise UnicpError("no residual was captured: the measured blocks did not run as the model's spec says")
-        nothing = torch.full((), float("nan"), device=new[0].device)
-        change = nothing if old is None else torch.stack([relative_change(a, b) for a, b in zip(new, old)]).mean()  # noqa: B905
         moving = bool(self._strides) and frames > min(self._strides)  # a single frame has no motion
-        motion = torch.stack([frame_difference(p, self._strides) for p in new]).mean() if moving else nothing
-        return torch.stack([change, motion.to(change.device)]), new
+        changes = [relative_change(a, b) for a, b in zip(new, old or [], strict=False)]
+        motions = [frame_difference(p, self._strides) for p in new] if moving else []
+        return torch.stack([_mean(changes, new[0]), _mean(motions, new[0])]), new
+
+
+def _mean(scalars: list[Any], like: Any) -> Any:
+    """Their mean, on the device of ``like``; NaN if there are none."""
+    if len(scalars) == 1:
+        return scalars[0].to(like.device)
+    return torch.stack(scalars).mean() if scalars else torch.full((), float("nan"), device=like.device)

@@ -173,8 +173,8 @@ def readable_bytes(count: float) -> str:
 def _storage(tensors: Iterable[Any]) -> int:
     """Bytes behind these tensors; shared ones count once."""
     # By the storage itself: on a device without memory (meta) all addresses are the same.
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 class Generation:

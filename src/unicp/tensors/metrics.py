@@ -43,8 +43,14 @@ def relative_change(new: Any, old: Any) -> Any:
     1.0
     """
     difference, size = distance_sums(new.flatten(1), old.flatten(1))
-    # 0 / 0 means "nothing there, nothing changed"; x / 0 stays infinite, which no policy takes for "reuse".
-    return torch.where(difference == 0, torch.where(size.isnan(), size, 0.0), difference / size).max()
+    return _share(difference, size).max()
+
+
+def _share(difference: Any, size: Any) -> Any:
+    """One over the other. 0 / 0 means "nothing there, nothing changed"; x / 0 stays infinite, which no policy takes for
+    "reuse". Where either has something that is no number, so has ``difference``.
+    """
+    return (difference / size).where(difference != 0, 0.0)
 
 
 def frame_difference(features: Any, strides: tuple[int, ...] = (1,)) -> Any:
@@ -62,6 +68,7 @@ def frame_difference(features: Any, strides: tuple[int, ...] = (1,)) -> Any:
     """
     large = features[0].numel() > CHUNK
     p = features if large else features.float()
+    sizes: Any = None if large else p.flatten(2).abs().sum(2)  # of each frame
     scores = []
     for k in strides:
         if k >= p.shape[1]:
@@ -72,10 +79,9 @@ def frame_difference(features: Any, strides: tuple[int, ...] = (1,)) -> Any:
             difference = torch.stack([one for one, _ in pairs]).sum(0)
             size = torch.stack([one for _, one in pairs]).sum(0) + torch.stack(others).sum(0)
         else:
-            late, early = p[:, k:].flatten(1), p[:, :-k].flatten(1)
-            size = late.abs().sum(1) + early.abs().sum(1)
-            difference = (late - early).abs().sum(1)
-        scores.append(torch.where(difference == 0, torch.where(size.isnan(), size, 0.0), difference / size))
+            size = sizes[:, k:].sum(1) + sizes[:, :-k].sum(1)
+            difference = (p[:, k:] - p[:, :-k]).flatten(1).abs_().sum(1)
+        scores.append(_share(difference, size))
     if not scores:
         return torch.zeros((), device=p.device)
     return torch.stack(scores).mean(0).max()

@@ -53,6 +53,10 @@ class StackCall:
     entry: list[Any] = field(default_factory=list)  # the streams as they enter the first block
     acted: int = 0  # number of blocks whose acts have run
     left: bool = False  # whether the last block's act has run, after the first one's
+    runs: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.runs = self.decision.runs  # asked in every block
 
 
 class Stack:
@@ -91,15 +95,15 @@ class Stack:
         if missing:
             raise UnicpError(f"blocks of {described.path!r} take no argument {missing[0]!r}; they take: {names}")
         places = [names.index(stream) for stream in streams]
-        at_end = position in (0, self._last)
         run_watched = self._run_watched if any(block is other for other in self._watched) else None
+        in_between = position not in (0, self._last) and run_watched is None
 
         def act(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
             if call is None:
                 return forward(*args, **kwargs)
             call.acted += 1
-            if call.decision.runs and not at_end and run_watched is None and position in call.fill.checked:
+            if in_between and call.runs and position in call.fill.checked:
                 return forward(*args, **kwargs)  # as most blocks do; every microsecond counts
             values = [
                 args[place] if place < len(args) else kwargs.get(stream)
@@ -109,7 +113,7 @@ class Stack:
                 call.entry = values
             last = position == self._last and bool(call.entry)
             call.left |= last
-            if call.decision.runs:
+            if call.runs:
                 output = run_watched(block, forward, args, kwargs) if run_watched else forward(*args, **kwargs)
                 if position not in call.fill.checked:
                     self._check(name, described, values, output)
@@ -126,7 +130,7 @@ class Stack:
 
     def whole(self, call: StackCall) -> bool:
         """Whether, in a call that has ended, all blocks that there are have acted, as far as can be told."""
-        if call.left and call.acted >= (1 if call.decision.runs else call.fill.blocks):
+        if call.left and call.acted >= (1 if call.runs else call.fill.blocks):
             call.fill.blocks = call.acted
             return True
         return False
