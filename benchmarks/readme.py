@@ -201,22 +201,24 @@ def _unicp() -> list[str]:
         if not path.exists():
             continue
         made, ratios = figures.read(path), timed["table"].get(name, {})
-        lines += [
-            f"On {model}, {len(made['prompts'])} held-out captions, {made['steps']} steps:",
-            "",
-            "| | arithmetic | speed-up | PSNR, mean / worst |",
-            "|---|---:|---:|---:|",
-        ]
-        for row in made["table"]:
-            speed = f"{ratios[row['row']]:.2f}x" if row["row"] in ratios else "–"
-            lines.append(
-                f"| {row['row']} | {row['computed_fraction']:.0%} | {speed} "
-                f"| {row['psnr']:.1f} / {row['psnr_worst']:.1f} dB |"
-            )
+        lines += [f"On {model}, {len(made['prompts'])} held-out captions, {made['steps']} steps:", ""]
+        lines += _unicp_table(made["table"], ratios)
         lines += [f"| {name} | | | {error} |" for name, error in made.get("failures", {}).items()]
+        if made.get("parts"):
+            lines += ["", f"On {model} again, the first {made['few']} of these captions, part by part:", ""]
+            lines += _unicp_table(made["parts"], {})
         lines += ["", _provenance(made), ""]
     if timed["table"]:
         lines += [f"Timed by wall-clock, medians of {timed['repeats']} pairs of runs: {_provenance(timed)}", ""]
+    return lines
+
+
+def _unicp_table(rows: list[dict[str, Any]], ratios: dict[str, float]) -> list[str]:
+    lines = ["| | arithmetic | speed-up | PSNR, mean / worst |", "|---|---:|---:|---:|"]
+    for row in rows:
+        speed = f"{ratios[row['row']]:.2f}x" if row["row"] in ratios else "–"
+        quality = f"{row['psnr']:.1f} / {row['psnr_worst']:.1f} dB"
+        lines.append(f"| {row['row']} | {row['computed_fraction']:.0%} | {speed} | {quality} |")
     return lines
 
 

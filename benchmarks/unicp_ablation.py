@@ -5,9 +5,9 @@
 By operations and PSNR against the unaccelerated video of the same seed. With ``--time`` the rows are timed as well:
 runs of one caption, each beside an unaccelerated one, and the median of the ratios. Every video's figures are
 kept in ``benchmarks/results/unicp-MODEL.sqlite`` as soon as they are there, and a run that broke off goes on. Rows are
-made caption by caption, the most important ones first; what is printed and written at the end are those that are there
-for all captions. "fixed windows" is what PAB does, for all kinds of modules alike; "planned windows" are those of a
-target without a profile.
+made caption by caption, the most important ones first. What is printed and written at the end are those that are there
+for all captions, and beside them, if there are more, those that are there for the first four. "fixed windows" is what
+PAB does, for all kinds of modules alike; "planned windows" are those of a target without a profile.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from unicp.tensors import metrics
 
 SHARES = {"60%": 1 / 0.6, "50%": 2.0, "33%": 3.0}
 STEPS = 50
+FEW = 4
+"""Captions of the rows that explain what each part is worth; the others are of all captions."""
 CLOCK = common.RESULTS / "unicp-clock.json"
 """What ``--time`` has measured, by model and row."""
 Variant = Callable[[str], tuple[float, Any]]
@@ -163,8 +165,8 @@ class Bench:
             budget = BudgetConfig(target_speedup=speed)
             found[f"the budget's default plan, {share}"] = self.ours(lambda budget=budget: budget)
 
-        def add(name: str, **fields: Any) -> None:
-            for share, speed in SHARES.items():
+        def add(name: str, shares: dict[str, float] = SHARES, **fields: Any) -> None:
+            for share, speed in shares.items():
                 profile = fields.get("profile")
 
                 def make(speed: float = speed, profile: Any = profile) -> Config:
@@ -195,6 +197,13 @@ class Bench:
             for delta in (0.1, 0.2):
                 alone = UniCPConfig(delta=delta, delta_cross=0, delta_mlp=0, fill=fill)
                 found[f"self-attention alone, {fill}, delta={delta:g}"] = self.ours(lambda alone=alone: alone)
+        for name, fields in (
+            ("self-attention alone", {}),
+            ("self-attention alone, profiled", {"profile": self.profile, "pcas": False}),
+            ("self-attention alone, profiled, PCAS and DWS", {"profile": self.profile}),
+        ):
+            for speed in (1.6, 1.8):
+                add(name, {f"1/{speed:g} of the operations": speed}, delta_cross=0, delta_mlp=0, **fields)
         for windows in ("block", "unit"):
             for fill, deltas in (("forecast", (0.05, 0.1)), ("reuse", (0.1, 0.2))):
                 for delta in deltas:
@@ -273,18 +282,30 @@ def main() -> None:
                 kept.commit()
                 print(f"{name}: {measured['share']:.3f} {measured['psnr']:.1f} dB  {caption}", flush=True)
         made = [(n, c, json.loads(f)) for n, c, f in kept.execute("select row, caption, figures from made")]
+    table = tabled(made, list(rows), captions)
+    parts = tabled(made, list(rows), captions[:FEW])
+    if len(parts) == len(table):
+        parts = []
+    common.save(
+        f"unicp-{args.model}",
+        {"prompts": captions, "steps": STEPS, "table": table, "few": FEW, "parts": parts, "failures": failures},
+    )
+
+
+def tabled(made: list[tuple[str, str, dict[str, float]]], rows: list[str], captions: list[str]) -> list[dict[str, Any]]:
+    """The rows that are there for all of these captions."""
     table = []
     for name in rows:
         found = [one for row, caption, one in made if row == name and caption in captions]
-        if len(found) == len(captions):
-            psnr = [one["psnr"] for one in found]
-            line = {
-                "row": name, "computed_fraction": round(mean(f["share"] for f in found), 4),
-                "psnr": round(mean(psnr), 2), "psnr_worst": round(min(psnr), 2),
-            }  # fmt: skip
-            table.append(line)
-            print(f"{name:<50}{line['computed_fraction']:>8.1%}{line['psnr']:>7.1f}{line['psnr_worst']:>7.1f}")
-    common.save(f"unicp-{args.model}", {"prompts": captions, "steps": STEPS, "table": table, "failures": failures})
+        if len(found) < len(captions):
+            continue
+        psnr = [one["psnr"] for one in found]
+        share = round(mean(one["share"] for one in found), 4)
+        table.append(
+            {"row": name, "computed_fraction": share, "psnr": round(mean(psnr), 2), "psnr_worst": round(min(psnr), 2)}
+        )
+        print(f"{name:<60}{share:>8.1%}{mean(psnr):>7.1f}{min(psnr):>7.1f}  of {len(captions)}")
+    return table
 
 
 if __name__ == "__main__":
