@@ -12,6 +12,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -152,6 +153,29 @@ def test_a_twin_shares_weights_and_nothing_else(pipe: Any) -> None:
     assert np.array_equal(frames(fresh(pipe)), before)
 
 
+def test_a_pipeline_that_is_offloaded_model_by_model(pipe: Any, request: pytest.FixtureRequest) -> None:
+    """The same figures as without, and afterwards the pipeline is offloaded as before."""
+    methods = {"half": ScheduleConfig(interval=2)}
+    wanted = unicp.compare(pipe, methods, PROMPTS[:1], progress=False, **CALL)
+    before = frames(pipe)
+    request.addfinalizer(pipe.remove_all_hooks)
+    pipe.enable_model_cpu_offload(device="cpu")
+    hooked = type(pipe.transformer._hf_hook)
+    found = unicp.compare(pipe, methods, PROMPTS[:1], progress=False, **CALL)
+    assert not found.failures
+    (a,), (b,) = (each.rows() for each in (wanted, found))
+    assert a.quality == b.quality and a.computed_fraction == b.computed_fraction
+    assert type(pipe.transformer._hf_hook) is hooked and len(pipe._all_hooks) == 3
+    assert np.array_equal(frames(pipe), before)
+
+
+def test_a_pipeline_that_is_offloaded_part_by_part_is_refused(pipe: Any) -> None:
+    twin = fresh(pipe)
+    accelerate.cpu_offload(twin.transformer, "cpu")
+    with pytest.raises(UnicpError, match="enable_model_cpu_offload"):
+        unicp.compare(twin, ["adacache"], PROMPTS, progress=False, **CALL)
+
+
 def test_figures_survive_json(all_of_them: Any, tmp_path: Path) -> None:
     path = all_of_them.save(tmp_path / "figures.json")
     loaded = unicp.Comparison.load(path)
@@ -272,7 +296,8 @@ def command(wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_command(command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("a red ball", "--methods", "first-block-cache=0.2,fewer-steps=3", "--report", "out/page.html") == 0
+    methods = ["--methods", "first-block-cache=0.2,fewer-steps=3", "--offload", "model"]
+    assert command("a red ball", *methods, "--report", "out/page.html") == 0
     said = capsys.readouterr().out
     assert "first-block-cache threshold=0.2" in said and "fewer-steps steps=3" in said and "wrote out/page.html" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["page.html", "page.json", "page.sqlite"]
@@ -283,6 +308,7 @@ def test_the_command(command: Callable[..., int], tmp_path: Path, capsys: pytest
     [
         (["a red ball", "--methods", "fewer-step"], "Did you mean 'fewer-steps'"),
         (["a red ball", "--report", "page.pdf"], "ends in .html"),
+        (["a red ball", "--offload", "group"], "--offload model"),
         ([], "give a prompt"),
     ],
 )

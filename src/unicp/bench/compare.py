@@ -17,7 +17,7 @@ from ..progress import progress_bar
 from . import quality, sprites, store
 from .comparison import Comparison
 from .harness import Made, denoisers_of, generate, step_count
-from .isolation import fresh
+from .isolation import fresh, without_offloading
 from .observe import observing
 from .peers import Peer, Run, resolve
 from .provenance import environment, provenance
@@ -69,7 +69,7 @@ def compare(
     prompt by prompt, after the unaccelerated pipeline.
 
     Args:
-        pipe: a bare diffusers video pipeline. It is not changed.
+        pipe: a bare diffusers video pipeline, offloaded model by model or not. It is not changed.
         configs: names (``"adacache"``, ``"fewer-steps"``, ``"first-block-cache=0.05:0.1"``), configs, paths of
             profiles, or a mapping from labels to configs; ``None`` compares everything that is known.
         prompts: prompts of one video each; ``None`` when ``call`` carries ``prompt_embeds``.
@@ -88,7 +88,7 @@ def compare(
 
     Raises:
         UnicpError: there is nothing to compare, there are no prompts, an argument of the call is set by ``compare``
-            itself, or the pipeline is accelerated or offloaded.
+            itself, or the pipeline is accelerated, or offloaded in another way than model by model.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if prompts is None and "prompt_embeds" not in call:
@@ -104,20 +104,22 @@ def compare(
     peers = resolve(configs)
     kept = store.Store(results)
     try:
-        comparing = _Comparing(pipe, peers, texts, seed, repeats, kept, calibration_prompt, call)
-        with _shown(progress) as show, _quiet_diffusers(), warnings.catch_warnings():
-            # A setting that never skips anything is a point of a curve like others; the results say so.
-            warnings.simplefilter("ignore", UnicpWarning)
-            return comparing.run(show)
+        with without_offloading(pipe) as device:
+            comparing = _Comparing(pipe, device, peers, texts, seed, repeats, kept, calibration_prompt, call)
+            with _shown(progress) as show, _quiet_diffusers(), warnings.catch_warnings():
+                # A setting that never skips anything is a point of a curve like others; the results say so.
+                warnings.simplefilter("ignore", UnicpWarning)
+                return comparing.run(show)
     finally:
         kept.close()
 
 
 class _Comparing:
     def __init__(
-        self, pipe: Any, peers: Sequence[Peer], prompts: list[str | None], seed: int, repeats: int, kept: store.Store,
-        calibration_prompt: str | None, call: Mapping[str, Any],
+        self, pipe: Any, offloaded_to: Any, peers: Sequence[Peer], prompts: list[str | None], seed: int, repeats: int,
+        kept: store.Store, calibration_prompt: str | None, call: Mapping[str, Any],
     ) -> None:  # fmt: skip
+        self.offloaded_to = offloaded_to
         self.pipe, self.peers, self.prompts, self.seed, self.repeats = pipe, peers, prompts, seed, repeats
         self.kept, self.call = kept, dict(call)
         self.calibration_prompt = calibration_prompt or prompts[0]
@@ -131,6 +133,8 @@ class _Comparing:
             "call": self.call,
             "environment": environment(pipe),
         }
+        if offloaded_to is not None:
+            self.about["offload"] = str(offloaded_to)
         self.calibrated: dict[str, Any] = {}
         self.failures: list[Failure] = []
         self.warm: set[str] = set()
@@ -220,12 +224,15 @@ class _Comparing:
             known = self.kept.get(key)
             try:
                 if known is None:
-                    run = Run(fresh(self.pipe), self._with_prompt(self.calibration_prompt))
+                    run = Run(self._fresh(), self._with_prompt(self.calibration_prompt))
                     known = {"value": peer.calibrate(run, lambda pipe, call: generate(pipe, call, seed=self.seed))}
                     self.kept.put(key, known)
                 self.calibrated[peer.name] = known["value"]
             except Exception as error:
                 self.calibrated[peer.name] = error  # becomes the error of each of its settings
+
+    def _fresh(self) -> Any:
+        return fresh(self.pipe, self.offloaded_to)
 
     def _with_prompt(self, prompt: str | None) -> dict[str, Any]:
         return dict(self.call) if prompt is None else {"prompt": prompt, **self.call}
@@ -233,9 +240,8 @@ class _Comparing:
     @contextmanager
     def _applied(self, entry: _Entry, prompt: str | None) -> Iterator[tuple[Run, Mapping[str, Any]]]:
         """A run with a fresh pipeline that has the method on it, and the arguments to call it with."""
-        run = Run(
-            fresh(self.pipe), self._with_prompt(prompt), self.calibrated.get(entry.peer.name if entry.peer else "")
-        )
+        calibrated = self.calibrated.get(entry.peer.name if entry.peer else "")
+        run = Run(self._fresh(), self._with_prompt(prompt), calibrated)
         if isinstance(run.calibrated, Exception):
             raise run.calibrated
         try:

@@ -16,6 +16,7 @@ METHODS_HELP = (
 )
 RESULTS_HELP = "File that keeps every run, so that an interrupted comparison resumes; by default beside the report."
 REPEATS_HELP = "How often each video is made; more make the timing of few prompts steadier."
+OFFLOAD_HELP = "Keep one model at a time on the device (diffusers' model offload), where all do not fit."
 DEMO_PROMPTS_HELP = "Captions the demo model was not trained on, instead of PROMPT."
 
 
@@ -40,6 +41,7 @@ def compare(
         None, metavar="NAME", help="cuda, mps or cpu; by default the first of these that there is."
     ),
     dtype: str = typer.Option(None, metavar="NAME", help=f"{', '.join(options.DTYPES)}."),
+    offload: str = typer.Option(None, metavar="model", help=OFFLOAD_HELP),
     list_: bool = typer.Option(False, "--list", help="Show what can be compared, and stop."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
@@ -68,6 +70,8 @@ def compare(
             lines = (peer.__class__.__doc__ or "").strip().splitlines() if not peer.ours else ["unicp"]
             screen().print(f"{peer.name:<22} {lines[0]}", markup=False, soft_wrap=True)
         return
+    if offload not in (None, "model"):
+        raise UnicpError(f"--offload {offload}: compare can offload whole models only: --offload model")
     if report.suffix.lower() not in (".html", ".htm"):
         raise UnicpError(f"--report {report} is no page; give a name that ends in .html")
     from ..files.whole import check_writable
@@ -91,7 +95,7 @@ def compare(
     found = pipelines.find(model)
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     call, fps = calls.build(found, given, None)
-    pipe = pipelines.load(found, place, number)
+    pipe = pipelines.load(found, place, number, offload)
     calls.check_shape(pipe, call)
     try:
         with Runs() as shown:
