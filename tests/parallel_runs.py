@@ -25,6 +25,7 @@ from diffusers.hooks.context_parallel import apply_context_parallel
 from diffusers.models import attention_dispatch
 from diffusers.models._modeling_parallel import ParallelConfig
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import unicp
 from tests.contract import actions, case, quietly
@@ -148,6 +149,26 @@ def guidance_further(rank: int, replica: int, mesh: Any, folder: Path) -> dict[s
     return guidance(rank, replica, mesh, folder, ("adacache-forecast", "schedule-stack"))
 
 
+SHARDED = ("schedule-linear", "budget-default", "budget-override")
+"""What needs no group: all processes have one plan, or share what they measure."""
+
+
+def sharded(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
+    """Weights sharded over the two processes of a replica (FSDP), each of which makes a video of its own."""
+    found: dict[str, Any] = {}
+    for name in (*SHARDED, "adacache-residual"):
+        pipe = WAN.build()
+        for module in (*pipe.transformer.blocks, pipe.transformer):
+            fully_shard(module, mesh=mesh["ulysses"])
+        session = unicp.accelerate(
+            pipe, case(name).config, group=None if name in SHARDED else mesh.get_group("ulysses")
+        )
+        request = {**REPLICAS[replica], "seed": rank}
+        latents = quietly(lambda pipe=pipe, request=request: WAN.generate(pipe, **request))
+        found[name] = {"latents": latents, "actions": actions(session.report()), "kept": len(session.cached_tensors())}
+    return found
+
+
 def failing(rank: int, replica: int, mesh: Any, folder: Path) -> dict[str, Any]:
     """One process of each replica fails in the middle of a run, and ends."""
     pipe = WAN.build()
@@ -191,6 +212,7 @@ SCENARIOS = {
     "ring_as_it_is": ring_as_it_is,
     "guidance": guidance,
     "guidance_further": guidance_further,
+    "sharded": sharded,
     "failing": failing,
     "refused": refused,
 }

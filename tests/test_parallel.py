@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.contract import fresh, plain
-from tests.parallel_runs import REPLICAS
+from tests.parallel_runs import REPLICAS, SHARDED
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 300  # far more than it takes, also on a busy machine; a hang is a failure
@@ -100,6 +100,18 @@ def test_branches_of_guidance_on_two_processes(scenario: str, tmp_path: Path) ->
         for joint, a, b in zip(*measured, strict=True):
             assert min(a, b) < joint < max(a, b)
         assert decided(first["torn alone"]["actions"]) != decided(second["torn alone"]["actions"])
+
+
+@pytest.mark.slow
+def test_processes_that_share_sharded_weights_skip_the_same_steps(tmp_path: Path) -> None:
+    """Each makes a video of its own, which is that of one process with all the weights."""
+    for rank, found in enumerate(results := processes("sharded", tmp_path)):
+        for name, run in found.items():
+            assert decided(run["actions"]) == decided(results[rank ^ 1][name]["actions"]), name
+            assert any(action[3] != "compute" for action in run["actions"]) and not run["kept"], name
+            if name in SHARDED:
+                request = {**REPLICAS[rank // 2], "seed": rank}
+                torch.testing.assert_close(run["latents"], fresh("wan", name, **request)[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
