@@ -1,6 +1,6 @@
 """UniCP part by part, with reuse and with forecasts, at equal operations; beside fewer steps, PAB and TaylorSeer.
 
-    python -m benchmarks.unicp_ablation [--model demo|MEMBER] [--prompts 16] [--only WORDS ...] [--time 5]
+    python -m benchmarks.unicp_ablation [--model demo|MEMBER] [--pixels 320] [--prompts 16] [--only WORDS ...] [--time 5]
 
 By operations and PSNR against the unaccelerated video of the same seed. With ``--time`` the rows are timed as well:
 runs of one caption, each beside an unaccelerated one, and the median of the ratios. Every video's figures are
@@ -51,18 +51,21 @@ class Bench:
 
     Args:
         model: ``"demo"``, or a member of the proving ground.
+        pixels: height and width of the videos, if not those it was trained for.
     """
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, model: str, pixels: int | None = None) -> None:
+        self.name = model if pixels is None else f"{model}-{pixels}"
         if model == "demo":
             self.pipe, self.call = common.pipeline(), dict(common.CALL)
         else:
             self.pipe, self.call = zoo.load(model)
             self.pipe.set_progress_bar_config(disable=True)
         self.call["num_inference_steps"] = STEPS
+        if pixels is not None:
+            self.call |= {"height": pixels, "width": pixels}
         common.RESULTS.mkdir(exist_ok=True)
-        self.profile_path = common.RESULTS / f"unicp-{model}.safetensors"
+        self.profile_path = common.RESULTS / f"unicp-{self.name}.safetensors"
         self.timing = False  # count nothing
         self._whole: tuple[str, Any] = ("", None)
         self._operations = 0  # of an unaccelerated video
@@ -103,7 +106,7 @@ class Bench:
         for name in [name for name in tensors if "/forecast_" in name]:
             tensors[name] = tensors[name.replace("/forecast_", "/cache_")]
         made = Profile(config=known.config, tensors=tensors, metadata=known.metadata)
-        made.save(path := self.profile_path.with_name(f"unicp-{self.model}-fixed-{fill}.safetensors"))
+        made.save(path := self.profile_path.with_name(f"unicp-{self.name}-fixed-{fill}.safetensors"))
         return Profile.load(path)
 
     # -- what is tried ---------------------------------------------------------------------------------------------
@@ -237,6 +240,7 @@ def speedups(bench: Bench, rows: dict[str, Variant], caption: str, repeats: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", choices=("demo", *zoo.names()))
+    parser.add_argument("--pixels", type=int, help="height and width; by default those that the model was trained for")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--draw", action="store_true", help="draw the profile's curves into docs/images and no more")
     parser.add_argument("--time", type=int, default=0, metavar="REPEATS", help="time the rows, so many runs of each")
@@ -244,7 +248,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", unicp.UnicpWarning)
-    bench = Bench(args.model)
+    bench = Bench(args.model, args.pixels)
     if args.draw:
         for made in inspect.draw(Profile.load(bench.profile()), Path("docs/images"), "unicp"):
             print(f"written: {made}")
@@ -255,13 +259,13 @@ def main() -> None:
     clock = figures.read(CLOCK)["table"] if CLOCK.exists() else {}
     if args.time:
         found = speedups(bench, {name: rows[name] for name in chosen}, captions[0], args.time)
-        clock[args.model] = {**clock.get(args.model, {}), **found}
+        clock[bench.name] = {**clock.get(bench.name, {}), **found}
         common.save("unicp-clock", {"steps": STEPS, "repeats": args.time, "table": clock})
         for name, ratio in found.items():
             print(f"{name:<50}{ratio:>7.2f}x")
         return
     failures: dict[str, str] = {}  # of caches that do not run on this model, in their own words
-    with sqlite3.connect(common.RESULTS / f"unicp-{args.model}.sqlite") as kept:
+    with sqlite3.connect(common.RESULTS / f"unicp-{bench.name}.sqlite") as kept:
         kept.execute("create table if not exists made (row, caption, figures, primary key (row, caption))")
         for caption in captions:
             for name in chosen:
@@ -287,7 +291,7 @@ def main() -> None:
     if len(parts) == len(table):
         parts = []
     common.save(
-        f"unicp-{args.model}",
+        f"unicp-{bench.name}",
         {"prompts": captions, "steps": STEPS, "table": table, "few": FEW, "parts": parts, "failures": failures},
     )
 
