@@ -1,6 +1,6 @@
 """UniCP part by part, with reuse and with forecasts, at equal operations; beside fewer steps, PAB and TaylorSeer.
 
-    python -m benchmarks.unicp_ablation [--model demo|MEMBER] [--pixels 320] [--prompts 16] [--only WORDS ...] [--time 5]
+    python -m benchmarks.unicp_ablation [--model demo|MEMBER] [--pixels 320] [--prompts 16] [--only WORDS ...]
 
 By operations and PSNR against the unaccelerated video of the same seed. With ``--time`` the rows are timed as well:
 runs of one caption, each beside an unaccelerated one, and the median of the ratios. Every video's figures are
