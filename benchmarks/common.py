@@ -41,7 +41,7 @@ def pipeline() -> WanPipeline:
     """The demo model in float32, without a progress bar."""
     if not (unicp.demo.path() / "model_index.json").exists():
         raise SystemExit("the demo model's folder is missing; train it with: make train-demo")
-    pipe = WanPipeline.from_pretrained(unicp.demo.path(), torch_dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(unicp.demo.path(), dtype=torch.float32)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     return pipe

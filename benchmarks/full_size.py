@@ -75,7 +75,7 @@ class Model:
     embeddings: Callable[[Any, int | None], dict[str, Any]]
 
     def build(self, *, tiny: bool = False, device: str = "cpu") -> Any:
-        """The transformer, in the precision ``from_pretrained(torch_dtype=torch.bfloat16)`` gives it."""
+        """The transformer, in the precision ``from_pretrained(dtype=torch.bfloat16)`` gives it."""
         return half_precision(self.kind, {**PUBLISHED[self.name].config, **(self.tiny if tiny else {})}, device)
 
     def rehearsed(self, size: tuple[int, int, int], steps: int, *, tiny: bool) -> dict[str, dict[str, Any]]:

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    ordinary = WanPipeline.from_pretrained(demo.path(), torch_dtype=torch.float32)
+    ordinary = WanPipeline.from_pretrained(demo.path(), dtype=torch.float32)
     pipe = modular(ordinary)
 
     def frames() -> Any:

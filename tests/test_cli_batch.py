@@ -229,7 +229,7 @@ def test_a_clip_is_the_same_in_any_batch(plan: Plan, maker: PipelineMaker, confi
     assert np.abs(alone[0] - alone[1]).max() > 100 * TOLERANCE
 
 
-@pytest.mark.filterwarnings("ignore:unicp adacache never acted")
+@pytest.mark.filterwarnings("ignore:adacache never acted")
 def test_a_batch_follows_its_most_demanding_clip(plan: Plan, maker: PipelineMaker) -> None:
     """The change measured in a forward with others is the largest of them: never below that of a clip alone."""
     config = {"method": "adacache", "codebook": ((1.0, 1),)}

@@ -8,6 +8,7 @@ import gc
 import io
 import pickle
 import threading
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,23 @@ def test_the_same_transformer_in_two_pipelines(config: Config, monkeypatch: pyte
     assert [(index, branch, action.replace("leap", "forecast")) for index, branch, action in one] == other
     unicp.restore(twin)
     assert torch.equal(WAN.generate(pipe), plain("wan"))
+
+
+def test_a_transformer_that_two_pipelines_share_is_accelerated_through_both() -> None:
+    pipe, twin = WAN.build(), WAN.build()
+    twin.transformer = pipe.transformer
+    first = unicp.accelerate(pipe, unicp.ScheduleConfig(interval=2))
+    quietly(lambda: WAN.generate(pipe))
+    with pytest.warns(unicp.UnicpWarning, match="shared by two pipelines"):
+        second = unicp.accelerate(twin, unicp.ScheduleConfig(interval=3))
+    quietly(lambda: WAN.generate(pipe))
+    with pytest.warns(unicp.UnicpWarning, match="earlier video: transformer is shared by two pipelines"):
+        assert first.report().timeline()["cond"].startswith("###.#.#")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", unicp.UnicpWarning)
+        assert len(second.reports) == 1 and second.report().timeline()["cond"].startswith("##.#")
+        unicp.accelerate(twin, unicp.ScheduleConfig(interval=2))
+    unicp.restore(twin)
 
 
 @methods

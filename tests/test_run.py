@@ -29,7 +29,7 @@ def blocks_of(page: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pipe() -> WanPipeline:
-    pipe = WanPipeline.from_pretrained(unicp.demo.path(), torch_dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(unicp.demo.path(), dtype=torch.float32)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -39,6 +39,8 @@ def test_a_config_that_never_acts_warns_once(family: str, name: str) -> None:
     assert session.config.method in messages[0]
     assert "never acted" in messages[0]
     assert ("threshold" if name.startswith("adacache") else "interval") in messages[0]
+    for report in session.reports:  # each says it
+        assert any(note.startswith("nothing was skipped: ") and note[21:] in messages[0] for note in report.notes)
 
 
 def test_a_short_run_says_why_it_never_acted() -> None:

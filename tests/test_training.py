@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipe(folder: Path) -> Any:
-    pipe = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -117,7 +117,7 @@ def test_a_loaded_pipeline_is_what_was_saved(pipe: Any) -> None:
 
 @pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae"])
 def test_lost_weights_are_noticed(folder: Path, pipe: Any, part: str) -> None:
-    broken = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    broken = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     weight = (
         broken.text_encoder.shared.weight if part == "text_encoder" else list(getattr(broken, part).parameters())[-2]
     )

@@ -191,7 +191,7 @@ def main() -> None:
     output = args.output or Path(__file__).parent / name
 
     device = models.pick_device(args.device)
-    pipe = WanPipeline.from_pretrained(args.model, torch_dtype=torch.float32).to(device)
+    pipe = WanPipeline.from_pretrained(args.model, dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     drawn = held_out_scenes(args.count, args.seed)
     captions = [scene.caption() for scene in drawn]

@@ -43,7 +43,7 @@ A small text-to-video diffusion transformer of the Wan architecture, in the ordi
 import torch, unicp
 from diffusers import WanPipeline
 
-pipe = WanPipeline.from_pretrained(unicp.demo.path(), torch_dtype=torch.float32)
+pipe = WanPipeline.from_pretrained(unicp.demo.path(), dtype=torch.float32)
 ```
 
 It exists so that methods which skip or reuse a video model's computation can be tried, tested and compared in minutes
@@ -237,7 +237,7 @@ def export(parts: Parts, target: Path) -> dict[str, float]:
     figures["size, MB"] = sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
     if figures["size, MB"] > LIMIT_MB:
         raise SystemExit(f"{target} has {figures['size, MB']:.1f} MB; at most {LIMIT_MB} MB may be shipped")
-    pipe = WanPipeline.from_pretrained(target, torch_dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(target, dtype=torch.float32)
     compare(before, fingerprint(pipe))
     pipe.set_progress_bar_config(disable=True)
     small = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "output_type": "pt"}

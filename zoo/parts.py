@@ -118,7 +118,7 @@ def text_encoder() -> TextEncoder:
 
 
 def vae() -> Any:
-    model = AutoencoderKLWan.from_pretrained(demo.path() / "vae", torch_dtype=torch.float32)
+    model = AutoencoderKLWan.from_pretrained(demo.path() / "vae", dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
 

@@ -42,7 +42,7 @@ class Member(ABC):
     def load(self, folder: Path) -> dict[str, Any]:
         """The components as ``training.zoo.export`` has written them, in float32."""
         return {
-            name: type(module).from_pretrained(folder / name, torch_dtype=torch.float32).eval()
+            name: type(module).from_pretrained(folder / name, dtype=torch.float32).eval()
             for name, module in self.modules().items()
         }
 

@@ -16,7 +16,7 @@ from zoo import parts
 
 def transformer(*, blocks: tuple[int, ...] | None = None, more_channels: int = 0) -> Any:
     """The demo's transformer: with some of its blocks only, or with further input channels that begin as unused."""
-    trained = WanTransformer3DModel.from_pretrained(demo.path() / "transformer", torch_dtype=torch.float32)
+    trained = WanTransformer3DModel.from_pretrained(demo.path() / "transformer", dtype=torch.float32)
     weights = trained.state_dict()
     if blocks is not None:
         kept = {f"blocks.{old}.": f"blocks.{new}." for new, old in enumerate(blocks)}

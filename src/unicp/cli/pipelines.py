@@ -108,9 +108,7 @@ def load(model: Model, device: Any, dtype: Any, offload: str | None = None, comp
     dtypes = {"default": dtype, "vae": torch.float32} if precise and dtype != torch.float32 else dtype
     with waiting(f"loading {model.name}"):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of torch_dtype, which older releases ask for
-                pipe = model.pipeline.from_pretrained(source, torch_dtype=dtypes, local_files_only=model.offline)
+            pipe = model.pipeline.from_pretrained(source, dtype=dtypes, local_files_only=model.offline)
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise UnicpError(f"{model.name} cannot be loaded: {lines[0]:.200}; check or download it again") from error

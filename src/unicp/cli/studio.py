@@ -34,7 +34,7 @@ def studio(
 ) -> None:
     """Serves a page: a prompt, a method and a speed, both videos in step, every decision, and what it cost.
 
-    Needs the extra: pip install 'unicp[studio]'. The page is for this machine alone, and sends nothing anywhere.
+    Needs the extra studio, which brings Gradio. The page is for this machine alone, and sends nothing anywhere.
 
     [bold]Examples[/bold]
 

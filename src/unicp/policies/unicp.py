@@ -427,6 +427,8 @@ class UniCPPolicy(Policy):
             return NO_COUNT_NOTE.format(so="target_speedup cannot be had")
         if not self.limits:
             return "every delta is 0, which computes everything in full; give delta=0.1"
+        if self.smallest <= 1:
+            return "its errors came within delta only where no step was left to fill; give more steps, or raise delta"
         if self.smallest < math.inf:
             return (
                 f"the smallest change it saw is {self.smallest:.2g} times what delta admits; raise delta, or "

@@ -71,7 +71,7 @@ class Prepared:
     Attributes:
         call: arguments of the pipeline's call, without prompt and seed.
         source: the argument of ``from_pretrained``.
-        dtype: its ``torch_dtype``.
+        dtype: its ``dtype``.
         fps: frames per second of the video.
         notes: what the user should know, in sentences.
     """
@@ -88,7 +88,7 @@ class Prepared:
         """A script that makes the accelerated video, bit for bit."""
         kind = type(self.pipe).__name__
         where = "unicp.demo.path()" if request.model == "demo" else json.dumps(self.source)
-        dtype = "" if str(self.dtype) == "torch.float32" else f", torch_dtype={self.dtype}"
+        dtype = "" if str(self.dtype) == "torch.float32" else f", dtype={self.dtype}"
         device = "" if self.device == "cpu" else f".to({self.device!r})"
         arguments = {"prompt": request.prompt, **self.call}
         lines = [

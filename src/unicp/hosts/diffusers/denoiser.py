@@ -304,7 +304,7 @@ class HookedDenoiser:
         self._remark(why)
         if why not in self._warned:
             self._warned.add(why)
-            warnings.warn(f"unicp {self.config.method}: {why}", UnicpWarning, stacklevel=2)
+            warnings.warn(f"{self.config.method}: {why}", UnicpWarning, stacklevel=2)
         return forward(*args, **kwargs)
 
     def is_over(self) -> bool:

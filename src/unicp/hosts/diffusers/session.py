@@ -23,6 +23,10 @@ from .refusals import check_denoiser
 
 KEPT_REPORTS = 100
 """Reports that a session keeps: the records of a video take some 50 kB, and a server makes videos without end."""
+SHARED_NOTE = (
+    "{name} is shared by two pipelines, and was accelerated through the other one: what was put on last acts in both; "
+    "give each pipeline a {name} of its own (copy.deepcopy before accelerating) if they are to differ"
+)
 
 _SESSIONS: weakref.WeakKeyDictionary[HookedDenoiser, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 
@@ -99,12 +103,15 @@ class Session:
         if generation is None or any(each.run is not None for each in self._hooked):
             return
         self._generation = None
-        self._reports.append(generation.report(self._notes(generation)))
+        notes = self._notes(generation)
+        idle = next(iter(generation.idle.values())) if generation.complete and not generation.acted else ""
+        if idle and idle not in notes:
+            notes.append(f"nothing was skipped: {idle}")
+        self._reports.append(generation.report(notes))
         self.made += 1
-        if generation.complete and not generation.acted and not self._warned:
+        if idle and not self._warned:
             self._warned = True
-            why = next(iter(generation.idle.values()))
-            warnings.warn(f"unicp {self.config.method} never acted in this run: {why}", UnicpWarning, stacklevel=2)
+            warnings.warn(f"{self.config.method} never acted in this run: {idle}", UnicpWarning, stacklevel=2)
 
     def _notes(self, generation: Generation) -> list[str]:
         """The notes of all denoisers; where these differ, with the denoiser's name."""
@@ -149,12 +156,13 @@ class Session:
             UnicpError: no video was begun yet.
 
         Warns:
-            UnicpWarning: the pipeline has another denoiser by now, so this is the report of an earlier video.
+            UnicpWarning: the pipeline has another denoiser by now, or its denoiser was accelerated through another
+                pipeline, so this is the report of an earlier video.
         """
         self._end_if_complete()
         if self._generation is not None:
             return self._generation.report(self._notes(self._generation))
-        swapped = self._swapped()
+        swapped = self._swapped() or self._taken()
         if not self._reports:
             raise UnicpError(f"there is no report yet: {swapped or 'generate a video first'}")
         if swapped:
@@ -172,9 +180,20 @@ class Session:
             "skipped; accelerate the pipeline again"
         )
 
+    def _taken(self) -> str:
+        """Says that a denoiser was accelerated through another pipeline since; empty if none was."""
+        for session, names in _in_force(self._denoisers.values()).items():
+            if session is not self and session.is_of_another(self._pipe()):
+                return SHARED_NOTE.format(name=names[0])
+        return ""
+
     def of(self, pipe: Any) -> bool:
         """Whether the session acts on this pipeline."""
         return pipe is not None and self._pipe() is pipe
+
+    def is_of_another(self, pipe: Any) -> bool:
+        """Whether the session acts on a pipeline that still exists and is another one than this."""
+        return pipe is not None and self._pipe() is not None and not self.of(pipe)
 
     def leave_all_but(self, denoisers: Iterable[Any]) -> None:
         """Stop acting on every denoiser that is not one of these, as those were swapped out."""
@@ -243,6 +262,9 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
         check_denoiser(denoiser, pipe, resolved.method, needs, group)
     specs = {name: spec or _spec_of(denoiser, acting, needs) for name, denoiser in denoisers.items()}
     earlier = _in_force(denoisers.values())
+    for session, names in earlier.items():
+        if session.is_of_another(pipe):
+            warnings.warn(SHARED_NOTE.format(name=names[0]), UnicpWarning, stacklevel=2)
     restore(pipe_or_module)
     try:
         return Session(denoisers, resolved, acting, specs, pipe, group)
