@@ -61,10 +61,11 @@ def block() -> str:
             f"At {racing.SPEED:g}× with {at_50.steps} steps, videos made with `{ours.method}` are at "
             f"{means[ours.method]:.1f} dB PSNR of the unaccelerated ones, those made with {peer.method} at "
             f"{means[peer.method]:.1f} dB, and those made with simply fewer steps at {fewer:.1f} dB; AdaCache with our "
-            f"forecasts is at {means['adacache-forecast']:.1f} dB. Above 40 dB differences are hard to see, so the lead "
-            f"shows at higher speeds: at 3×, {further[ours.method]:.1f} dB against {further['fewer-steps']:.1f} dB with "
-            f"fewer steps. These are means over {count} captions that the model never saw; the worst of them are at "
-            f"{worst[racing.SPEED]:.1f} and {worst[3.0]:.1f} dB with `{ours.method}`. With 12 steps and fewer there is "
+            f"forecasts is at {means['adacache-forecast']:.1f} dB. Above 40 dB differences are hard to see, so the "
+            f"lead shows at higher speeds: at 3×, {further[ours.method]:.1f} dB against "
+            f"{further['fewer-steps']:.1f} dB with fewer steps. These are means over {count} captions that the model "
+            f"never saw; the worst of them are at {worst[racing.SPEED]:.1f} and {worst[3.0]:.1f} dB with "
+            f"`{ours.method}`. With 12 steps and fewer there is "
             "little to skip, and fewer steps do as well. The model is small and ran on a CPU: the figures show how the "
             "methods behave, not what a 14-billion-parameter model does on a GPU, where nothing has been measured yet.",
             WIDTH,

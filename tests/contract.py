@@ -97,6 +97,7 @@ CASES: dict[str, dict[str, Case]] = {
         "shared": _unicp(delta=0.5, delta_mlp=0.4, pcas=False, windows="shared", max_window=3),
         "shared-online": _unicp(profiled=False, delta=0.5, delta_mlp=0.4, windows="shared", max_window=2),
         "forecast": _unicp(profiled=False, delta=9.0, delta_mlp=8.0, **SHARED),
+        "forecast-packed": _unicp(profiled=False, delta=9.0, delta_mlp=8.0, storage="int8", **SHARED),
         "forecast-profiled": _unicp(delta=0.5, delta_mlp=0.4, pcas=False, max_window=3, **SHARED),
         "forecast-block": _unicp(profiled=False, delta=9.0, delta_mlp=8.0, fill="forecast", windows="block"),
         "forecast-unit": _unicp(profiled=False, delta=9.0, delta_mlp=8.0, fill="forecast"),

@@ -93,6 +93,7 @@ BAD: dict[type[Config], dict[str, list[Any]]] = {
         "map_level": ["yes", 1, None],
         "map_bytes": [-1, 1.5, "2", None, True],
         "statistic": ["median", None],
+        "storage": ["int4", None, 8],
         "stack": ["adacache", 3],
     },
 }

@@ -25,6 +25,7 @@ from unicp.policies import Step
 from unicp.policies.unicp import UniCPConfig, UniCPPolicy, planned
 from unicp.policies.unit_errors import UnitErrors, error_after
 from unicp.profiles import Profile
+from unicp.tensors.packed import Packed
 
 WAN = FAMILIES["wan"]
 PAPER = UniCPConfig(fill="reuse", windows="unit", delta_mlp=0.0)
@@ -312,6 +313,29 @@ def test_changed_weights_are_folded_again() -> None:
     module.to_v = torch.nn.Sequential(module.to_v)  # as an adapter would
     torch.testing.assert_close(folded(*call), online(*call), rtol=1e-5, atol=1e-5)
     assert folded._folded is None
+
+
+def test_outputs_in_eight_bits_take_a_quarter_of_float32_and_serve_nearly_as_well() -> None:
+    pipe = FAMILIES["wan"].build()
+    plain = FAMILIES["wan"].generate(pipe)
+    off, kept = {}, {}
+    for storage in ("full", "int8"):
+        with unicp.accelerate(pipe, UniCPConfig(target_speedup=1.3, storage=storage)) as session:
+            made = FAMILIES["wan"].generate(pipe)
+            off[storage], kept[storage] = float((made - plain).norm() / plain.norm()), session.report().cache_bytes
+            assert session.report().computed_fraction < 0.9
+    assert 0.25 < kept["int8"] / kept["full"] < 0.5  # the tiny model's tokens have 24 values, for a scale each
+    assert abs(off["int8"] - off["full"]) < 0.02 and off["int8"] != off["full"]
+
+
+@given(st.integers(1, 5), st.integers(1, 7), st.floats(1e-6, 1e6), st.integers(0, 1000))
+def test_a_packed_tensor_is_right_to_half_a_step(tokens: int, channels: int, size: float, seed: int) -> None:
+    tensor = size * torch.randn(2, tokens, channels, generator=torch.Generator().manual_seed(seed))
+    tensor[0, 0] = 0
+    packed = Packed.of(tensor)
+    step = tensor.abs().amax(-1, keepdim=True) / 127
+    assert bool(((packed.unpacked() - tensor).abs() <= 0.5001 * step).all())
+    assert sum(part.numel() * part.element_size() for part in packed.tensors) == Packed.bytes_of(tensor)
 
 
 def test_a_processor_that_reshapes_values_is_not_folded() -> None:

@@ -18,6 +18,7 @@ def transformer(*, blocks: tuple[int, ...] | None = None, more_channels: int = 0
     """The demo's transformer: with some of its blocks only, or with further input channels that begin as unused."""
     trained = WanTransformer3DModel.from_pretrained(demo.path() / "transformer", dtype=torch.float32)
     weights = trained.state_dict()
+    settings = {name: value for name, value in trained.config.items() if name != "_name_or_path"}
     if blocks is not None:
         kept = {f"blocks.{old}.": f"blocks.{new}." for new, old in enumerate(blocks)}
         weights = {
@@ -29,7 +30,7 @@ def transformer(*, blocks: tuple[int, ...] | None = None, more_channels: int = 0
         old = weights["patch_embedding.weight"]  # (C, channels, 1, 2, 2)
         weights["patch_embedding.weight"] = torch.cat([old, old.new_zeros(len(old), more_channels, *old.shape[2:])], 1)
     model = WanTransformer3DModel.from_config(
-        trained.config,
+        settings,
         in_channels=parts.CHANNELS + more_channels,
         num_layers=len(blocks or trained.blocks),
     )

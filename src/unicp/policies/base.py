@@ -151,6 +151,7 @@ class Needs:
             (:func:`unicp.tensors.extrapolation.steadiness`).
         unit_order: degree of the extrapolation of kept outputs of units; 0 is plain reuse.
         unit_damping: of that extrapolation (``Decision.damping``).
+        unit_packed: keep outputs of units in eight bits.
         unit_changes: compare the full output of every unit with what would have stood in for it.
         map_bytes: most bytes of attention maps to keep; 0 keeps none.
         cache_bytes: most bytes of units' outputs to keep, for all guidance branches together; ``None`` means no limit.
@@ -172,6 +173,7 @@ class Needs:
     steadiness: bool = False
     unit_order: int = 0
     unit_damping: float = 1.0
+    unit_packed: bool = False
     unit_changes: bool = False
     map_bytes: int = 0
     cache_bytes: int | None = None

@@ -33,6 +33,7 @@ SHIFTS = ("switch", "off")
 EDCW = ("profiled", "online", "off")
 WINDOWS = ("shared", "block", "unit")
 FILLS = ("forecast", "reuse")
+STORAGES = ("full", "int8")
 STATISTICS = ("mean", "max")
 RENEWING_ACTIONS = ("compute", "map")
 """What makes the output that is kept a new one."""
@@ -81,6 +82,8 @@ class UniCPConfig(Config):
             limit. What ``correct`` keeps of whole outputs comes on top. The units that save the most operations for
             their bytes are kept, the others are computed, and the report says which. They are chosen after the first
             step, which then keeps nothing.
+        storage: how outputs are kept: ``"full"``, in their own precision; ``"int8"``, in one byte a value and a scale
+            for each token, which is half of bfloat16.
         refresh_from_sliced: a sliced output may begin a window too; only with ``fill="reuse"``.
         statistic: error over the calibration prompts and branches that decides: ``"mean"`` or ``"max"``.
         stack: config of a method that decides on whole steps (``AdaCacheConfig``, ``BudgetConfig``,
@@ -115,6 +118,7 @@ class UniCPConfig(Config):
     map_level: bool = False
     map_bytes: int = 2**28
     max_cache_bytes: int | None = None
+    storage: str = "full"
     statistic: str = "mean"
     stack: Config | None = None
 
@@ -148,6 +152,7 @@ class UniCPConfig(Config):
         check_choice("windows", self.windows, WINDOWS)
         check_choice("dws", self.dws, SHIFTS)
         check_choice("statistic", self.statistic, STATISTICS)
+        check_choice("storage", self.storage, STORAGES)
         check_number("map_bytes", self.map_bytes, low=0, whole=True)
         if self.max_cache_bytes is not None:
             check_number("max_cache_bytes", self.max_cache_bytes, low=1, whole=True)
@@ -229,6 +234,7 @@ class UniCPPolicy(Policy):
             units=wanted,
             unit_order=1 if config.fill == "forecast" else 0,
             unit_damping=config.damping,
+            unit_packed=config.storage == "int8",
             unit_changes=measures,
             late=inner.late and not measures and not maps,
             map_bytes=config.map_bytes if maps else 0,

@@ -66,6 +66,7 @@ def units_inside(
         unkept=unkept,
         refresh=config.refreshes,
         order=needs.unit_order,
+        packed=needs.unit_packed,
         damping=needs.unit_damping,
         measure=needs.unit_changes,
         map_bytes=needs.map_bytes,

@@ -9,6 +9,7 @@ import torch
 
 from ...policies.base import Decision, Step
 from ...tensors import extrapolation
+from ...tensors.packed import Packed, unpacked
 
 
 class Kept:
@@ -19,6 +20,7 @@ class Kept:
     Args:
         order: degree of the extrapolation, from 0; ``order + 1`` values are kept.
         steadiness: measure how steadily values change, and scale forecasts accordingly.
+        packed: keep values in eight bits (:class:`~unicp.tensors.packed.Packed`).
 
     Attributes:
         values: newest first.
@@ -29,8 +31,8 @@ class Kept:
         passed: sum of such values, each times its weight.
     """
 
-    def __init__(self, order: int = 0, steadiness: bool = False) -> None:
-        self.order, self._measures = order, steadiness
+    def __init__(self, order: int = 0, steadiness: bool = False, packed: bool = False) -> None:
+        self.order, self._measures, self._packed = order, steadiness, packed
         self.values: list[list[Any]] = []
         self.sigmas: list[float] = []
         self.steady: list[Any] | None = None
@@ -43,7 +45,17 @@ class Kept:
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held."""
-        return [leaf for value in (*self.values, self.passed) for leaf in value if isinstance(leaf, torch.Tensor)]
+        leaves = [leaf for value in (*self.values, self.passed) for leaf in value]
+        parts = [part for leaf in leaves for part in (leaf.tensors if isinstance(leaf, Packed) else (leaf,))]
+        return [part for part in parts if isinstance(part, torch.Tensor)]
+
+    def shapes(self) -> list[Any]:
+        """The shape of every tensor of the newest value."""
+        return [leaf.shape for leaf in next(iter(self.values), []) if hasattr(leaf, "shape")]
+
+    def _known(self, count: int) -> list[list[Any]]:
+        """The newest values, newest first, as they were before they were packed."""
+        return [[unpacked(leaf) for leaf in value] for value in self.values[:count]]
 
     def keep(self, step: Step, value: list[Any], own: bool = True) -> list[Any]:
         """Keep the value of a computed step.
@@ -58,14 +70,16 @@ class Kept:
         """
         steady = None
         if self._measures and len(self.values) > 1 and step.sigma not in self.sigmas:
-            known = zip(value, *self.values[:2], strict=True)
+            known = zip(value, *self._known(2), strict=True)
             steady = [extrapolation.steadiness(*x) if isinstance(x[0], torch.Tensor) else None for x in known]
         given = self._corrected(step, value, steady)
         if step.sigma in self.sigmas:  # second-order schedulers visit a noise level twice; the last visit counts
             again = self.sigmas.index(step.sigma)
             del self.values[again], self.sigmas[again]
         del self.values[self.order :], self.sigmas[self.order :]  # before the copy, which is never one too many
-        if not own:
+        if self._packed:
+            value = [Packed.of(x.detach()) if isinstance(x, torch.Tensor) else x for x in value]
+        elif not own:
             value = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in value]
         self.values.insert(0, value)
         self.sigmas.insert(0, step.sigma)
@@ -91,7 +105,7 @@ class Kept:
         if weight:
             self.forecasts.append((step.sigma, weight, factors))
         filled = []
-        for place, known in enumerate(zip(*self.values[:used], strict=True)):
+        for place, known in enumerate(zip(*self._known(used), strict=True)):
             part = None
             if isinstance(known[0], torch.Tensor) and self._measures and used > 1:
                 part = torch.as_tensor(self._share(place), device=known[0].device)
@@ -159,7 +173,7 @@ class Kept:
         better[1] -= reused
         filled[1] -= reused
         changed = []
-        for place, (new, *older) in enumerate(zip(value, *self.values, strict=True)):
+        for place, (new, *older) in enumerate(zip(value, *self._known(len(self.values)), strict=True)):
             if isinstance(new, torch.Tensor):
                 wide = torch.promote_types(new.dtype, torch.float32)
                 values = [new.to(wide), *(x.to(wide) for x in older)]

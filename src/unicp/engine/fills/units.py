@@ -14,6 +14,7 @@ from ...policies.base import FILLED, Decision, Policy, Step
 from ...policies.unit_errors import UnitErrors
 from ...tensors import metrics
 from ...tensors.groups import summed
+from ...tensors.packed import Packed, unpacked
 from ..report import readable_bytes
 from ..slicing.attention import SlicedAttention
 from ..slicing.maps import MapAttention
@@ -59,8 +60,8 @@ def worst(change: Any) -> Any:
 class UnitFill:
     """What is kept of one unit in one guidance branch."""
 
-    def __init__(self, order: int = 0) -> None:
-        self.kept = Kept(order)
+    def __init__(self, order: int = 0, packed: bool = False) -> None:
+        self.kept = Kept(order, packed=packed)
         self.index = 0  # denoising step of the newest kept output
         self._whole = False  # the output is a tuple of tensors, not one
         self._shapes: list[tuple[Any, Any, Any]] = []  # of what is not kept: shape, dtype and device of each tensor
@@ -84,7 +85,7 @@ class UnitFill:
     def blank(self) -> Any:
         """Zeros in the shape of the last output, for where nobody looks at it; ``None`` if there was none."""
         tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in self._shapes]
-        tensors = tensors or [torch.zeros_like(tensor) for tensor in next(iter(self.kept.values), [])]
+        tensors = tensors or [torch.zeros_like(unpacked(leaf)) for leaf in next(iter(self.kept.values), [])]
         return (tuple(tensors) if self._whole else tensors[0]) if tensors else None
 
     def fill(self, step: Step, decision: Decision) -> Any:
@@ -96,7 +97,7 @@ class UnitFill:
 
     def alike(self, output: Any) -> bool:
         """Whether what is kept has the shapes of an output."""
-        return bool(self.kept) and [t.shape for t in self.kept.values[0]] == [t.shape for t in parts(output)]
+        return bool(self.kept) and self.kept.shapes() == [t.shape for t in parts(output)]
 
 
 @dataclass
@@ -128,6 +129,7 @@ class Units:
         unkept: those of them that are never filled but where that other one is, so that nothing is kept of them.
         refresh: a sliced output becomes the kept output as well.
         order: degree of the extrapolation of kept outputs.
+        packed: keep outputs in eight bits.
         damping: of that extrapolation.
         measure: compare every full output with what would have stood in for it.
         map_bytes: most bytes of attention maps to keep.
@@ -155,6 +157,7 @@ class Units:
         refresh: bool = False,
         order: int = 0,
         damping: float = 1.0,
+        packed: bool = False,
         measure: bool = False,
         map_bytes: int = 0,
         cache_bytes: int | None = None,
@@ -172,7 +175,7 @@ class Units:
         self.group: Any = None  # processes over which the tokens are spread
         self.map_bytes = map_bytes
         self._kinds, self._protected, self._eagerly = kinds, protected, eagerly
-        self._refresh, self._measure = refresh, measure
+        self._refresh, self._measure, self._packed = refresh, measure, packed
         self._feeds, self._unkept = feeds or {}, frozenset(unkept)
         self._fed = {target: [n for n in self._feeds if self._feeds[n] == target] for target in self._feeds.values()}
         # What has to be filled for a unit that others feed to be: itself, and those of them that are of another kind.
@@ -361,7 +364,10 @@ class Units:
             call.fills.setdefault(name, UnitFill()).pass_by(output)
             return output
         if self.limit is not None and name not in self.chosen:
-            size = sum(tensor.numel() * tensor.element_size() for tensor in parts(output))
+            size = sum(
+                Packed.bytes_of(tensor) if self._packed else tensor.numel() * tensor.element_size()
+                for tensor in parts(output)
+            )
             self.sizes[name] = max(size * (1 + self.order), self.sizes.get(name, 0))
             if name in self._feeds:
                 call.fills.setdefault(name, UnitFill()).pass_by(output)
@@ -380,7 +386,7 @@ class Units:
             change = output_change(tuple(maps), tuple(before), call.batch) if alike else None
             call.changes[name + MAP] = (step.index - fill.mapped_at if fill is not None else 0, change)
         if fill is None or not same:
-            call.fills[name] = fill = UnitFill(self.order)
+            call.fills[name] = fill = UnitFill(self.order, self._packed)
         fill.keep(step, output)
         fill.maps, fill.mapped_at = maps or [], step.index
         return output
