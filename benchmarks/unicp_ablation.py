@@ -181,6 +181,7 @@ class Bench:
         add("planned windows, forecast")
         add("planned windows, reuse", fill="reuse")
         add("planned windows, forecast, not made good", correct=False)
+        add("planned windows, forecast, kept in eight bits", storage="int8")
         add("EDCW profiled, forecast", profile=self.profile, pcas=False)
         add("EDCW profiled, reuse", profile=self.profile, pcas=False, fill="reuse")
         add("fixed windows, forecast", profile=lambda: self.fixed("forecast"), pcas=False)
