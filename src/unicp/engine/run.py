@@ -358,7 +358,7 @@ class Run:
                 fill.passes(step, output, self._weight(step, branch, decision))
             elif decision.serves or fill.kept.forecasts:
                 output = fill.keep(step, output)
-            if not decision.serves:
+            if not decision.serves and not filled:
                 self._fills.pop(branch, None)
         if measuring and key not in self._unmeasured:
             self._pending.append((self._policies[key], step, record, scalars, changes))
