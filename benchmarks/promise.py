@@ -247,15 +247,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def committed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is kept in the repository: of AdaCache the situations in which it skips, to a tenth of a decibel."""
-    kept = []
-    for row in rows:
-        if row["method"] in ADACACHE:
-            if row["evaluations"][0] == row["evaluations"][1]:
-                continue
-            row = {**row, **{name: [round(value, 1) for value in row[name]] for name in ("psnr", "fewer")}}
-        kept.append(row)
-    return kept
+    """What is kept in the repository, to a tenth of a decibel; of AdaCache the situations in which it skips."""
+    acted = [row for row in rows if row["method"] not in ADACACHE or row["evaluations"][0] < row["evaluations"][1]]
+    return [{**row, **{name: [round(value, 1) for value in row[name]] for name in ("psnr", "fewer")}} for row in acted]
 
 
 def adacache_table(rows: list[dict[str, Any]]) -> list[str]:
