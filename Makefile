@@ -77,10 +77,12 @@ train-zoo: $(READY) ## train one member of the proving ground and write it into 
 bench: $(READY) ## measure on the demo model: wall-clock and quality (some five hours)
 	$(BIN)/python -m benchmarks.adacache --prompts 16 --repeats 5 --moreg-scale 0.2028
 	$(BIN)/python -m benchmarks.overhead --repeats 20
-	$(BIN)/python -m benchmarks.unicp_ablation --prompts 16 --only planned fewer 'the budget' TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --prompts 4
+	$(BIN)/python -m benchmarks.unicp_ablation --prompts 16 --only planned fewer 'the budget' TaylorSeer PAB 'EDCW online, forecast, delta'
 	$(BIN)/python -m benchmarks.unicp_ablation --model cogvideox --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
 	$(BIN)/python -m benchmarks.unicp_ablation --model hunyuan --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
 	$(BIN)/python -m benchmarks.unicp_ablation --model latte --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --model wan-large-frame --pixels 320 --prompts 4 --only 'fewer steps (30)' 'the budget'"'"'s default plan, 60%' 'planned windows, forecast, 60%' 'self-attention alone, 1' 'self-attention alone, profiled'
 	$(BIN)/python -m benchmarks.unicp_ablation --time 3 --only 'planned windows, forecast, 5' 'the budget'"'"'s default plan, 5' 'fewer steps (25)' TaylorSeer
 	$(BIN)/python -m benchmarks.comfyui
 	$(BIN)/python -m benchmarks.budget --prompts 32

@@ -88,7 +88,7 @@ class Bench:
             made = unicp.calibrate(
                 self.pipe,
                 common.training_prompts(4),
-                config=UniCPConfig(delta=0.15, delta_prune=0.1),
+                config=UniCPConfig(delta=0.15, delta_prune=0.1, pcas=True),
                 checkpoint=self.profile_path.with_suffix(".part.safetensors"),
                 progress=False,
                 **self.call,
@@ -182,13 +182,13 @@ class Bench:
         add("planned windows, reuse", fill="reuse")
         add("planned windows, forecast, not made good", correct=False)
         add("planned windows, forecast, kept in eight bits", storage="int8")
-        add("EDCW profiled, forecast", profile=self.profile, pcas=False)
-        add("EDCW profiled, reuse", profile=self.profile, pcas=False, fill="reuse")
-        add("fixed windows, forecast", profile=lambda: self.fixed("forecast"), pcas=False)
-        add("fixed windows, reuse", profile=lambda: self.fixed("reuse"), pcas=False, fill="reuse")
-        add("EDCW profiled, forecast, PCAS and DWS", profile=self.profile)
-        add("EDCW profiled, reuse, PCAS and DWS", profile=self.profile, fill="reuse")
-        add("EDCW profiled, reuse, PCAS, no DWS", profile=self.profile, fill="reuse", dws="off")
+        add("EDCW profiled, forecast", profile=self.profile)
+        add("EDCW profiled, reuse", profile=self.profile, fill="reuse")
+        add("fixed windows, forecast", profile=lambda: self.fixed("forecast"))
+        add("fixed windows, reuse", profile=lambda: self.fixed("reuse"), fill="reuse")
+        add("EDCW profiled, forecast, PCAS and DWS", profile=self.profile, pcas=True)
+        add("EDCW profiled, reuse, PCAS and DWS", profile=self.profile, fill="reuse", pcas=True)
+        add("EDCW profiled, reuse, PCAS, no DWS", profile=self.profile, fill="reuse", dws="off", pcas=True)
         for fill, deltas in (("forecast", (0.05, 0.1)), ("reuse", (0.1, 0.2))):
             for delta in deltas:
                 online = UniCPConfig(delta=delta, fill=fill)
@@ -203,8 +203,8 @@ class Bench:
                 found[f"self-attention alone, {fill}, delta={delta:g}"] = self.ours(lambda alone=alone: alone)
         for name, fields in (
             ("self-attention alone", {}),
-            ("self-attention alone, profiled", {"profile": self.profile, "pcas": False}),
-            ("self-attention alone, profiled, PCAS and DWS", {"profile": self.profile}),
+            ("self-attention alone, profiled", {"profile": self.profile}),
+            ("self-attention alone, profiled, PCAS and DWS", {"profile": self.profile, "pcas": True}),
         ):
             for speed in (1.6, 1.8):
                 add(name, {f"1/{speed:g} of the operations": speed}, delta_cross=0, delta_mlp=0, **fields)

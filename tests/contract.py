@@ -62,7 +62,7 @@ def _budget(**fields: Any) -> Case:
 
 
 def _unicp(profiled: bool = True, **fields: Any) -> Case:
-    paper = {"fill": "reuse", "windows": "unit", "delta_mlp": 0.0}  # the paper, as we read it
+    paper = {"fill": "reuse", "windows": "unit", "delta_mlp": 0.0, "pcas": True}  # the paper, as we read it
     config = unicp.UniCPConfig(**{**paper, **fields})
     always = {"delta": 0, "delta_cross": 0, "delta_mlp": 0, "delta_prune": 0, "stack": None, "target_speedup": None}
     return Case(config=config, always=always, fills="units", profiled=profiled)
@@ -222,7 +222,7 @@ SLOW_PAIRS = [
 def _calibrated(family: str) -> tuple[Any, str]:
     chosen = FAMILIES[family]
     pipe = chosen.build()
-    config = unicp.UniCPConfig(delta=0.5, delta_prune=0.9, fill="reuse", windows="unit", delta_mlp=0.0)
+    config = unicp.UniCPConfig(delta=0.5, delta_prune=0.9, fill="reuse", windows="unit", delta_mlp=0.0, pcas=True)
     profile = chosen.run(pipe, lambda run, **call: unicp.calibrate(run, None, config=config, progress=False, **call))
     path = Path(tempfile.mkdtemp()) / f"{family}.safetensors"
     profile.save(path)

@@ -26,7 +26,7 @@ from unicp.offline.recorders import ErrorRecorder
 from unicp.profiles.identity import fingerprint
 
 WAN = FAMILIES["wan"]
-CONFIG = UniCPConfig(delta=0.05, delta_prune=0.9, max_window=3)
+CONFIG = UniCPConfig(delta=0.05, delta_prune=0.9, max_window=3, pcas=True)
 
 
 def calibrated(family: str = "wan", pipe: Any = None, **more: Any) -> Profile:
@@ -124,7 +124,7 @@ def test_what_will_be_kept_is_said_before(
         own(self)
 
     monkeypatch.setattr(ErrorRecorder, "unwatch", watched)
-    chosen, config = FAMILIES[family], unicp.UniCPConfig(max_window=2)
+    chosen, config = FAMILIES[family], unicp.UniCPConfig(max_window=2, pcas=True)
     pipe = chosen.build()
     chosen.run(pipe, lambda run, **call: unicp.calibrate(run, None, config=config, tokens=4, progress=True, **call))
     said = re.search(
@@ -269,7 +269,7 @@ def test_calibrate_then_generate_then_inspect(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     small = ["--model", str(wan_folder), "--size", "48x32", "--frames", "5", "--steps", "8"]
-    settings = ["--set", "delta=0.4", "--set", "delta_prune=0.9"]
+    settings = ["--set", "delta=0.4", "--set", "delta_prune=0.9", "--set", "pcas=true"]
     assert cli.main(["calibrate", "a red ball", "a blue star", *small, *settings, "-o", "tiny.safetensors"]) == 0
     said = capsys.readouterr().out
     assert "wrote tiny.safetensors" in said and "unicp inspect tiny.safetensors" in said

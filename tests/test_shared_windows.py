@@ -18,7 +18,7 @@ KINDS = {"attention": "self_attention", "text": "cross_attention", "mlp": "mlp"}
 LIMITS = {"attention": 0.2, "text": 0.1, "mlp": 0.3}
 STEPS, WINDOW = 12, 4
 CONFIG = UniCPConfig(
-    fill="reuse", windows="shared", max_window=WINDOW,
+    fill="reuse", windows="shared", max_window=WINDOW, pcas=True,
     delta=LIMITS["attention"], delta_cross=LIMITS["text"], delta_mlp=LIMITS["mlp"],
 )  # fmt: skip
 

@@ -28,7 +28,7 @@ from unicp.profiles import Profile
 from unicp.tensors.packed import Packed
 
 WAN = FAMILIES["wan"]
-PAPER = UniCPConfig(fill="reuse", windows="unit", delta_mlp=0.0)
+PAPER = UniCPConfig(fill="reuse", windows="unit", delta_mlp=0.0, pcas=True)
 """The paper, as we read it."""
 
 

@@ -460,6 +460,6 @@ def configs() -> dict[str, Config]:
         "schedule": ScheduleConfig(interval=2, fill="linear"),
         "budget": BudgetConfig(target_speedup=2),
         "adacache": AdaCacheConfig(),
-        "unicp, self-attention": UniCPConfig(target_speedup=1.4, delta_cross=0, delta_mlp=0, pcas=False),
-        UNICP: UniCPConfig(target_speedup=2, pcas=False),
+        "unicp, self-attention": UniCPConfig(target_speedup=1.4, delta_cross=0, delta_mlp=0),
+        UNICP: UniCPConfig(target_speedup=2),
     }
