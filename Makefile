@@ -82,8 +82,9 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some five 
 	$(BIN)/python -m benchmarks.unicp_ablation --model cogvideox --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
 	$(BIN)/python -m benchmarks.unicp_ablation --model hunyuan --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
 	$(BIN)/python -m benchmarks.unicp_ablation --model latte --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
-	$(BIN)/python -m benchmarks.unicp_ablation --model wan-large-frame --pixels 320 --prompts 4 --only 'fewer steps (30)' 'the budget'"'"'s default plan, 60%' 'planned windows, forecast, 60%' 'self-attention alone, 1' 'self-attention alone, profiled'
+	$(BIN)/python -m benchmarks.unicp_ablation --model wan-large-frame --pixels 320 --prompts 4 --only 'fewer steps (30)' 'the budget'"'"'s default plan, 60%' 'planned windows, forecast, 60%' 'self-attention alone, 1'
 	$(BIN)/python -m benchmarks.unicp_ablation --time 3 --only 'planned windows, forecast, 5' 'the budget'"'"'s default plan, 5' 'fewer steps (25)' TaylorSeer
+	$(BIN)/python -m benchmarks.unicp_ablation --model wan-large-frame --pixels 320 --time 3 --only 'self-attention alone, 1/1.6'
 	$(BIN)/python -m benchmarks.comfyui
 	$(BIN)/python -m benchmarks.budget --prompts 32
 	$(BIN)/python -m benchmarks.promise
