@@ -67,9 +67,9 @@ def block() -> str:
             f"lead shows at higher speeds: at 3×, {further[ours.method]:.1f} dB against "
             f"{further['fewer-steps']:.1f} dB with fewer steps. These are means over {count} captions that the model "
             f"never saw; the worst of them are at {worst[racing.SPEED]:.1f} and {worst[3.0]:.1f} dB with "
-            f"`{ours.method}`. With 12 steps and fewer there is "
-            "little to skip, and fewer steps do as well. The model is small and ran on a CPU: the figures show how the "
-            "methods behave, not what a 14-billion-parameter model does on a GPU, where nothing has been measured yet.",
+            f"`{ours.method}`. With 12 steps and fewer there is little to skip, and fewer steps often do as well. The "
+            "model is small and ran on a CPU: the figures show how the methods behave, not what a "
+            "14-billion-parameter model does on a GPU, where nothing has been measured yet.",
             WIDTH,
         ),
         "[Results](docs/results.md) has every table, the worst captions, other schedulers, and the cases that we lose.",

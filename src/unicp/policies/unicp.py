@@ -72,7 +72,7 @@ class UniCPConfig(Config):
             what its kind admits); ``"block"``: one for each block; ``"unit"``: one for each module. Units that are
             computed at different steps see each other's old outputs.
         pcas: use sliced attention where the profile allows it. It is off because a sliced step is neither forecast from
-            nor makes anything good: at equal operations it cost over 10 dB wherever it was measured.
+            nor makes anything good: at equal operations it cost over 20 dB on the demo model.
         dws: ``"switch"`` takes the cheapest admissible of filled, sliced and full, and computes in full where a window
             can begin; ``"off"`` slices whatever is not filled, windows begin at sliced outputs (only with
             ``fill="reuse"``: no forecast is made from them).

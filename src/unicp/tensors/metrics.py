@@ -43,12 +43,14 @@ def relative_change(new: Any, old: Any) -> Any:
     1.0
     """
     difference, size = distance_sums(new.flatten(1), old.flatten(1))
-    return _share(difference, size).max()
+    return quotient(difference, size).max()
 
 
-def _share(difference: Any, size: Any) -> Any:
-    """One over the other. 0 / 0 means "nothing there, nothing changed"; x / 0 stays infinite, which no policy takes for
-    "reuse". Where either has something that is no number, so has ``difference``.
+def quotient(difference: Any, size: Any) -> Any:
+    """One sum over the other, of each sample.
+
+    0 / 0 means "nothing there, nothing changed"; x / 0 stays infinite, which no policy takes for "reuse". Where either
+    has something that is no number, so has ``difference``.
     """
     return (difference / size).where(difference != 0, 0.0)
 
@@ -81,7 +83,7 @@ def frame_difference(features: Any, strides: tuple[int, ...] = (1,)) -> Any:
         else:
             size = sizes[:, k:].sum(1) + sizes[:, :-k].sum(1)
             difference = (p[:, k:] - p[:, :-k]).flatten(1).abs_().sum(1)
-        scores.append(_share(difference, size))
+        scores.append(quotient(difference, size))
     if not scores:
         return torch.zeros((), device=p.device)
     return torch.stack(scores).mean(0).max()

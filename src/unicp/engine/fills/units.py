@@ -54,7 +54,7 @@ def output_change(new: Any, old: Any, batch: int) -> Any:
 def worst(change: Any) -> Any:
     """The quotient of the two sums, of the worst sample: a float32 scalar tensor."""
     difference, size = change
-    return torch.where(difference == 0, torch.where(size.isnan(), size, 0.0), difference / size).max()
+    return metrics.quotient(difference, size).max()
 
 
 class UnitFill:
@@ -129,8 +129,8 @@ class Units:
         unkept: those of them that are never filled but where that other one is, so that nothing is kept of them.
         refresh: a sliced output becomes the kept output as well.
         order: degree of the extrapolation of kept outputs.
-        packed: keep outputs in eight bits.
         damping: of that extrapolation.
+        packed: keep outputs in eight bits.
         measure: compare every full output with what would have stood in for it.
         map_bytes: most bytes of attention maps to keep.
         cache_bytes: most bytes of outputs to keep, over all guidance branches; ``None`` for as many as there are.
