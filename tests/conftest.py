@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -24,6 +25,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers beside each other: one thread
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+gc.collect()
+gc.freeze()  # what was imported stays: no collection need walk through it again
 
 hypothesis.settings.register_profile("unicp", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("unicp")

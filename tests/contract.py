@@ -116,8 +116,7 @@ CASES: dict[str, dict[str, Case]] = {
 """Cases by method and name: every option that changes what the engine does is in one of them."""
 
 FULL = ("wan2.2", "latte", "hunyuan-video")
-"""Families that ``make test`` runs every test for, and every case but for UniCP's options, which take turns on them:
-those that differ most.
+"""Families that ``make test`` runs every test for, while the cases take turns on them: those that differ most.
 
 Two denoisers whose branches are called apart; spatial and temporal blocks in turns, of which one takes what the other
 one left in another layout, and one call for both branches; two lists of blocks with two streams, of which one is kept.
@@ -134,12 +133,14 @@ PRIMARY = [
 _AGAIN = {family.name for family in VARIANTS}
 ONCE = [pytest.param(name, marks=pytest.mark.slow if name in _AGAIN else ()) for name in FAMILIES]
 """All families; other pipelines of a transformer that is tried in its first one are left to ``make test-slow``."""
+FEWER = [pytest.param(name, marks=() if family.primary else pytest.mark.slow) for name, family in FAMILIES.items()]
+"""All families; quick are the primary ones, for tests of what hardly differs between the others."""
 OTHERS = [
     pytest.param(name, marks=() if family.primary or len(family.denoisers) > 1 else pytest.mark.slow)
     for name, family in FAMILIES.items()
     if name not in FULL
 ]
-"""All but :data:`FULL`, for tests of what hardly differs between families: quick are the primary ones."""
+"""All but :data:`FULL`, likewise; quick are those of two denoisers too."""
 
 # For the other families: one case of each kind of filling, and one each for units that are kept and that are sliced.
 SOME = ("adacache-residual", "schedule-linear", "unicp-online", "unicp-switch")
@@ -162,13 +163,16 @@ def cases_of(family: str) -> list[str]:
 
 def quick_cases_of(family: str) -> list[str]:
     """Those that the contract is run for whenever tests are; the others are run by ``make test-slow``."""
+    turn = [name for name in FAMILIES if name not in _AGAIN].index(family) if family not in _AGAIN else 0
+    chosen = {"adacache-residual", ("unicp-switch", "unicp-online")[turn % 2]}
     if family in FULL:
-        names = all_cases_of(family)
-        inside = [name for name in names if name.startswith("unicp-") and name not in SOME]
-        return [name for name in names if name not in inside or inside.index(name) % len(FULL) == FULL.index(family)]
-    chosen = {*SOME, *MEASURED} if FAMILIES[family].primary else {"adacache-residual", "unicp-switch"}
+        rest = [f"{method}-{name}" for method, cases in CASES.items() for name in cases]
+        chosen |= {*SOME, *[name for name in rest if name not in SOME][FULL.index(family) :: len(FULL)]}
+    elif FAMILIES[family].primary:
+        turn = [name for name, each in FAMILIES.items() if each.primary and name not in FULL].index(family)
+        chosen |= {*(*SOME, *MEASURED)[turn::4]}
     if family in _AGAIN:  # another pipeline of a transformer: its units are where they were
-        chosen -= {"unicp-switch"}
+        chosen = {"adacache-residual"}
     return [name for name in all_cases_of(family) if name in chosen]
 
 
@@ -397,7 +401,7 @@ def runs(family_name: str, case_name: str) -> Runs:
         reports = session.reports
     session.restore()
     after = {name: traces(getattr(pipe, name)) for name in family.denoisers}
-    restored = family.generate(pipe)
+    restored = family.generate(pipe, steps=2)
     session = unicp.accelerate(pipe, chosen.always_compute)
     always = quietly(lambda: family.generate(pipe))
     return Runs(

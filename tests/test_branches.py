@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import unicp
-from tests.contract import CODEBOOK, FEW, FEW_PAIRS, FULL, ONCE, case, quietly
+from tests.contract import CODEBOOK, FEW, FEW_PAIRS, FEWER, FULL, ONCE, case, quietly
 from tests.tiny import FAMILIES, Family, denoisers
 
 few = pytest.mark.parametrize(("family", "name"), FEW_PAIRS)
@@ -282,7 +282,7 @@ def test_reported_bytes_are_held_bytes(family: str, name: str) -> None:
     assert live[1] - live[0] == held[0] == session.report().cache_bytes
 
 
-@families
+@pytest.mark.parametrize("family", FEWER)
 def test_adacache_keeps_one_hidden_state_a_branch_and_the_metric(family: str) -> None:
     chosen = FAMILIES[family]
     pipe = chosen.build()
@@ -321,7 +321,7 @@ def test_nothing_is_kept_after_a_run(family: str, name: str) -> None:
     assert [ref for ref in kept if ref() is not None] == []
 
 
-@pytest.mark.parametrize("family", [param for param in ONCE if FAMILIES[param.values[0]].callbacks])
+@pytest.mark.parametrize("family", [param for param in FEWER if FAMILIES[param.values[0]].callbacks])
 def test_separate_decisions_keep_nothing_after_the_last_step(family: str) -> None:
     chosen = FAMILIES[family]
     pipe = chosen.build()

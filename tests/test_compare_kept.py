@@ -103,6 +103,7 @@ def test_the_benchmark_takes_over_what_it_does_not_measure(pipe: Any) -> None:
         joined(new, unicp.compare(pipe, ["control"], PROMPTS[1:], progress=False, **{**CALL, "guidance_scale": 2.0}))
 
 
+@pytest.mark.slow
 def test_results_of_other_code_are_made_again(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     real = module.generate

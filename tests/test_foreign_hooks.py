@@ -90,16 +90,7 @@ def _check(pipe: Any, session: unicp.Session | None, name: str, foreign: Foreign
 
 @pytest.mark.parametrize("ours_first", [True, False], ids=["ours-first", "theirs-first"])
 @pytest.mark.parametrize("ours_off_first", [True, False], ids=["ours-off-first", "theirs-off-first"])
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [
-        ("adacache-residual", "denoiser"),
-        ("adacache-residual", "block"),
-        ("schedule-linear", "denoiser"),
-        pytest.param("schedule-linear", "block", marks=pytest.mark.slow),  # where nothing of ours is
-    ],
-)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "place", "name"), covering(KINDS, PLACES, ["adacache-residual", "schedule-linear"]))
 def test_one_foreign_hook(name: str, kind: str, place: str, ours_off_first: bool, ours_first: bool) -> None:
     pipe, foreign = WAN.build(), KINDS[kind]()
     module = PLACES[place](pipe.transformer)

@@ -200,7 +200,9 @@ def takes_turns() -> Iterator[Config]:
     del _REGISTRY[TakesTurns]
 
 
-@pytest.mark.parametrize("guider", GUIDERS)
+@pytest.mark.parametrize(
+    "guider", [pytest.param(name, marks=pytest.mark.slow if place % 2 else ()) for place, name in enumerate(GUIDERS)]
+)
 def test_the_users_guider_goes_on_as_it_is(guider: str, takes_turns: Config) -> None:
     kind = GUIDED["ltx"]
     plain = generate(kind.build(GUIDERS[guider]()), kind)

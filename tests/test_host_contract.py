@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.contract import counting, quietly, traces
+from tests.contract import counting, covering, quietly, traces
 from tests.host_adapters import HOSTS, Host
 from unicp import BudgetConfig, ScheduleConfig, UnicpError
 
@@ -102,8 +102,7 @@ def test_the_next_run_does_not_know_of_one_that_broke_off(name: str, call: int) 
     assert torch.equal(host.make(), plain(name))
 
 
-@hosts
-@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize(("name", "other"), covering(HOSTS, OTHERS))
 def test_another_request_begins_anew(name: str, other: str) -> None:
     host = under(name, CONFIGS["budget"])
     host.make()

@@ -18,10 +18,9 @@ WAN = FAMILIES["wan"]
 NAMES = ("adacache-residual", "schedule-stack", "unicp-online", "unicp-switch")
 QUICK = {
     "adacache-residual": ("load-disable-enable-unload", "add-adapter"),
-    "unicp-switch": ("load-another-fuse", "load-fuse-unfuse-unload", "baked"),
+    "unicp-switch": ("load-fuse-unfuse-unload", "baked"),
 }
-"""Hooks on blocks, and on units whose weights are sliced: the others have their hooks where one of these has. Every
-event is in one of the two."""
+"""Hooks on blocks, and on units whose weights are sliced: the others have their hooks where one of these has."""
 
 
 def _lora(transformer: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:

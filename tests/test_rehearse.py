@@ -34,6 +34,7 @@ TINY = {
 }
 FAMILIES_HERE = [name for name in FAMILIES if name not in {"wan-animate", *(family.name for family in VARIANTS)}]
 """One of each transformer, but one whose stand-in for a pipeline makes conditions of its own on the CPU."""
+READING = ["schedule-linear", "adacache-residual", "budget-default", "unicp-online", "unicp-forecast"]
 
 
 def pretended(family: str, case: str, device: Pretend) -> unicp.SessionReport:
@@ -56,9 +57,15 @@ def pretended(family: str, case: str, device: Pretend) -> unicp.SessionReport:
 
 @pytest.mark.parametrize(
     ("family", "case"),
-    covering(
-        FAMILIES_HERE, ["schedule-linear", "adacache-residual", "budget-default", "unicp-online", "unicp-forecast"]
-    ),
+    [
+        *covering([name for name in FAMILIES_HERE if FAMILIES[name].primary], READING),
+        *(
+            pytest.param(name, case, marks=pytest.mark.slow)
+            for name in FAMILIES_HERE
+            for case in READING
+            if not FAMILIES[name].primary
+        ),
+    ],
 )
 def test_at_most_one_read_a_computed_step_and_none_of_tensors_elsewhere(family: str, case: str) -> None:
     device = Pretend()

@@ -85,7 +85,11 @@ def test_plans_are_made_to_fit_the_first_half_of_the_prompts_alone(monkeypatch: 
 
 @pytest.mark.parametrize(
     ("prompts", "target", "said"),
-    [("abc", "min_psnr", True), ("abcd", "min_psnr", False), ("abc", "target_speedup", False)],
+    [
+        ("abc", "min_psnr", True),
+        pytest.param("abcd", "min_psnr", False, marks=pytest.mark.slow),
+        pytest.param("abc", "target_speedup", False, marks=pytest.mark.slow),
+    ],
 )
 def test_that_few_prompts_judge_where_plans_fit_half_of_them_is_said(
     prompts: str, target: str, said: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ from ..specs import BlockList, ModelSpec
 from ..tensors import extrapolation
 from ..tensors.groups import gathered
 from ..tensors.layout import by_frame
-from ..tensors.metrics import frame_difference, relative_change
+from ..tensors.metrics import frame_difference, frame_sizes, relative_change
 
 
 def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], sigma: float) -> Any:
@@ -35,6 +35,13 @@ def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], si
         truth = output.float().flatten(1)
         error = ((forecast - truth).norm(dim=1) / truth.norm(dim=1)).max()
     return torch.stack([error, torch.full_like(error, float("nan"))])
+
+
+class Captured(NamedTuple):
+    """The residual of one measured block: (B, F, S, C), and ``sum|p|`` of each frame, (B, F)."""
+
+    residual: Any
+    sizes: Any
 
 
 class Probe:
@@ -165,16 +172,16 @@ class Probe:
         self._starts.clear()
         self._residuals.clear()
 
-    def compare(self, old: list[Any] | None, batch: int, frames: int) -> tuple[Any, list[Any]]:
+    def compare(self, old: list[Captured] | None, batch: int, frames: int) -> tuple[Any, list[Captured]]:
         """Compare what was captured with what was captured before.
 
         Args:
-            old: residuals of the last comparison; ``None`` at the first.
+            old: what the last comparison captured; ``None`` at the first.
             batch: samples in the call.
             frames: token frames of each sample.
 
         Returns:
-            The change and the motion score, a tensor (2,) on the device, and the residuals, for the next comparison.
+            The change and the motion score, a tensor (2,) on the device; what was captured, for the next comparison.
             NaN stands for "not measured": the change at a first comparison; the motion if it is not asked for, or if
             there are too few frames for it.
 
@@ -184,14 +191,16 @@ class Probe:
         self.armed = False
         found = [self._residuals[position] for position in sorted(self._residuals)]
         whole = found if self.group is None else [gathered(tokens, self.group) for tokens in found]
-        new = [by_frame(tokens, self.layout, batch, frames) for tokens in whole]
+        tokens = [by_frame(each, self.layout, batch, frames) for each in whole]
+        new = [Captured(each, frame_sizes(each)) for each in tokens]
         self._residuals.clear()
         if not new:
             raise UnicpError("no residual was captured: the measured blocks did not run as the model's spec says")
+        before = [(each.residual, each.sizes.sum(1)) for each in old or []]
         moving = bool(self._strides) and frames > min(self._strides)  # a single frame has no motion
-        changes = [relative_change(a, b) for a, b in zip(new, old or [], strict=False)]
-        motions = [frame_difference(p, self._strides) for p in new] if moving else []
-        return torch.stack([_mean(changes, new[0]), _mean(motions, new[0])]), new
+        changes = [relative_change(a.residual, *b) for a, b in zip(new, before, strict=False)]
+        motions = [frame_difference(each.residual, self._strides, each.sizes) for each in new] if moving else []
+        return torch.stack([_mean(changes, tokens[0]), _mean(motions, tokens[0])]), new
 
 
 def _mean(scalars: list[Any], like: Any) -> Any:

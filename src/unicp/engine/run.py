@@ -20,7 +20,7 @@ from .fills.kept import Kept
 from .fills.output import OutputFill, leading
 from .fills.stack import Stack, StackCall, StackFill
 from .fills.units import UnitFill, Units
-from .measure import Probe, forecast_error
+from .measure import Captured, Probe, forecast_error
 from .meter import Meter
 from .report import Generation, SessionReport, StepRecord
 
@@ -116,7 +116,7 @@ class Run:
         self._decisions: dict[str, Decision] = {}  # of the step, by what decides apart
         self._fills: dict[str, OutputFill | StackFill] = {}  # by branch
         self._units: dict[str, dict[str, UnitFill]] = {}  # by branch and unit
-        self._measured: dict[str, list[Any]] = {}  # residuals at the last computed step, by what decides apart
+        self._measured: dict[str, list[Captured]] = {}  # residuals at the last computed step, by what decides apart
         self._pending: list[tuple[Policy, Step, StepRecord, Any, dict[str, tuple[int, Any]]]] = []
         self._step: Step | None = None
         self._asked = ""  # the branch that was decided on last
@@ -428,7 +428,7 @@ class Run:
     def tensors(self) -> list[Any]:
         """Every tensor that is held between calls."""
         held = [tensor for fill in self._fills.values() for tensor in fill.tensors()]
-        held += [tensor for residuals in self._measured.values() for tensor in residuals]
+        held += [tensor for captured in self._measured.values() for each in captured for tensor in each]
         return held + [t for units in self._units.values() for fill in units.values() for t in fill.tensors()]
 
     def rest(self) -> None:

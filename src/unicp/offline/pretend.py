@@ -478,18 +478,23 @@ class _Known:
 @contextmanager
 def _measuring_once(known: _Known) -> Iterator[None]:
     """Let each pair of shapes be measured once and repeated afterwards: large tensors are measured in many pieces."""
-    own = metrics.distance_sums
+    own = {name: getattr(metrics, name) for name in ("distances", "sizes")}
 
-    def distance_sums(new: Any, old: Any) -> Any:
-        if not (new.is_meta and old.is_meta):
-            return own(new, old)
-        return known.again(_described((new, old)), None, lambda: own(new, old))
+    def once(name: str) -> Callable[..., Any]:
+        def measured(*tensors: Any) -> Any:
+            if not all(each.is_meta for each in tensors):
+                return own[name](*tensors)
+            return known.again((name, _described(tensors)), None, lambda: own[name](*tensors))
 
-    metrics.distance_sums = distance_sums
+        return measured
+
+    for name in own:
+        setattr(metrics, name, once(name))
     try:
         yield
     finally:
-        metrics.distance_sums = own
+        for name, function in own.items():
+            setattr(metrics, name, function)
 
 
 class Replayed:

@@ -14,7 +14,7 @@ import torch
 from ..engine.arguments import named, parameters
 from ..engine.clock import Clock, Tick
 from ..engine.fills.units import output_change, parts, worst
-from ..engine.measure import Probe
+from ..engine.measure import Captured, Probe
 from ..engine.slicing.attention import SlicedAttention, basis, rank_grid, second_moments
 from ..engine.slicing.instrumented import instrumented
 from ..hosts.diffusers import hooks
@@ -156,7 +156,7 @@ class ErrorRecorder(Recorder):
         self._history: dict[tuple[str, str], deque[tuple[int, float, Any]]] = {}
         needs = Needs(keep="nothing", metric="self_attention", strides=(1,))
         self._probe = Probe(self.denoiser, self.spec, needs, eagerly)
-        self._before: list[Any] | None = None  # what the probe captured last
+        self._before: list[Captured] | None = None  # what the probe captured last
         self._pending: list[tuple[str, tuple[int, ...], tuple[int, ...], Any]] = []
         self._entry: Any = None
 

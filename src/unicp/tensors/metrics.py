@@ -14,27 +14,46 @@ CHUNK = 2**24
 """Elements of a sample that are compared at a time. Larger tensors are never copied as a whole to be measured."""
 
 
-def distance_sums(new: Any, old: Any) -> tuple[Any, Any]:
-    """``sum|a - b|`` and ``sum|b|`` of each sample, in float32: two tensors (B,).
+def distances(new: Any, old: Any) -> Any:
+    """``sum|a - b|`` of each sample, in float32: a tensor (B,).
 
     Args:
         new, old: tensors (B, N) of one shape.
     """
-    sums = []
-    for a, b in zip(new.split(CHUNK, dim=1), old.split(CHUNK, dim=1), strict=True):
-        b = b.float()
-        sums.append(((a.float() - b).abs_().sum(1), b.abs().sum(1)))
-    if len(sums) == 1:
-        return sums[0]
-    difference, size = (torch.stack(each).sum(0) for each in zip(*sums, strict=True))
-    return difference, size
+    pieces = zip(new.split(CHUNK, dim=1), old.split(CHUNK, dim=1), strict=True)
+    return _added([(a.float() - b.float()).abs_().sum(1) for a, b in pieces])
 
 
-def relative_change(new: Any, old: Any) -> Any:
+def sizes(x: Any) -> Any:
+    """``sum|x|`` of each sample, in float32: a tensor (B,).
+
+    Args:
+        x: a tensor (B, N).
+    """
+    return _added([piece.abs().float().sum(1) for piece in x.split(CHUNK, dim=1)])
+
+
+def frame_sizes(features: Any) -> Any:
+    """``sum|p|`` of each frame of each sample, in float32: a tensor (B, F).
+
+    Args:
+        features: (B, F, S, C).
+    """
+    if features[0].numel() <= CHUNK:
+        return features.flatten(2).abs().float().sum(2)
+    return torch.stack([sizes(frame.flatten(1)) for frame in features.unbind(1)], dim=1)
+
+
+def _added(sums: list[Any]) -> Any:
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+
+
+def relative_change(new: Any, old: Any, size: Any = None) -> Any:
     """``rel(a, b) = sum|a - b| / sum|b|`` of each sample, and of these the largest: there is one decision per batch.
 
     Args:
         new, old: tensors of one shape (B, ...).
+        size: ``sum|b|`` of each sample, (B,), where it is known.
 
     Returns:
         A float32 scalar tensor on the inputs' device. Where ``old`` is zero: 0 if ``new`` is zero too, else inf.
@@ -42,8 +61,8 @@ def relative_change(new: Any, old: Any) -> Any:
     >>> float(relative_change(torch.tensor([[2.0, 2.0], [1.0, 1.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]])))
     1.0
     """
-    difference, size = distance_sums(new.flatten(1), old.flatten(1))
-    return quotient(difference, size).max()
+    new, old = new.flatten(1), old.flatten(1)
+    return quotient(distances(new, old), sizes(old) if size is None else size).max()
 
 
 def quotient(difference: Any, size: Any) -> Any:
@@ -52,10 +71,10 @@ def quotient(difference: Any, size: Any) -> Any:
     0 / 0 means "nothing there, nothing changed"; x / 0 stays infinite, which no policy takes for "reuse". Where either
     has something that is no number, so has ``difference``.
     """
-    return (difference / size).where(difference != 0, 0.0)
+    return difference / (size + (difference == 0))
 
 
-def frame_difference(features: Any, strides: tuple[int, ...] = (1,)) -> Any:
+def frame_difference(features: Any, strides: tuple[int, ...] = (1,), size: Any = None) -> Any:
     """Motion score of AdaCache's MoReg (arXiv 2411.02397, section 4.3; normalised as in its reference code).
 
     ``m = mean over strides k of  sum|p[k:] - p[:-k]| / (sum|p[k:]| + sum|p[:-k]|)`` over token frames, of each
@@ -64,29 +83,29 @@ def frame_difference(features: Any, strides: tuple[int, ...] = (1,)) -> Any:
     Args:
         features: (B, F, S, C) with F token frames of S tokens.
         strides: distances between compared frames; those of F or more are left out.
+        size: what :func:`frame_sizes` says of them, where it is known.
 
     Returns:
         A float32 scalar tensor in [0, 1]; zero for a single frame.
     """
+    frames = features.shape[1]
+    strides = tuple(k for k in strides if k < frames)
+    if not strides:
+        return torch.zeros((), device=features.device)
+    if size is None:
+        size = frame_sizes(features)
     large = features[0].numel() > CHUNK
-    p = features if large else features.float()
-    sizes: Any = None if large else p.flatten(2).abs().sum(2)  # of each frame
     scores = []
     for k in strides:
-        if k >= p.shape[1]:
-            continue
+        both = size.narrow(1, k, frames - k).sum(1) + size.narrow(1, 0, frames - k).sum(1)
         if large:  # frame by frame
-            pairs = [distance_sums(p[:, f + k].flatten(1), p[:, f].flatten(1)) for f in range(p.shape[1] - k)]
-            others = [p[:, f].flatten(1).abs().sum(1, dtype=torch.float32) for f in range(k, p.shape[1])]
-            difference = torch.stack([one for one, _ in pairs]).sum(0)
-            size = torch.stack([one for _, one in pairs]).sum(0) + torch.stack(others).sum(0)
+            pairs = [(features[:, f + k].flatten(1), features[:, f].flatten(1)) for f in range(frames - k)]
+            difference = _added([distances(late, early) for late, early in pairs])
         else:
-            size = sizes[:, k:].sum(1) + sizes[:, :-k].sum(1)
-            difference = (p[:, k:] - p[:, :-k]).flatten(1).abs_().sum(1)
-        scores.append(quotient(difference, size))
-    if not scores:
-        return torch.zeros((), device=p.device)
-    return torch.stack(scores).mean(0).max()
+            late, early = features.narrow(1, k, frames - k), features.narrow(1, 0, frames - k)
+            difference = (late.float() - early.float()).flatten(1).abs_().sum(1)
+        scores.append(quotient(difference, both))
+    return (scores[0] if len(scores) == 1 else torch.stack(scores).mean(0)).max()
 
 
 def _pair(video: Any, reference: Any) -> tuple[Any, Any]:

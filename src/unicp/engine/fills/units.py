@@ -45,9 +45,9 @@ def output_change(new: Any, old: Any, batch: int) -> Any:
     difference: Any = 0.0
     size: Any = 0.0
     for a, b in zip(parts(new), parts(old), strict=True):
-        apart, much = metrics.distance_sums(a.reshape(batch, -1), b.reshape(batch, -1))
-        difference = difference + apart
-        size = size + much
+        a, b = a.reshape(batch, -1), b.reshape(batch, -1)
+        difference = difference + metrics.distances(a, b)
+        size = size + metrics.sizes(b)
     return torch.stack([difference, size])
 
 
