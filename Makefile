@@ -41,7 +41,7 @@ test: $(READY) ## linter, formatter, type checker, tests and doctests
 	$(BIN)/python -m pytest -m "not slow and not wheel" -n $(WORKERS) --dist loadfile
 
 test-slow: $(READY) ## the tests that take long
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 test-wheel: $(READY) ## builds sdist and wheel, installs the wheel into a clean environment, tries the commands there
 	$(BIN)/python -m pytest tests/test_wheel.py
