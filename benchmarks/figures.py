@@ -1,4 +1,4 @@
-"""Committed figures: small JSON files. Figures of single runs have five significant digits; tables lie by column.
+"""Committed figures: small JSON files. Figures of single runs have few significant digits; tables lie by column.
 
     {"columns": {"psnr": [34.631, 28.119], "steps": [25, 25]}}    a list of objects that have the same keys
     {"all": 0.34, "count": 32}                                     a list of equal values
@@ -23,6 +23,8 @@ from unicp.files.whole import staged
 DIGITS = 5
 """Significant ones, of figures of single runs. Means over them are kept exactly: rounded twice, one that lies between
 two shown figures could become the other one."""
+COARSE = ("loop_seconds", "total_seconds", "ssim")
+"""Figures of single runs that have one digit less: seconds vary by more between two runs."""
 RUNS = ("per_prompt", "results")
 """Keys of figures of single runs, which are most of the bytes."""
 LIMIT = 400_000
@@ -36,7 +38,8 @@ SHORTEST = 3
 
 def write(path: Path, values: dict[str, Any]) -> Path:
     """Write figures, whole or not at all: a line for each key, so that a change shows which part of them changed."""
-    lines = (f"{_compact(key)}:{_compact(_folded(_rounded(value, key in RUNS)))}" for key, value in values.items())
+    rounded = {key: _rounded(value, _digits(key, 0)) for key, value in values.items()}
+    lines = (f"{_compact(key)}:{_compact(_folded(value))}" for key, value in rounded.items())
     with staged(path) as part:
         part.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
     return path
@@ -66,12 +69,19 @@ def _compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def _rounded(value: Any, run: bool) -> Any:
+def _rounded(value: Any, digits: int) -> Any:
+    """With so many significant digits; with all of them if that is none."""
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if run else value
+        return float(f"{value:.{digits}g}") if digits else value
     if isinstance(value, dict):
-        return {str(key): _rounded(item, run or key in RUNS) for key, item in value.items()}
-    return [_rounded(item, run) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): _rounded(item, _digits(str(key), digits)) for key, item in value.items()}
+    return [_rounded(item, digits) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _digits(key: str, around: int) -> int:
+    if key in COARSE and around:
+        return DIGITS - 1
+    return DIGITS if key in RUNS else around
 
 
 def _folded(value: Any) -> Any:

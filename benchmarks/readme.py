@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 import unicp
-from benchmarks import compare, figures, promise
+from benchmarks import compare, figures, promise, zoo
 from benchmarks import race as racing
 from benchmarks.budget import OURS
 from unicp.offline.candidates import DEFAULT_KIND
@@ -358,7 +358,7 @@ def page() -> str:
     lines += _unicp()
     lines += ["![Change of the modules' outputs from step to step, and what UniCP does](images/unicp-curves.png)", ""]
     lines += ["![Slicing error by rank](images/unicp-slicing.png)", ""]
-    lines += [*_promise(), *_budget(budget), *_parts(), "## At the same speed, 30 steps", ""]
+    lines += [*_promise(), *_proving_ground(), *_budget(budget), *_parts(), "## At the same speed, 30 steps", ""]
     lines += [
         compare.table(figures.read_comparison(RESULTS / "compare-30.json")),
         "",
@@ -423,6 +423,38 @@ def _promise() -> list[str]:
             "",
         ]
     return [*lines, _provenance(measured), ""]
+
+
+def _proving_ground() -> list[str]:
+    if not (RESULTS / "zoo.json").exists():
+        return []
+    measured = figures.read(RESULTS / "zoo.json")
+    found = measured["situations"]
+    words: dict[tuple[str, str], list[str]] = {}
+    for one in found:
+        for name, error in one["broken"].items():
+            words.setdefault((name, error), []).append(one["situation"])
+    captions = sorted({one["captions"] for one in found})
+    lines = [
+        "## The proving ground",
+        "",
+        "Small trained models of other families ([zoo/README.md](../zoo/README.md)), each with its own scheduler:",
+        f"the budget by its defaults, which were chosen on the demo model, on {captions[0]} captions no model saw.",
+        "How much nearer its videos are to the unaccelerated ones than those of the best cache of diffusers or",
+        "cache-dit, or of fewer steps, whichever is nearest, at the same share of the operations; of the mean PSNR",
+        "over captions / of the worst one of each, in dB. A dash: no method of the others is as fast, or ours is not.",
+        "",
+        *zoo.table(found),
+        "",
+        "![Quality against speed on each model](images/zoo-curves.svg)",
+        "",
+        "What did not run, in its own words:",
+        "",
+    ]
+    for (name, error), where in words.items():
+        on = "every model" if len(where) == len(found) else "; ".join(where)
+        lines.append(f"- {name}: `{' '.join(error.split())[:160]}` ({on})")
+    return [*lines, "", _provenance(measured), ""]
 
 
 def _compiled() -> list[str]:

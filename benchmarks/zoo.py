@@ -2,12 +2,13 @@
 
     python -m benchmarks.zoo [--members cogvideox hunyuan] [--steps 50 30 20] [--prompts 8] [--euler] [--quick]
 
-A situation is a member, a number of steps and a scheduler, the member's own or Euler's. In it all methods and peers of
-``unicp compare`` are run on held-out captions, one video at a time, and their curves are read at the same speeds, by
-operations counted at the first caption; wall-clock stands beside it. Where a peer does not run, its own words are kept.
+A situation is a member, a number of steps and a scheduler, the member's own or Euler's. In it our budget, plain fewer
+steps and the caches of diffusers and cache-dit are run on held-out captions, one video at a time, and their curves are
+read at the same speeds, by operations, counted at the first caption. (``benchmarks.compare`` goes by the clock.)
+Where a peer does not run, its own words are kept.
 
 Resumable: every video is kept in ``benchmarks/results/zoo.parts`` (not committed), where each situation's report lies,
-too. ``--quick`` takes three captions, 50 steps and a few settings of the methods that matter most, and writes nothing.
+too. ``--quick`` takes two captions, 50 steps and few settings of few methods, and writes nothing.
 """
 
 from __future__ import annotations
@@ -31,17 +32,44 @@ from unicp.demo import scenes
 
 STEPS = (50, 30, 20)
 PARTS = common.RESULTS / "zoo.parts"
-PICTURE = Path(__file__).parent.parent / "docs" / "images" / "zoo.png"
-QUICK = (
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+METHODS = (
     "budget",
-    "adacache-forecast",
-    "fewer-steps=33:25:20:16",
-    "first-block-cache=0.1:0.2",
+    "fewer-steps=0.67:0.5:0.4:0.33",
     "taylorseer=2:3",
-    "pab=2:3",
-    "cache-dit-dbcache=0.1:0.2",
+    "seacache=0.1:0.25:0.5",
+    "magcache=0.06:0.12:0.24",
+    "first-block-cache=0.05:0.1:0.2",
+    "pab=2:4",
+    "fastercache=2:5",
+    "cache-dit-dbcache=0.05:0.1:0.2",
+    "cache-dit-taylorseer=0.05:0.1:0.2",
 )
+"""What is compared unless other methods are named: ``"budget"`` is ours, by its defaults, without a profile."""
+QUICK = ("budget", "fewer-steps=0.67:0.5:0.4:0.33", "taylorseer=2:3", "cache-dit-dbcache=0.1:0.2")
 """Methods of ``--quick``."""
+TITLES = {
+    "wan": "Wan (the demo model)",
+    "wan-two": "Wan 2.2, two denoisers",
+    "wan-large-frame": "Wan, large frames",
+    "cogvideox": "CogVideoX",
+    "hunyuan": "HunyuanVideo",
+    "latte": "Latte",
+    "ltx": "LTX",
+    "open-sora": "Open-Sora",
+}
+COLOURS = {
+    "budget": "#b4411f",
+    "fewer-steps": "#444444",
+    "taylorseer": "#2b6ca3",
+    "seacache": "#2f8f5b",
+    "magcache": "#8a63b8",
+    "first-block-cache": "#c08a1e",
+    "pab": "#7c8a96",
+    "fastercache": "#a8b02a",
+    "cache-dit-dbcache": "#d26a9c",
+    "cache-dit-taylorseer": "#3aa6b0",
+}
 
 
 @dataclass(frozen=True)
@@ -106,18 +134,21 @@ def readings(comparison: unicp.Comparison) -> list[dict[str, Any]]:
                     "method": name,
                     "ours": rows[0].ours,
                     "speed": speed,
-                    "psnr": psnr,
-                    "worst": reading(rows, speed, worst=True),
-                    "ssim": reading(rows, speed, "ssim"),
-                    "motion_ratio": reading(rows, speed, "motion_ratio"),
-                    "wall_clock": near.loop_speedup.value,
-                    "caption": mean(near.caption.values()) if near.caption else None,
+                    "psnr": _to(psnr, 2),
+                    "worst": _to(reading(rows, speed, worst=True), 2),
+                    "ssim": _to(reading(rows, speed, "ssim"), 4),
+                    "motion_ratio": _to(reading(rows, speed, "motion_ratio"), 4),
+                    "caption": _to(mean(near.caption.values()) if near.caption else None, 4),
                 }
             )
     return found
 
 
-def measured(situation: Situation, prompts: list[str], methods: Sequence[str] | None, keep: bool) -> dict[str, Any]:
+def _to(value: float | None, places: int) -> float | None:
+    return None if value is None else round(value, places)
+
+
+def measured(situation: Situation, prompts: list[str], methods: Sequence[str], keep: bool) -> dict[str, Any]:
     """A situation's readings, what its unaccelerated videos are worth, and what did not run."""
     pipe, call = situation.load()
     path = PARTS / situation.name.replace(", ", "_").replace(" ", "-")
@@ -178,13 +209,56 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A picture of the budget's margins over the best peer: a cell for each situation and speed."""
+def draw(results: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Two pictures: the budget's margins over the best peer, a cell for each situation and speed; and quality against
+    speed, a panel for each member.
+    """
     sides = {
         title: [[margin(found, speed, which) for speed in SPEEDS] for found in results]
         for title, which in (("mean over captions", "psnr"), ("worst caption", "worst"))
     }
-    common.margins_drawn([found["situation"] for found in results], SPEEDS, sides, "the best peer", path)
+    names = [found["situation"] for found in results]
+    common.margins_drawn(names, SPEEDS, sides, "the best peer", folder / "zoo.png")
+    shown = [found for found in results if found["situation"].endswith(f", {STEPS[0]} steps")]
+    curves(shown, folder / "zoo-curves.svg")
+
+
+def curves(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Mean PSNR against speed, a panel for each member."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    across = min(4, len(results))
+    down = -(-len(results) // across)
+    pyplot.rcParams |= {"svg.hashsalt": "unicp", "svg.fonttype": "path", "font.size": 8}
+    size = (2.25 * across, 2.0 * down + 0.5)
+    figure, grid = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained", facecolor="white")
+    drawn: dict[str, Any] = {}
+    for place, panel in enumerate(grid.flat):
+        if place >= len(results):
+            panel.set_axis_off()
+            continue
+        found = results[place]
+        for name, colour in reversed(COLOURS.items()):  # ours on top
+            points = [(one["speed"], one["psnr"]) for one in found["readings"] if one["method"] == name]
+            if points:
+                ours, dashed = name == BUDGET, name == "fewer-steps"
+                style = {"linewidth": 2.4 if ours else 1.2, "linestyle": "--" if dashed else "-", "markersize": 3}
+                (drawn[name],) = panel.plot(*zip(*points, strict=True), marker="o", color=colour, **style)
+        panel.set_title(TITLES[found["situation"].split(",")[0]], fontsize=8.5)
+        panel.set_xlim(SPEEDS[0] - 0.1, SPEEDS[-1] + 0.1)
+        panel.set_xticks(SPEEDS, [f"{speed:g}×" for speed in SPEEDS])
+        panel.grid(alpha=0.25)
+        for spine in ("top", "right"):
+            panel.spines[spine].set_visible(False)
+    for row in grid:
+        row[0].set_ylabel("PSNR (dB)")
+    names = [name for name in COLOURS if name in drawn]
+    figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -192,13 +266,13 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", choices=members(), default=members())
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
     parser.add_argument("--prompts", type=int, default=8, help="held-out captions")
-    parser.add_argument("--methods", nargs="+", help="as for unicp compare; by default all")
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="as for unicp compare")
     parser.add_argument("--euler", action="store_true", help="under Euler's scheduler")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     methods, prompts, steps = args.methods, scenes.prompts(args.prompts), args.steps
     if args.quick:
-        methods, prompts, steps = QUICK, scenes.prompts(3), (50,)
+        methods, prompts, steps = QUICK, scenes.prompts(2), (STEPS[0],)
     PARTS.mkdir(parents=True, exist_ok=True)
     path = common.RESULTS / "zoo.json"
     known = {one["situation"]: one for one in figures.read(path)["situations"]} if path.exists() else {}
@@ -210,9 +284,8 @@ def main() -> None:
             print(f"did not run: {name} ({words})")
         if not args.quick:
             known[situation.name] = new[-1]
-            made_by = "python -m benchmarks.zoo --steps " + " ".join(map(str, steps)) + " --euler" * args.euler
-            common.save("zoo", {"situations": list(known.values())}, made_by)
-            draw(list(known.values()), PICTURE)
+            common.save("zoo", {"situations": list(known.values())})
+            draw(list(known.values()), IMAGES)
 
 
 if __name__ == "__main__":
