@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import full_size
+from benchmarks import full_size, slicing
 
 PARAMETERS = {"wan-1.3b": 1_418_996_800, "wan-14b": 14_288_491_584, "hunyuan-video": 12_821_012_544}
 
@@ -35,7 +35,17 @@ def test_it_runs_at_a_tiny_size(name: str, capsys: pytest.CaptureFixture[str]) -
     for plan in list(full_size.PLANS)[1:]:
         measured, rehearsed = plans[plan]["computed_fraction"], plans[plan]["rehearsed"]["computed_fraction"]
         assert rehearsed == pytest.approx(measured, rel=0.1)
+    ways = figures[name]["ways"]
+    assert list(ways) == list(full_size.WAYS)
+    for each in ways.values():
+        assert list(each) == list(full_size.IN_WAYS), each
+        assert each["budget, 2x"]["computed_fraction"] == plans["budget, 2x"]["computed_fraction"]
     assert f"{name}: " in capsys.readouterr().out
+
+
+def test_what_does_not_fit_into_the_minutes_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert full_size.main(["--tiny", "--minutes", "0"]) == {}
+    assert "left out, for want of time: attention of 256 tokens; wan-1.3b: everything" in capsys.readouterr().out
 
 
 def test_full_size_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +54,8 @@ def test_full_size_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         full_size.main([])
     with pytest.raises(SystemExit, match="unknown model 'sora'"):
         full_size.main(["--tiny", "--models", "sora"])
+
+
+def test_attention_is_sliced_at_any_length() -> None:
+    (row,) = slicing.measure(64, 2, [32], 1, torch.device("cpu"))
+    assert row["tokens"] == 64 and row["arithmetic_speedup"] > 1 and 0 < row["error_random_weights"] < 1
