@@ -23,8 +23,8 @@ from unicp.files.whole import staged
 DIGITS = 5
 """Significant ones, of figures of single runs. Means over them are kept exactly: rounded twice, one that lies between
 two shown figures could become the other one."""
-COARSE = ("loop_seconds", "total_seconds", "ssim")
-"""Figures of single runs that have one digit less: seconds vary by more between two runs."""
+COARSE = {"total_seconds": 3}
+"""Of those that stand in no table: they vary by more between two runs."""
 RUNS = ("per_prompt", "results")
 """Keys of figures of single runs, which are most of the bytes."""
 LIMIT = 400_000
@@ -79,9 +79,7 @@ def _rounded(value: Any, digits: int) -> Any:
 
 
 def _digits(key: str, around: int) -> int:
-    if key in COARSE and around:
-        return DIGITS - 1
-    return DIGITS if key in RUNS else around
+    return COARSE.get(key, around) if around else DIGITS * (key in RUNS)
 
 
 def _folded(value: Any) -> Any:
