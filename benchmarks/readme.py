@@ -382,8 +382,32 @@ def page() -> str:
             f"| {row['tokens']} | {row['rank']} | {ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) "
             f"| {row['arithmetic_speedup']:.2f}× | {row['error_random_weights']:.2f} |"
         )
-    lines += ["", _provenance(slicing), "", *_compiled(), *_batch()]
+    lines += ["", _provenance(slicing), "", *_sliced_when_trained(), *_compiled(), *_batch()]
     return "\n".join(lines)
+
+
+def _sliced_when_trained() -> list[str]:
+    if not (RESULTS / "slicing-trained.json").exists():
+        return []
+    found = figures.read(RESULTS / "slicing-trained.json")
+    limits, last = list(found["rows"][0]["within"]), found["of_steps"]
+    steps = ", ".join(map(str, found["steps"]))
+    lines = [
+        f"The {found['modules']} self-attention modules of `{found['member']}`, trained, at {found['pixels']}×"
+        f"{found['pixels']} pixels: {found['tokens']:,} tokens, head size {found['head_size']}. Bases are from one",
+        f"caption, errors of the outputs on another, at steps {steps} of {last}. The columns on the right say in how",
+        f"many of these {found['measured']} calls UniCP may slice at that rank, by `delta_prune`.",
+        "",
+        "| rank | speed-up (least to most) | arithmetic | error, median / worst | " + " | ".join(limits) + " |",
+        "|---:|---:|---:|---:|" + "---:|" * len(limits),
+    ]
+    for row in found["rows"]:
+        ratio, within = row["speedup"], " | ".join(str(row["within"][limit]) for limit in limits)
+        lines.append(
+            f"| {row['rank']} | {ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) "
+            f"| {row['arithmetic_speedup']:.2f}× | {row['error']:.3f} / {row['worst_error']:.3f} | {within} |"
+        )
+    return [*lines, "", _provenance(found), ""]
 
 
 def _promise() -> list[str]:

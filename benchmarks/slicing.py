@@ -1,16 +1,20 @@
 """Sliced against full attention of one module (PCAS), by sequence length: time, operations, error.
 
     python -m benchmarks.slicing [--tokens 1024 4096 16384] [--heads 4] [--ranks 32 64 96]
+    python -m benchmarks.slicing --member wan-large-frame [--pixels 400]
 
 A self-attention module of the Wan architecture with head size 128 and random weights, with rotary embedding, on random
 hidden states: the whole module is timed, projections included. Speed does not depend on what the weights are. The error
-does: random weights have no preferred directions, so the one here is the worst there is; what a trained model loses is
-in its profile (``unicp inspect``).
+does: random weights have no preferred directions, so the one here is the worst there is.
+
+``--member`` takes the self-attention modules of a trained model of the proving ground instead, in a run of it at so
+many pixels that the sequence is long: bases from one caption, errors on another that the model never saw.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from statistics import median
@@ -19,7 +23,9 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 
+import zoo
 from benchmarks import common
+from unicp.demo import scenes
 from unicp.engine.fills.units import output_change, worst
 from unicp.engine.slicing.attention import SlicedAttention, basis, instrumented, second_moments
 from unicp.tensors.flops import Counter
@@ -45,6 +51,17 @@ def moments(module: Any, run: Callable[[], Any]) -> tuple[Any, Any]:
     run()
     module.processor = own
     return found[0], found[1]
+
+
+def timed(run: Callable[[], Any], device: Any = None) -> Callable[[], float]:
+    def once() -> float:
+        began = time.perf_counter()
+        run()
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return once
 
 
 def flops(run: Callable[[], Any]) -> int:
@@ -74,17 +91,7 @@ def measure(
         twin = SlicedAttention(module, p_qk[..., :rank], p_v[..., :rank], fold=True)
         variants[str(rank)] = lambda twin=twin: twin(module.forward, call, {})  # type: ignore[misc]
 
-    def timed(run: Callable[[], Any]) -> Callable[[], float]:
-        def once() -> float:
-            began = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            return time.perf_counter() - began
-
-        return once
-
-    seconds = common.interleaved({name: timed(run) for name, run in variants.items()}, repeats)
+    seconds = common.interleaved({name: timed(run, device) for name, run in variants.items()}, repeats)
     reference, whole = full(), flops(full)
     rows = []
     for rank in ranks:
@@ -107,13 +114,104 @@ def measure(
     return rows
 
 
+STEPS, MEASURED = 10, (1, 5, 8)
+"""Steps of the runs with trained weights, and those whose attention is measured: early, in the middle, late."""
+LIMITS = (0.02, 0.05, 0.1, 0.2)
+"""Values of ``delta_prune`` for which the table says what UniCP would choose."""
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def captured(pipe: Any, call: dict[str, Any], prompt: str) -> list[list[Call]]:
+    """What each self-attention module is called with at the measured steps, in the first branch of guidance."""
+    modules = [block.attn1 for block in pipe.transformer.blocks]
+    found: list[list[Call]] = [[] for _ in modules]
+    calls = [0] * len(modules)
+
+    def note(place: int, args: Any, kwargs: Any) -> None:
+        step, branch = divmod(calls[place], 2)
+        calls[place] += 1
+        if step in MEASURED and branch == 0:
+            found[place].append((args, kwargs))
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _m, a, k, place=place: note(place, a, k), with_kwargs=True)
+        for place, module in enumerate(modules)
+    ]
+    seed = torch.Generator().manual_seed(0)
+    pipe(prompt, **{**call, "num_inference_steps": STEPS}, generator=seed, output_type="latent")
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def sliced(module: Any, known: list[Call], size: int, ranks: list[int]) -> dict[int, Callable[[Call], Any]]:
+    """A self-attention module at each rank, with bases from the calls that are known."""
+    sums: list[Any] = [0.0, 0.0]
+    for args, kwargs in known:
+        found = moments(module, functools.partial(module, *args, **kwargs))
+        sums = [total + moment for total, moment in zip(sums, found, strict=True)]
+    p_qk, p_v = (basis(moment, size) for moment in sums)
+    twins = {rank: SlicedAttention(module, p_qk[..., :rank], p_v[..., :rank], fold=True) for rank in ranks}
+    return {rank: lambda call, twin=twin: twin(module.forward, *call) for rank, twin in twins.items()}  # type: ignore[misc]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def trained(member: str, pixels: int, repeats: int) -> dict[str, Any]:
+    """Time and errors of slicing a trained model's self-attention modules, and what UniCP would choose by them."""
+    pipe, call = zoo.load(member)
+    pipe.set_progress_bar_config(disable=True)
+    call = {**call, "height": pixels, "width": pixels}
+    known = captured(pipe, call, common.training_prompts(1)[0])
+    unseen = captured(pipe, call, scenes.prompts(1)[0])
+    modules = [block.attn1 for block in pipe.transformer.blocks]
+    size = pipe.transformer.config.attention_head_dim
+    ranks = [size // 4, size // 2, 3 * size // 4]
+    errors: dict[int, list[float]] = {rank: [] for rank in ranks}
+    twins = [sliced(module, calls, size, ranks) for module, calls in zip(modules, known, strict=True)]
+    for module, twin, calls in zip(modules, twins, unseen, strict=True):
+        for args, kwargs in calls:
+            whole = module(*args, **kwargs)
+            for rank in ranks:
+                errors[rank].append(float(worst(output_change(twin[rank]((args, kwargs)), whole, 1))))
+    middle = len(modules) // 2
+    args, kwargs = unseen[middle][0]
+    runs = {"full": functools.partial(modules[middle], *args, **kwargs)}
+    runs |= {str(rank): functools.partial(twins[middle][rank], (args, kwargs)) for rank in ranks}
+    seconds = common.interleaved({name: timed(run) for name, run in runs.items()}, repeats)
+    whole = flops(runs["full"])
+    rows = [
+        {
+            "rank": rank,
+            "speedup": common.ratios(seconds["full"], seconds[str(rank)]),
+            "arithmetic_speedup": whole / flops(runs[str(rank)]),
+            "error": median(errors[rank]),
+            "worst_error": max(errors[rank]),
+            "within": {f"{limit:g}": sum(error <= limit for error in errors[rank]) for limit in LIMITS},
+        }
+        for rank in ranks
+    ]
+    about = {"member": member, "pixels": pixels, "tokens": args[0].shape[1], "head_size": size}
+    counts = {"modules": len(modules), "steps": list(MEASURED), "of_steps": STEPS, "measured": len(errors[ranks[0]])}
+    return {**about, **counts, "rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16384])
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--ranks", type=int, nargs="+", default=[32, 64, 96])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--member", help="of the proving ground: its trained weights instead")
+    parser.add_argument("--pixels", type=int, default=400, help="height and width of its video")
     args = parser.parse_args()
+    if args.member:
+        found = trained(args.member, args.pixels, args.repeats)
+        print(*found["rows"], sep="\n")
+        common.save("slicing-trained", found)
+        return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = [row for tokens in args.tokens for row in measure(tokens, args.heads, args.ranks, args.repeats, device)]
     common.save("slicing", {"head_size": SIZE, "heads": args.heads, "rows": rows})

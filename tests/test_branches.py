@@ -294,7 +294,8 @@ def test_adacache_keeps_one_hidden_state_a_branch_and_the_metric(family: str) ->
     calls = len(chosen.branches)
     assert sizes == sizes[:calls] * (len(sizes) // calls)
     metric = seen["left"][0][0].numel() * 4
-    assert session.report().cache_bytes == sum(sizes[:calls]) + metric
+    sums_of_frames = session.report().cache_bytes - sum(sizes[:calls]) - metric
+    assert 0 < sums_of_frames <= metric / 16
 
 
 @few
