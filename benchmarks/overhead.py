@@ -5,8 +5,8 @@
 A difference of a hundredth drowns in the noise of whole runs. So the engine's milliseconds are measured where they are
 a larger part: on the demo model with all its blocks idle but the one in the middle, where AdaCache measures. Tensors
 have the same sizes, and denoiser and blocks are called as often.
-Every run stands beside one of the bare pipeline, and step is compared with step: the median over all runs and steps
-counts. The result is given as a share of the whole demo model's step.
+Every run stands beside one of the bare pipeline, and step is compared with step. In every turn the whole model is timed
+too, of whose step the share is taken: a machine that is slow for a while is slow for both. The median turn counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from itertools import chain, pairwise
+from collections.abc import Iterator
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -47,12 +48,34 @@ def step_seconds(pipe: Any, prompt: str, config: Config | None = None) -> list[f
     return [after - before for before, after in pairwise(ends)]
 
 
-def hollow(transformer: Any) -> None:
+@contextlib.contextmanager
+def hollow(transformer: Any) -> Iterator[None]:
     """Let all blocks but the one in the middle return what they are given."""
     blocks = list(transformer.blocks)
-    for block in blocks:
-        if block is not blocks[len(blocks) // 2]:
-            block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+    others = [block for block in blocks if block is not blocks[len(blocks) // 2]]
+    for block in others:
+        block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+    try:
+        yield
+    finally:
+        for block in others:
+            del block.forward
+
+
+def turn(pipe: Any, prompt: str, swapped: bool) -> tuple[float, dict[str, float]]:
+    """Seconds of the whole model's step, and those that each config adds to one of the hollow model.
+
+    Args:
+        swapped: whether the accelerated run is the first of each pair.
+    """
+    whole = median(step_seconds(pipe, prompt))
+    added = {}
+    with hollow(pipe.transformer):
+        for name, config in CONFIGS.items():
+            pair = [step_seconds(pipe, prompt, each) for each in ((config, None) if swapped else (None, config))]
+            bare, ours = pair[::-1] if swapped else pair
+            added[name] = median(b - a for a, b in zip(bare, ours, strict=True))
+    return whole, added
 
 
 def main() -> None:
@@ -62,18 +85,10 @@ def main() -> None:
     pipe = common.pipeline()
     pipe.set_progress_bar_config(disable=True)
     prompt = unicp.demo.prompts(1)[0]
-    whole = 1e3 * median(chain(*[step_seconds(pipe, prompt) for _ in range(max(3, args.repeats // 4))]))
-    hollow(pipe.transformer)
-    more: dict[str, list[float]] = {name: [] for name in CONFIGS}
-    for turn in range(args.repeats + 1):
-        for name, config in CONFIGS.items():
-            first = turn % 2  # either is the first of the two equally often
-            pair = [step_seconds(pipe, prompt, each) for each in ((None, config) if first else (config, None))]
-            bare, ours = pair if first else pair[::-1]
-            if turn:  # the first turn warms up
-                more[name] += [1e3 * (b - a) for a, b in zip(bare, ours, strict=True)]
-    added = {name: median(differences) for name, differences in more.items()}
-    shares = {name: milliseconds / whole for name, milliseconds in added.items()}
+    turns = [turn(pipe, prompt, swapped=bool(number % 2)) for number in range(args.repeats + 1)][1:]  # one warms up
+    whole = 1e3 * median(step for step, _ in turns)
+    added = {name: 1e3 * median(more[name] for _, more in turns) for name in CONFIGS}
+    shares = {name: median(more[name] / step for step, more in turns) for name in CONFIGS}
     print(f"a step of the demo model: {whole:.1f} ms")
     for name, share in shares.items():
         print(f"{name:<18} {added[name]:6.2f} ms a step, {share:.2%} of the demo model's")

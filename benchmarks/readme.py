@@ -398,15 +398,27 @@ def _sliced_when_trained() -> list[str]:
         f"caption, errors of the outputs on another, at steps {steps} of {last}. The columns on the right say in how",
         f"many of these {found['measured']} calls UniCP may slice at that rank, by `delta_prune`.",
         "",
-        "| rank | speed-up (least to most) | arithmetic | error, median / worst | " + " | ".join(limits) + " |",
-        "|---:|---:|---:|---:|" + "---:|" * len(limits),
+        "| rank | speed-up (least to most) | arithmetic | error, median / worst | of queries and keys alone "
+        "| of values alone | " + " | ".join(limits) + " |",
+        "|---:|---:|---:|---:|---:|---:|" + "---:|" * len(limits),
     ]
     for row in found["rows"]:
         ratio, within = row["speedup"], " | ".join(str(row["within"][limit]) for limit in limits)
         lines.append(
             f"| {row['rank']} | {ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) "
-            f"| {row['arithmetic_speedup']:.2f}× | {row['error']:.3f} / {row['worst_error']:.3f} | {within} |"
+            f"| {row['arithmetic_speedup']:.2f}× | {row['error']:.3f} / {row['worst_error']:.3f} "
+            f"| {row['error_of_queries_and_keys']:.3f} | {row['error_of_values']:.3f} | {within} |"
         )
+    width, height = found["size"]
+    lines += [
+        "",
+        f"Whole videos of {found['captions']} captions at {width}×{height} pixels, every self-attention module sliced",
+        "at every step, nothing else skipped, beside fewer steps:",
+        "",
+        "| | PSNR (dB), mean / worst |",
+        "|---|---:|",
+        *(f"| {each['what']} | {each['psnr']:.1f} / {each['worst']:.1f} |" for each in found["videos"]),
+    ]
     return [*lines, "", _provenance(found), ""]
 
 

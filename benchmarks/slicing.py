@@ -8,7 +8,8 @@ hidden states: the whole module is timed, projections included. Speed does not d
 does: random weights have no preferred directions, so the one here is the worst there is.
 
 ``--member`` takes the self-attention modules of a trained model of the proving ground instead, in a run of it at so
-many pixels that the sequence is long: bases from one caption, errors on another that the model never saw.
+many pixels that the sequence is long: bases from one caption, errors on another that the model never saw. Then videos
+at the member's own size in which every self-attention module is sliced at every step, beside fewer steps.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from unicp.demo import scenes
 from unicp.engine.fills.units import output_change, worst
 from unicp.engine.slicing.attention import SlicedAttention, basis, instrumented, second_moments
 from unicp.tensors.flops import Counter
+from unicp.tensors.metrics import psnr
 
 SIZE = 128
 
@@ -62,6 +65,11 @@ def timed(run: Callable[[], Any], device: Any = None) -> Callable[[], float]:
         return time.perf_counter() - began
 
     return once
+
+
+def error(output: Any, reference: Any) -> float:
+    """Relative change of a module's output."""
+    return float(worst(output_change(output, reference, 1)))
 
 
 def flops(run: Callable[[], Any]) -> int:
@@ -103,7 +111,7 @@ def measure(
                 "full_seconds": median(seconds["full"]),
                 "speedup": ratio,
                 "arithmetic_speedup": whole / flops(variants[str(rank)]),
-                "error_random_weights": float(worst(output_change(variants[str(rank)](), reference, 1))),
+                "error_random_weights": error(variants[str(rank)](), reference),
             }
         )
         print(
@@ -120,6 +128,8 @@ LIMITS = (0.02, 0.05, 0.1, 0.2)
 """Values of ``delta_prune`` for which the table says what UniCP would choose."""
 
 
+LONG, CAPTIONS = 30, 4
+"""Steps of whole videos, and for how many captions they are made."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -146,36 +156,100 @@ def captured(pipe: Any, call: dict[str, Any], prompt: str) -> list[list[Call]]:
     return found
 
 
-def sliced(module: Any, known: list[Call], size: int, ranks: list[int]) -> dict[int, Callable[[Call], Any]]:
-    """A self-attention module at each rank, with bases from the calls that are known."""
+def bases(module: Any, known: list[Call], size: int) -> list[Any]:
+    """Of queries and keys, and of values, from the calls that are known: (H, d, d) each, most important first."""
     sums: list[Any] = [0.0, 0.0]
     for args, kwargs in known:
         found = moments(module, functools.partial(module, *args, **kwargs))
         sums = [total + moment for total, moment in zip(sums, found, strict=True)]
-    p_qk, p_v = (basis(moment, size) for moment in sums)
+    return [basis(moment, size) for moment in sums]
+
+
+def sliced(module: Any, found: list[Any], ranks: list[int]) -> dict[int, Callable[[Call], Any]]:
+    """A self-attention module at each rank."""
+    p_qk, p_v = found
     twins = {rank: SlicedAttention(module, p_qk[..., :rank], p_v[..., :rank], fold=True) for rank in ranks}
     return {rank: lambda call, twin=twin: twin(module.forward, *call) for rank, twin in twins.items()}  # type: ignore[misc]
+
+
+@contextmanager
+def projected(module: Any, found: list[Any], rank: int, parts: str) -> Iterator[None]:
+    """A module whose queries and keys, values, or all of these lie in the space of so many directions.
+
+    What it computes is what slicing computes; nothing is saved.
+    """
+    qk, v = (each[..., :rank] @ each[..., :rank].transpose(-1, -2) for each in found)
+
+    def attend(call: Any, heads_first: bool, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        turn = "bhnd,hde->bhne" if heads_first else "bnhd,hde->bnhe"
+        if "k" in parts:
+            query, key = (torch.einsum(turn, each, qk) for each in (query, key))
+        if "v" in parts:
+            value = torch.einsum(turn, value, v)
+        return call(query, key, value, *args, **kwargs)
+
+    own = module.processor
+    module.processor = instrumented(own, attend)
+    try:
+        yield
+    finally:
+        module.processor = own
+
+
+def videos(pipe: Any, call: dict[str, Any], ranks: list[int], prompts: list[str]) -> list[dict[str, Any]]:
+    """PSNR of videos in which self-attention is sliced at every step, and of those of fewer steps."""
+    size = pipe.transformer.config.attention_head_dim
+    modules = [block.attn1 for block in pipe.transformer.blocks]
+    known = captured(pipe, call, common.training_prompts(1)[0])
+    found = [bases(module, calls, size) for module, calls in zip(modules, known, strict=True)]
+
+    def made(steps: int) -> list[Any]:
+        call_ = {**call, "num_inference_steps": steps, "output_type": "np"}
+        return [pipe(prompt, **call_, generator=torch.Generator().manual_seed(0)).frames[0] for prompt in prompts]
+
+    whole = made(LONG)
+    rows = []
+
+    def row(what: str, others: list[Any]) -> None:
+        values = [psnr(other, reference) for other, reference in zip(others, whole, strict=True)]
+        rows.append({"what": what, "psnr": mean(values), "worst": min(values)})
+        print(rows[-1], flush=True)
+
+    for share in (0.9, 0.8, 0.6):
+        row(f"fewer steps ({round(share * LONG)} of {LONG})", made(round(share * LONG)))
+    for parts, name in (("k", "queries and keys"), ("kv", "queries, keys and values")):
+        for rank in reversed(ranks):
+            with ExitStack() as stack:
+                for module, each in zip(modules, found, strict=True):
+                    stack.enter_context(projected(module, each, rank, parts))
+                row(f"{name} at rank {rank} of {size}", made(LONG))
+    return rows
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def trained(member: str, pixels: int, repeats: int) -> dict[str, Any]:
     """Time and errors of slicing a trained model's self-attention modules, and what UniCP would choose by them."""
-    pipe, call = zoo.load(member)
+    pipe, own = zoo.load(member)
     pipe.set_progress_bar_config(disable=True)
-    call = {**call, "height": pixels, "width": pixels}
+    call = {**own, "height": pixels, "width": pixels}
     known = captured(pipe, call, common.training_prompts(1)[0])
     unseen = captured(pipe, call, scenes.prompts(1)[0])
     modules = [block.attn1 for block in pipe.transformer.blocks]
     size = pipe.transformer.config.attention_head_dim
     ranks = [size // 4, size // 2, 3 * size // 4]
     errors: dict[int, list[float]] = {rank: [] for rank in ranks}
-    twins = [sliced(module, calls, size, ranks) for module, calls in zip(modules, known, strict=True)]
-    for module, twin, calls in zip(modules, twins, unseen, strict=True):
+    apart: dict[tuple[int, str], list[float]] = {(rank, part): [] for rank in ranks for part in ("k", "v")}
+    found = [bases(module, calls, size) for module, calls in zip(modules, known, strict=True)]
+    twins = [sliced(module, each, ranks) for module, each in zip(modules, found, strict=True)]
+    for module, each, twin, calls in zip(modules, found, twins, unseen, strict=True):
         for args, kwargs in calls:
-            whole = module(*args, **kwargs)
+            reference = module(*args, **kwargs)
             for rank in ranks:
-                errors[rank].append(float(worst(output_change(twin[rank]((args, kwargs)), whole, 1))))
+                errors[rank].append(error(twin[rank]((args, kwargs)), reference))
+                for part in ("k", "v"):
+                    with projected(module, each, rank, part):
+                        apart[rank, part].append(error(module(*args, **kwargs), reference))
     middle = len(modules) // 2
     args, kwargs = unseen[middle][0]
     runs = {"full": functools.partial(modules[middle], *args, **kwargs)}
@@ -189,13 +263,16 @@ def trained(member: str, pixels: int, repeats: int) -> dict[str, Any]:
             "arithmetic_speedup": whole / flops(runs[str(rank)]),
             "error": median(errors[rank]),
             "worst_error": max(errors[rank]),
+            "error_of_queries_and_keys": median(apart[rank, "k"]),
+            "error_of_values": median(apart[rank, "v"]),
             "within": {f"{limit:g}": sum(error <= limit for error in errors[rank]) for limit in LIMITS},
         }
         for rank in ranks
     ]
     about = {"member": member, "pixels": pixels, "tokens": args[0].shape[1], "head_size": size}
     counts = {"modules": len(modules), "steps": list(MEASURED), "of_steps": STEPS, "measured": len(errors[ranks[0]])}
-    return {**about, **counts, "rows": rows}
+    of_videos = {"videos": videos(pipe, own, ranks, scenes.prompts(CAPTIONS)), "captions": CAPTIONS}
+    return {**about, **counts, "rows": rows, **of_videos, "size": [own["width"], own["height"]]}
 
 
 def main() -> None:
