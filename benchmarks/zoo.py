@@ -37,13 +37,13 @@ METHODS = (
     "budget",
     "fewer-steps=0.67:0.5:0.4:0.33",
     "taylorseer=2:3",
-    "seacache=0.1:0.25:0.5",
-    "magcache=0.06:0.12:0.24",
-    "first-block-cache=0.05:0.1:0.2",
-    "pab=2:4",
-    "fastercache=2:5",
-    "cache-dit-dbcache=0.05:0.1:0.2",
-    "cache-dit-taylorseer=0.05:0.1:0.2",
+    "seacache=0.1:0.25",
+    "magcache=0.06:0.12",
+    "first-block-cache=0.1:0.2",
+    "pab=2",
+    "fastercache=2",
+    "cache-dit-dbcache=0.1:0.2",
+    "cache-dit-taylorseer=0.1:0.2",
 )
 """What is compared unless other methods are named: ``"budget"`` is ours, by its defaults, without a profile."""
 QUICK = ("budget", "fewer-steps=0.67:0.5:0.4:0.33", "taylorseer=2:3", "cache-dit-dbcache=0.1:0.2")
