@@ -20,6 +20,7 @@ from ..errors import UnicpError
 from ..policies.base import Step
 from ..specs import TIMESTEPS, ModelSpec
 from ..tensors.extrapolation import levels_at
+from ..tensors.host import listed, version_of
 from .solver.response import response_and_noise
 
 LEFT_OUT = {"LTXI2VLongMultiPromptPipeline": 1}
@@ -98,11 +99,6 @@ class Point:
         except (NotImplementedError, RuntimeError):  # a tensor without storage
             return None
         return cls(address, version_of(timestep), int(timestep.storage_offset()), count) if count > 1 else None
-
-
-def version_of(tensor: Any) -> int | None:
-    """The version counter of a tensor, or ``None``: inference tensors have none."""
-    return None if tensor.is_inference() else int(tensor._version)
 
 
 @dataclass(frozen=True)
@@ -379,7 +375,7 @@ class Clock:
         """The noise levels of timesteps, read once a run."""
         if timesteps is self._timesteps:
             return self._levels()
-        return [float(t) for t in timesteps.tolist()]
+        return [float(t) for t in listed(timesteps)]
 
     def _is_stray(self, timesteps: Any, index: int | None) -> bool:
         """Whether a call continues a video that was interrupted by the one in progress."""
@@ -526,7 +522,7 @@ class Clock:
     def _levels(self) -> list[float]:
         """The scheduler's timesteps, read once a run."""
         if self._noise_levels is None:
-            self._noise_levels = [] if self._timesteps is None else [float(t) for t in self._timesteps.tolist()]
+            self._noise_levels = [] if self._timesteps is None else [float(t) for t in listed(self._timesteps)]
         return self._noise_levels
 
     def _matches(self, level: float, noise: float) -> bool:
@@ -565,7 +561,7 @@ class Clock:
         if self._run_sigmas is None and not self._wave and self._timesteps is not None:
             steps, sigmas = len(self._timesteps), getattr(scheduler, "sigmas", None)
             if self.follows_scheduler and sigmas is not None and len(sigmas) > steps:
-                levels = [float(sigma) for sigma in torch.as_tensor(sigmas)[:steps].tolist()]
+                levels = [float(sigma) for sigma in listed(torch.as_tensor(sigmas))[:steps]]
                 self._run_sigmas = tuple([1.0 - sigma if self._rising else sigma for sigma in levels])
             else:
                 shares = max(self._levels()) <= 1.0  # timesteps are shares already

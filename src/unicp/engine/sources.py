@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from ..tensors.host import version_of
 from .arguments import leaves
-from .clock import version_of, window_of
+from .clock import window_of
 
 ARGUMENTS_NOTE = (
     "arguments of the denoiser changed in the middle of a run ({names}): the next call was computed, and forecasts "

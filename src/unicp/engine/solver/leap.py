@@ -17,6 +17,7 @@ import torch
 from ...policies.base import Decision
 from ...tensors import private
 from ...tensors.extrapolation import levels_at
+from ...tensors.host import listed
 from .response import InPlace
 
 SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler")
@@ -210,7 +211,7 @@ class ByIndex:
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
-        self._grid = [levels.double().tolist() for levels in (scheduler.sigmas, scheduler.timesteps)]
+        self._grid = [[float(level) for level in listed(levels)] for levels in (scheduler.sigmas, scheduler.timesteps)]
         self._kind: Any = tuple  # of what ``step`` returns
 
     @property
@@ -260,7 +261,7 @@ class ByTimestep:
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
-        timesteps = scheduler.timesteps.tolist()
+        timesteps = listed(scheduler.timesteps)
         last = timesteps[-1] - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
         self._grid = [*timesteps, last]
         self._next: int | None = None

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ...tensors.host import listed
+
 ARGUMENTS_OF_A_STEP = ("sample", "model_output", "generator")
 """Arguments of ``step`` that are replaced when a run is simulated on a few numbers."""
 
@@ -137,7 +139,7 @@ class _ByValue(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return functools.partial(torch.tensor, value.tolist(), dtype=value.dtype), ()
+            return functools.partial(torch.tensor, listed(value), dtype=value.dtype), ()
         return NotImplemented
 
 

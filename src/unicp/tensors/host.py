@@ -1,0 +1,35 @@
+"""Small tensors of a device, such as a scheduler's timesteps, on the host: each is fetched once."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+
+_fetched: dict[int, tuple[weakref.ref[Any], int, list[Any]]] = {}  # by id: the tensor, its version, its values
+
+
+def version_of(tensor: Any) -> int | None:
+    """The version counter of a tensor, or ``None``: inference tensors have none."""
+    return None if tensor.is_inference() else int(tensor._version)
+
+
+def listed(tensor: Any) -> list[Any]:
+    """``tensor.tolist()``, to be read and not changed. It waits for the device once, until somebody writes to it.
+
+    What is no tensor is not kept.
+
+    >>> listed(torch.tensor([1.0, 0.5]))
+    [1.0, 0.5]
+    """
+    version = version_of(tensor) if isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu" else None
+    if version is None:
+        values: list[Any] = tensor.tolist()
+        return values
+    key = id(tensor)
+    kept = _fetched.get(key)
+    if kept is not None and kept[0]() is tensor and kept[1] == version:
+        return kept[2]
+    _fetched[key] = weakref.ref(tensor, lambda _: _fetched.pop(key, None)), version, tensor.tolist()
+    return _fetched[key][2]
