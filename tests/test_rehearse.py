@@ -22,6 +22,7 @@ from unicp.errors import UnicpError
 from unicp.offline import published, rehearse
 from unicp.offline.local import local
 from unicp.offline.pretend import DEVICE, Pretend, device_named
+from unicp.tensors.host import listed
 
 WAN = published.published("wan-1.3b")
 TINY = {
@@ -132,6 +133,17 @@ READS: dict[str, Callable[[torch.Tensor], Any]] = {
     "mask": lambda x: x[x > 0],
     "equal": lambda x: torch.equal(x, x),
 }
+
+
+def test_a_small_tensor_is_fetched_once_until_somebody_writes_to_it() -> None:
+    device = Pretend()
+    with torch.no_grad(), device:
+        tensor = torch.empty(4, device=DEVICE) + 1
+        assert len(listed(tensor)) == len(listed(tensor)) == 4
+        assert len(device.reads) == 1
+        tensor.add_(1)
+        listed(tensor)
+    assert len(device.reads) == 2
 
 
 @pytest.mark.parametrize("name", READS)
