@@ -182,7 +182,8 @@ def test_another_dtype_is_another_generation() -> None:
     latents = chosen.generate(pipe)
     assert latents.isfinite().all()
     assert len(session.reports) == 2
-    assert session.reports[1].cache_bytes * 2 == session.reports[0].cache_bytes
+    half = session.reports[0].cache_bytes / 2
+    assert half <= session.reports[1].cache_bytes < 1.02 * half  # the sums of what is measured stay in float32
 
 
 @pytest.mark.parametrize("family", PRIMARY)
