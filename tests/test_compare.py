@@ -10,6 +10,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -20,13 +21,17 @@ from diffusers import WanPipeline
 
 import unicp
 from tests import tiny
+from tests.contract import case, quietly
+from tests.tiny import FAMILIES
 from unicp import AdaCacheConfig, ScheduleConfig, UnicpError, cli
 from unicp.bench import compare as module
 from unicp.bench import provenance, quality
 from unicp.bench.diffusers_peers import MagCache, patterns
 from unicp.bench.harness import generate
 from unicp.bench.isolation import fresh
+from unicp.bench.observe import observing
 from unicp.bench.peers import Ours, Peer, Run, known, resolve
+from unicp.bench.report import _timeline
 from unicp.policies import config_types
 
 PROMPTS = ["a red ball bouncing", "a blue star"]
@@ -330,3 +335,18 @@ def test_embeddings_instead_of_prompts(pipe: Any) -> None:
     call = {**CALL, "prompt_embeds": embeddings, "negative_prompt_embeds": -embeddings}
     comparison = unicp.compare(pipe, ["fewer-steps=3"], None, progress=False, **call)
     assert comparison.prompts == (None,) and len(comparison.points) == 1
+
+
+def test_blocks_of_two_denoisers_are_drawn() -> None:
+    """Each call ran blocks of its own denoiser; the page shows both lists."""
+    family = FAMILIES["wan2.2"]
+    pipe = family.build()
+    unicp.accelerate(pipe, case("unicp-online").config)
+    with observing(pipe) as (seen, end_step):
+        quietly(lambda: family.generate(pipe, callback=lambda *_: end_step() or {}))
+    observed = seen.to_dict()
+    blocks = len(observed["blocks"])
+    assert {call["first"] for call in observed["calls"]} == {0, blocks // 2}
+    assert max(call["share"] for call in observed["calls"] if call["first"]) == 1
+    drawn = _timeline(SimpleNamespace(name="unicp", observed=observed))  # type: ignore[arg-type]
+    assert drawn.count('class="cell"') == (len(family.branches) + blocks) * 10

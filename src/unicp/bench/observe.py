@@ -20,7 +20,8 @@ class Call:
         step: denoising step, from 0.
         branch: number of the call within its step, from 0; the guidance branches come in their order.
         operations: floating-point operations that ran.
-        blocks: floating-point operations that ran in each block.
+        blocks: floating-point operations that ran in each block of the denoiser that was called.
+        first: number of its first block among those of all denoisers.
         change: relative L1 change of the denoiser's output since the same branch's last call; ``None`` at the first.
     """
 
@@ -28,6 +29,7 @@ class Call:
     branch: int
     operations: int
     blocks: list[int]
+    first: int = 0
     change: float | None = None
 
 
@@ -37,7 +39,7 @@ class Observation:
 
     Attributes:
         calls: calls of the denoisers, in order.
-        blocks: names of the blocks, in the order of :attr:`Call.blocks`.
+        blocks: names of the blocks of all denoisers, in the order of :attr:`Call.blocks`.
         flops: floating-point operations inside the denoisers (``torch.utils.flop_counter``: matrix products,
             convolutions and attention), ``None`` if no denoiser ran.
         peak_bytes: most bytes of tensors that were alive at once until the last denoising step was over, without the
@@ -50,13 +52,16 @@ class Observation:
     peak_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, rounded for pictures. Shares refer to the most operations of any call of the same branch."""
-        most: dict[int, int] = {}
-        most_of_blocks: dict[int, list[int]] = {}
+        """Plain values, rounded for pictures. Shares refer to the most operations of any call of the same branch of the
+        same denoiser.
+        """
+        most: dict[tuple[int, int], int] = {}
+        most_of_blocks: dict[tuple[int, int], list[int]] = {}
         for call in self.calls:
-            most[call.branch] = max(most.get(call.branch, 0), call.operations)
-            known = most_of_blocks.get(call.branch, [0] * len(call.blocks))
-            most_of_blocks[call.branch] = [max(pair) for pair in zip(known, call.blocks, strict=True)]
+            kind = call.first, call.branch
+            most[kind] = max(most.get(kind, 0), call.operations)
+            known = most_of_blocks.get(kind, [0] * len(call.blocks))
+            most_of_blocks[kind] = [max(pair) for pair in zip(known, call.blocks, strict=True)]
         return {
             "blocks": self.blocks,
             "flops": self.flops,
@@ -65,11 +70,12 @@ class Observation:
                 {
                     "step": call.step,
                     "branch": call.branch,
-                    "share": round(call.operations / max(1, most[call.branch]), 3),
+                    "share": round(call.operations / max(1, most[call.first, call.branch]), 3),
                     "blocks": [
                         round(ran / max(1, all_of_it), 2)
-                        for ran, all_of_it in zip(call.blocks, most_of_blocks[call.branch], strict=True)
+                        for ran, all_of_it in zip(call.blocks, most_of_blocks[call.first, call.branch], strict=True)
                     ],
+                    "first": call.first,
                     "change": None if call.change is None else round(call.change, 5),
                 }
                 for call in self.calls
@@ -98,7 +104,7 @@ class _Observer:
         same = last is not None and last.shape == tensor.shape
         change = float(metrics.relative_change(tensor, last)) if same else None
         self.last[name, self.branch] = tensor.detach()
-        self.seen.calls.append(Call(self.step, self.branch, ran, of_blocks, change))
+        self.seen.calls.append(Call(self.step, self.branch, ran, of_blocks, blocks.start, change))
         self.branch += 1
 
     def end_step(self) -> None:

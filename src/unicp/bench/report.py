@@ -211,9 +211,15 @@ def _timeline(point: Point) -> str:
     )
     if partial and blocks:
         first = [call for call in calls if call["branch"] == 0]
-        units = [(name.rpartition(".")[2], [call["blocks"][n] for call in first]) for n, name in enumerate(blocks)]
+        units = [(name.rpartition(".")[2], [_share(call, n) for call in first]) for n, name in enumerate(blocks)]
         svg += f"<p class='quiet'>its blocks, first call of each step</p>{timeline(units, label='share of each block')}"
     return svg
+
+
+def _share(call: Mapping[str, Any], block: int) -> float:
+    """How much of a block ran in a call: nothing, if it is another denoiser's."""
+    shares, place = call["blocks"], block - call.get("first", 0)
+    return shares[place] if 0 <= place < len(shares) else 0.0
 
 
 def _changes(baseline: Point) -> str:
