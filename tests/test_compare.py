@@ -21,7 +21,7 @@ from diffusers import WanPipeline
 
 import unicp
 from tests import tiny
-from tests.contract import case, quietly
+from tests.contract import quietly
 from tests.tiny import FAMILIES
 from unicp import AdaCacheConfig, ScheduleConfig, UnicpError, cli
 from unicp.bench import compare as module
@@ -341,7 +341,7 @@ def test_blocks_of_two_denoisers_are_drawn() -> None:
     """Each call ran blocks of its own denoiser; the page shows both lists."""
     family = FAMILIES["wan2.2"]
     pipe = family.build()
-    unicp.accelerate(pipe, case("unicp-online").config)
+    unicp.accelerate(pipe, unicp.UniCPConfig(delta=1e6, delta_cross=0, delta_mlp=0, max_window=1))
     with observing(pipe) as (seen, end_step):
         quietly(lambda: family.generate(pipe, callback=lambda *_: end_step() or {}))
     observed = seen.to_dict()
