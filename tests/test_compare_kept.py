@@ -46,6 +46,16 @@ def test_an_interrupted_comparison_continues(pipe: Any, tmp_path: Path, monkeypa
     assert made  # another seed is another result
 
 
+def test_another_process_goes_on_too(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a scheduler's configuration says of defaults is made from a set: in another order in every process."""
+    arguments: dict[str, Any] = {"results": tmp_path / "kept.sqlite", "progress": False, **CALL}
+    pipe.scheduler.register_to_config(_use_default_values=["solver_order", "beta_start"])
+    unicp.compare(pipe, ["control"], PROMPTS[:1], **arguments)
+    monkeypatch.setattr(module, "generate", lambda *_, **__: pytest.fail("it is measured again"))
+    pipe.scheduler.register_to_config(_use_default_values=["beta_start", "solver_order"])
+    unicp.compare(pipe, ["control"], PROMPTS[:1], **arguments)
+
+
 @pytest.mark.slow
 def test_what_is_new_is_timed_against_the_machine_of_its_own_hour(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

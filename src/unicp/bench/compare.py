@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnicpError, UnicpWarning
-from ..profiles.identity import weights_digest
+from ..profiles.identity import settings, weights_digest
 from ..progress import progress_bar
 from . import quality, sprites, store
 from .comparison import Comparison
@@ -128,7 +128,7 @@ class _Comparing:
         self.steps = step_count(pipe, call)
         self.about: dict[str, Any] = {
             "model": {"pipeline": type(pipe).__name__, "weights": weights_digest(modules)},
-            "scheduler": {"class": type(pipe.scheduler).__name__, **dict(pipe.scheduler.config)},
+            "scheduler": {"class": type(pipe.scheduler).__name__, **settings(pipe.scheduler)},
             "seed": seed,
             "call": self.call,
             "environment": environment(pipe),

@@ -23,7 +23,7 @@ from ..policies.config import Config
 from ..policies.plans.step_plan import StepPlan, alternating, growing, nearest
 from ..policies.unicp import UniCPConfig
 from ..profiles import Profile, content_of
-from ..profiles.identity import fingerprint, identity, weights_digest
+from ..profiles.identity import fingerprint, identity, settings, weights_digest
 from ..tensors import metrics
 from ..tensors.extrapolation import weights
 from .candidates import CHOICE_SPEEDUPS, DEFAULT_KIND, Effort, kinds, ranked
@@ -56,7 +56,7 @@ class Tuner:
         self.frames: dict[int, Any] = {}
         self.state: dict[str, Any] = {"grams": {}, "deciding": {}, "gains": {}, "seconds": {}, "real": {}}
         models, scheduler = [fingerprint(d) for d in denoisers.values()], pipe.scheduler
-        solver = [type(scheduler).__name__, sorted((k, repr(v)) for k, v in scheduler.config.items())]
+        solver = [type(scheduler).__name__, sorted((k, repr(v)) for k, v in settings(scheduler).items())]
         about = [models, solver, prompts, seed, repr(effort), leap, sorted((k, identity(v)) for k, v in call.items())]
         if inside is not None:
             about.append(content_of(inside))

@@ -29,6 +29,14 @@ def _size(module: Any, name: str, parameter: Any) -> tuple[int, ...]:
     return tuple(shape if shape is not None else parameter.shape)
 
 
+def settings(part: Any) -> dict[str, Any]:
+    """The configuration of a model or scheduler, without what diffusers keeps there for itself.
+
+    ``_use_default_values`` among that is in another order in every process.
+    """
+    return {name: value for name, value in dict(getattr(part, "config", {})).items() if not name.startswith("_")}
+
+
 def fingerprint(denoiser: Any) -> str:
     """A digest that identifies a model without its weights, made from class, sizes of all parameters and config.
 
@@ -39,11 +47,7 @@ def fingerprint(denoiser: Any) -> str:
         if "lora_" not in name:
             path, _, own = name.rpartition(".")
             sizes.append((name.replace(".base_layer", ""), _size(denoiser.get_submodule(path), own, parameter)))
-    config = {
-        k: v
-        for k, v in dict(getattr(denoiser, "config", {})).items()
-        if not k.startswith("_") and k != "quantization_config"
-    }
+    config = {name: value for name, value in settings(denoiser).items() if name != "quantization_config"}
     text = json.dumps([type(denoiser).__name__, sorted(sizes), config], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
