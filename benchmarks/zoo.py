@@ -50,7 +50,7 @@ QUICK = ("budget", "fewer-steps=0.67:0.5:0.4:0.33", "taylorseer=2:3", "cache-dit
 """Methods of ``--quick``."""
 TITLES = {
     "wan": "Wan (the demo model)",
-    "wan-two": "Wan 2.2, two denoisers",
+    "wan-two": "Wan 2.2 (two denoisers)",
     "wan-large-frame": "Wan, large frames",
     "cogvideox": "CogVideoX",
     "hunyuan": "HunyuanVideo",
