@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -31,6 +31,16 @@ gc.freeze()  # what was imported stays: no collection need walk through it again
 
 hypothesis.settings.register_profile("unicp", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("unicp")
+
+
+@pytest.fixture
+def only_new_objects() -> Iterator[None]:
+    """The garbage collector sees what is made in this test alone, which makes it fast."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
 
 SMALL = ["--size", "48x32", "--frames", "5", "--steps", "8"]
 

@@ -9,7 +9,7 @@ import functools
 import itertools
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,17 +163,23 @@ def cases_of(family: str) -> list[str]:
 
 def quick_cases_of(family: str) -> list[str]:
     """Those that the contract is run for whenever tests are; the others are run by ``make test-slow``."""
-    turn = [name for name in FAMILIES if name not in _AGAIN].index(family) if family not in _AGAIN else 0
-    chosen = {"adacache-residual", ("unicp-switch", "unicp-online")[turn % 2]}
-    if family in FULL:
-        rest = [f"{method}-{name}" for method, cases in CASES.items() for name in cases]
-        chosen |= {*SOME, *[name for name in rest if name not in SOME][FULL.index(family) :: len(FULL)]}
-    elif FAMILIES[family].primary:
-        turn = [name for name, each in FAMILIES.items() if each.primary and name not in FULL].index(family)
-        chosen |= {*(*SOME, *MEASURED)[turn::4]}
     if family in _AGAIN:  # another pipeline of a transformer: its units are where they were
-        chosen = {"adacache-residual"}
-    return [name for name in all_cases_of(family) if name in chosen]
+        return ["adacache-residual"]
+    names = all_cases_of(family)
+    if family in FULL:
+        chosen = {*SOME, *_share([name for name in names if name not in SOME], family, FULL)}
+    else:
+        firsts = [name for name in FAMILIES if name not in _AGAIN]
+        chosen = {"adacache-residual", ("unicp-switch", "unicp-online")[firsts.index(family) % 2]}
+        if FAMILIES[family].primary:
+            others = [name for name in firsts if FAMILIES[name].primary and name not in FULL]
+            chosen |= {*_share([*SOME, *MEASURED], family, others)}
+    return [name for name in names if name in chosen]
+
+
+def _share(names: Sequence[str], family: str, families: Sequence[str]) -> Sequence[str]:
+    """A family's share of names that take turns on families."""
+    return names[families.index(family) :: len(families)]
 
 
 def covering(*axes: Iterable[str]) -> list[Any]:
@@ -401,7 +407,7 @@ def runs(family_name: str, case_name: str) -> Runs:
         reports = session.reports
     session.restore()
     after = {name: traces(getattr(pipe, name)) for name in family.denoisers}
-    restored = family.generate(pipe, steps=2)
+    restored = family.generate(pipe)
     session = unicp.accelerate(pipe, chosen.always_compute)
     always = quietly(lambda: family.generate(pipe))
     return Runs(

@@ -331,15 +331,10 @@ def test_a_measurement_that_is_no_number_computes_and_is_said(config: Any) -> No
     assert not any(action == "reuse" for r in late for name, action in r.units.items() if name == "blocks.1.attn1")
 
 
-def _ours() -> list[Any]:
-    gc.collect()
-    return [o for o in gc.get_objects() if str(type(o).__module__).startswith(("unicp.engine", "unicp.hosts"))]
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("only_new_objects")  # other tests keep some
 @methods
 def test_two_hundred_runs_keep_nothing(config: Config) -> None:
-    before = len(_ours())  # other tests keep some
     pipe = WAN.build()
     for number in range(200):
         session = unicp.accelerate(pipe, config)
@@ -347,4 +342,6 @@ def test_two_hundred_runs_keep_nothing(config: Config) -> None:
         assert not session.cached_tensors()
     unicp.restore(pipe)
     assert torch.equal(WAN.generate(pipe), plain("wan"))
-    assert len(_ours()) < before + 100
+    gc.collect()
+    ours = [o for o in gc.get_objects() if str(type(o).__module__).startswith(("unicp.engine", "unicp.hosts"))]
+    assert len(ours) < 100
