@@ -262,23 +262,22 @@ class Bench:
         return found
 
     def compared(self, plans: Sequence[str], repeats: int, what: str = "") -> dict[str, dict[str, Any]]:
-        """Plans in turns, after a short run of each: as many rounds as fit, but no plan without the bare pipeline."""
+        """Plans in turns, the bare pipeline first in each, and each after a short run of its own; what fits of it."""
         known: dict[str, dict[str, Any]] = {}
-        for plan in plans:
-            warm = self.once(plan, SHORT)
-            if plan == "unaccelerated":
-                warm = self.once(plan, SHORT)
-                self._step_seconds = warm["loop_seconds"] / SHORT
-        for _ in range(repeats):
+        self.once("unaccelerated", SHORT)
+        self._step_seconds = self.once("unaccelerated", SHORT)["loop_seconds"] / SHORT
+        for turn in range(repeats):
             for plan in plans:
-                if self.minutes.fits(f"{self.model.name}: {what}{plan}", self.steps * self._step_seconds):
-                    made = self.once(plan)
-                    seconds = known.get(plan, {}).get("loop_seconds", [])
-                    known[plan] = {**made, "loop_seconds": [*seconds, made["loop_seconds"]]}
-        bare = known.get("unaccelerated", {}).get("loop_seconds", [])
+                steps = self.steps + (0 if turn else SHORT)
+                if not self.minutes.fits(f"{self.model.name}: {what}{plan}", steps * self._step_seconds):
+                    continue
+                if not turn:
+                    self.once(plan, SHORT)
+                made, before = self.once(plan), known.get(plan, {}).get("loop_seconds", [])
+                known[plan] = {**made, "loop_seconds": [*before, made["loop_seconds"]]}
         for each in known.values():
-            ratio = common.ratios(bare[: len(each["loop_seconds"])], each["loop_seconds"]) if bare else None
-            each["speedup"] = ratio
+            count = len(each["loop_seconds"])
+            each["speedup"] = common.ratios(known["unaccelerated"]["loop_seconds"][:count], each["loop_seconds"])
         return known
 
     def reads(self, plan: str) -> int | None:
@@ -330,11 +329,9 @@ WAYS: dict[str, Callable[[Bench], None]] = {
 """Ways of running a transformer, beside which a method has to pay."""
 
 
-def measure(
-    model: Model, *, steps: int, repeats: int, tiny: bool, device: str, minutes: Minutes | None = None
-) -> dict[str, Any]:
+def measure(model: Model, *, steps: int, repeats: int, tiny: bool, device: str, minutes: Minutes) -> dict[str, Any]:
     """What a model's methods cost and save, what was rehearsed of it, and what the budget saves in other ways."""
-    bench = Bench(model, steps=steps, tiny=tiny, device=device, minutes=minutes or Minutes(60))
+    bench = Bench(model, steps=steps, tiny=tiny, device=device, minutes=minutes)
     found = bench.compared(list(PLANS), repeats)
     for name, figures in model.rehearsed(bench.size, steps, tiny=tiny).items():
         if name in found:
@@ -364,8 +361,7 @@ def show(name: str, figures: dict[str, Any]) -> None:
             continue
         peak, kept = (each.get(key) for key in ("peak_bytes_beyond_weights", "cache_bytes"))
         print(
-            f"  {plan:<30} {each['loop_seconds'][-1]:8.2f} s"
-            + (f" {each['speedup']['median']:6.3f}x" if each["speedup"] else "")
+            f"  {plan:<30} {each['loop_seconds'][-1]:8.2f} s {each['speedup']['median']:6.3f}x"
             + (f"  computed {each['computed_fraction']:.0%}" if "computed_fraction" in each else "")
             + (f"  peak {peak / 2**30:.2f} GiB beyond the weights" if peak is not None else "")
             + (f"  kept {kept / 2**20:.1f} MiB" if kept else "")

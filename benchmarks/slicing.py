@@ -27,6 +27,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 
 import zoo
 from benchmarks import common
+from unicp.bench import harness
 from unicp.demo import scenes
 from unicp.engine.fills.units import output_change, worst
 from unicp.engine.slicing.attention import SlicedAttention, basis, instrumented, second_moments
@@ -126,8 +127,6 @@ STEPS, MEASURED = 10, (1, 5, 8)
 """Steps of the runs with trained weights, and those whose attention is measured: early, in the middle, late."""
 LIMITS = (0.02, 0.05, 0.1, 0.2)
 """Values of ``delta_prune`` for which the table says what UniCP would choose."""
-
-
 LONG, CAPTIONS = 30, 4
 """Steps of whole videos, and for how many captions they are made."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -204,8 +203,8 @@ def videos(pipe: Any, call: dict[str, Any], ranks: list[int], prompts: list[str]
     found = [bases(module, calls, size) for module, calls in zip(modules, known, strict=True)]
 
     def made(steps: int) -> list[Any]:
-        call_ = {**call, "num_inference_steps": steps, "output_type": "np"}
-        return [pipe(prompt, **call_, generator=torch.Generator().manual_seed(0)).frames[0] for prompt in prompts]
+        calls = [{"prompt": prompt, **call, "num_inference_steps": steps} for prompt in prompts]
+        return [harness.generate(pipe, each, seed=0).frames for each in calls]
 
     whole = made(LONG)
     rows = []

@@ -26,6 +26,7 @@ import unicp
 import zoo
 from benchmarks import common, figures
 from benchmarks.compare import BUDGET, SPEEDS
+from benchmarks.race import OWN_COLOURS
 from unicp.bench.results import Row
 from unicp.bench.statistics import at_speed
 from unicp.demo import scenes
@@ -59,7 +60,7 @@ TITLES = {
     "open-sora": "Open-Sora",
 }
 COLOURS = {
-    "budget": "#b4411f",
+    "budget": OWN_COLOURS["budget"],
     "fewer-steps": "#444444",
     "taylorseer": "#2b6ca3",
     "seacache": "#2f8f5b",

@@ -29,7 +29,7 @@ class Call:
     branch: int
     operations: int
     blocks: list[int]
-    first: int = 0
+    first: int
     change: float | None = None
 
 
