@@ -76,7 +76,7 @@ train-zoo: $(READY) ## train one member of the proving ground and write it into 
 
 bench: $(READY) ## measure on the demo model: wall-clock and quality (some five hours)
 	$(BIN)/python -m benchmarks.adacache --prompts 16 --repeats 5 --moreg-scale 0.2028
-	$(BIN)/python -m benchmarks.overhead --repeats 14
+	$(BIN)/python -m benchmarks.overhead --repeats 10
 	$(BIN)/python -m benchmarks.unicp_ablation --prompts 4
 	$(BIN)/python -m benchmarks.unicp_ablation --prompts 16 --only planned fewer 'the budget' TaylorSeer PAB 'EDCW online, forecast, delta'
 	$(BIN)/python -m benchmarks.unicp_ablation --model cogvideox --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB

@@ -1,12 +1,13 @@
 """What the engine costs when it computes everything: methods that skip nothing against the bare pipeline.
 
-    python -m benchmarks.overhead [--repeats 20]
+    python -m benchmarks.overhead [--repeats 10]
 
 A difference of a hundredth drowns in the noise of whole runs. So the engine's milliseconds are measured where they are
 a larger part: on the demo model with all its blocks idle but the one in the middle, where AdaCache measures. Tensors
 have the same sizes, and denoiser and blocks are called as often.
-Every run stands beside one of the bare pipeline, and step is compared with step. In every turn the whole model is timed
-too, of whose step the share is taken: a machine that is slow for a while is slow for both. The median turn counts.
+And a machine's speed changes from second to second. So all pipelines run at once and take turns, step by step: each
+step of a method stands beside the same step of the bare pipeline, a tenth of a second apart. Another bare pipeline runs
+among them, and says how far such figures can be trusted. On one core; pin it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
+from threading import Semaphore, Thread
 from typing import Any
 
 import torch
@@ -26,26 +27,62 @@ from benchmarks import common
 from unicp import AdaCacheConfig, BudgetConfig, ScheduleConfig
 from unicp.policies import Config
 
-CONFIGS: dict[str, Config] = {
+CONFIGS: dict[str, Config | None] = {
+    "bare": None,
     "adacache": AdaCacheConfig(codebook=((1.0, 1),)),
     "adacache + MoReg": AdaCacheConfig(codebook=((1.0, 1),), moreg=True),
     "schedule": ScheduleConfig(interval=1),
     "budget": BudgetConfig(target_speedup=1.0),
 }
 
+Run = Callable[[Callable[[], None]], None]
+"""Makes a video, and calls what it is given at the end of each step."""
 
-def step_seconds(pipe: Any, prompt: str, config: Config | None = None) -> list[float]:
-    """Seconds of each denoising step but the first, which has no end of a step before it."""
-    ends = []
 
-    def ended(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        ends.append(time.perf_counter())
-        return tensors
+def video(pipe: Any, prompt: str, config: Config | None = None) -> Run:
+    """A run of this pipeline."""
 
-    call = {**common.CALL, "generator": torch.Generator().manual_seed(0), "output_type": "latent"}
-    with unicp.accelerate(pipe, config) if config is not None else contextlib.nullcontext():
-        pipe(prompt, **call, callback_on_step_end=ended)
-    return [after - before for before, after in pairwise(ends)]
+    def run(ended: Callable[[], None]) -> None:
+        def step_ended(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            ended()
+            return tensors
+
+        call = {**common.CALL, "generator": torch.Generator().manual_seed(0), "output_type": "latent"}
+        with unicp.accelerate(pipe, config) if config is not None else contextlib.nullcontext():
+            pipe(prompt, **call, callback_on_step_end=step_ended)
+
+    return run
+
+
+def in_turns(runs: Sequence[Run]) -> list[list[float]]:
+    """Seconds of each step of each run but its first, all runs taking turns step by step."""
+    turns = [Semaphore(number == 0) for number in range(len(runs))]
+    seconds: list[list[float]] = [[] for _ in runs]
+
+    def take(number: int) -> None:
+        turns[number].acquire()
+        began = time.perf_counter()
+
+        def ended() -> None:
+            nonlocal began
+            seconds[number].append(time.perf_counter() - began)
+            turns[(number + 1) % len(runs)].release()
+            turns[number].acquire()
+            began = time.perf_counter()
+
+        try:
+            runs[number](ended)
+        finally:
+            turns[(number + 1) % len(runs)].release()
+
+    threads = [Thread(target=take, args=(number,)) for number in range(len(runs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len({len(each) for each in seconds}) > 1:
+        raise SystemExit("a run broke off")
+    return [each[1:] for each in seconds]
 
 
 @contextlib.contextmanager
@@ -62,38 +99,35 @@ def hollow(transformer: Any) -> Iterator[None]:
             del block.forward
 
 
-def turn(pipe: Any, prompt: str, swapped: bool) -> tuple[float, dict[str, float]]:
-    """Seconds of the whole model's step, and those that each config adds to one of the hollow model.
-
-    Args:
-        swapped: whether the accelerated run is the first of each pair.
-    """
-    whole = median(step_seconds(pipe, prompt))
-    added = {}
-    with hollow(pipe.transformer):
-        step_seconds(pipe, prompt)  # the first run after the whole model's is slower
-        for name, config in CONFIGS.items():
-            pair = [step_seconds(pipe, prompt, each) for each in ((config, None) if swapped else (None, config))]
-            bare, ours = pair[::-1] if swapped else pair
-            added[name] = median(b - a for a, b in zip(bare, ours, strict=True))
-    return whole, added
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
-    pipe = common.pipeline()
-    pipe.set_progress_bar_config(disable=True)
+    torch.set_num_threads(1)
+    configs = [None, *CONFIGS.values()]
+    pipes = [common.pipeline() for _ in configs]
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
     prompt = unicp.demo.prompts(1)[0]
-    turns = [turn(pipe, prompt, swapped=bool(number % 2)) for number in range(args.repeats + 1)][1:]  # one warms up
-    whole = 1e3 * median(step for step, _ in turns)
-    added = {name: 1e3 * median(more[name] for _, more in turns) for name in CONFIGS}
-    shares = {name: median(more[name] / step for step, more in turns) for name in CONFIGS}
-    print(f"a step of the demo model: {whole:.1f} ms")
+    whole: list[float] = []
+    added: dict[str, list[float]] = {name: [] for name in CONFIGS}
+    for number in range(args.repeats + 1):
+        pipes = pipes[1:] + pipes[:1]  # no method always has the same
+        step = in_turns([video(pipes[0], prompt)])[0]
+        with contextlib.ExitStack() as stack:
+            for pipe in pipes:
+                stack.enter_context(hollow(pipe.transformer))
+            bare, *others = in_turns([video(*each) for each in zip(pipes, [prompt] * len(pipes), configs, strict=True)])
+        if number:  # the first warms up
+            whole += step
+            for name, seconds in zip(CONFIGS, others, strict=True):
+                added[name] += [after - before for before, after in zip(bare, seconds, strict=True)]
+    step_ms, added_ms = 1e3 * median(whole), {name: 1e3 * median(each) for name, each in added.items()}
+    shares = {name: more / step_ms for name, more in added_ms.items()}
+    print(f"a step of the demo model: {step_ms:.1f} ms")
     for name, share in shares.items():
-        print(f"{name:<18} {added[name]:6.2f} ms a step, {share:.2%} of the demo model's")
-    common.save("overhead", {"step_ms": whole, "added_ms": added, "shares": shares})
+        print(f"{name:<18} {added_ms[name]:6.2f} ms a step, {share:.2%} of the demo model's")
+    common.save("overhead", {"step_ms": step_ms, "added_ms": added_ms, "shares": shares})
 
 
 if __name__ == "__main__":
