@@ -51,13 +51,13 @@ QUICK = ("budget", "fewer-steps=0.67:0.5:0.4:0.33", "taylorseer=2:3", "cache-dit
 """Methods of ``--quick``."""
 TITLES = {
     "wan": "Wan (the demo model)",
-    "wan-two": "Wan 2.2 (two denoisers)",
-    "wan-large-frame": "Wan, large frames",
-    "cogvideox": "CogVideoX",
-    "hunyuan": "HunyuanVideo",
-    "latte": "Latte",
-    "ltx": "LTX",
-    "open-sora": "Open-Sora",
+    "wan-two": "tiny Wan 2.2 (two denoisers)",
+    "wan-large-frame": "tiny Wan, large frames",
+    "cogvideox": "tiny CogVideoX",
+    "hunyuan": "tiny HunyuanVideo",
+    "latte": "tiny Latte",
+    "ltx": "tiny LTX",
+    "open-sora": "tiny Open-Sora",
 }
 COLOURS = {
     "budget": OWN_COLOURS["budget"],

@@ -34,9 +34,10 @@ def missing_extra(library: str, extra: str, purpose: str) -> UnicpError:
     """The error for an optional dependency that is not installed.
 
     >>> print(missing_extra("matplotlib", "plots", "figures"))
-    figures need matplotlib, which is not installed; run: pip install 'unicp[plots]'
+    figures need matplotlib, which is not installed; run: pip install 'unicp[plots]', or '.[plots]' in a clone
     """
-    return UnicpError(f"{purpose} need {library}, which is not installed; run: pip install 'unicp[{extra}]'")
+    install = f"pip install 'unicp[{extra}]', or '.[{extra}]' in a clone"
+    return UnicpError(f"{purpose} need {library}, which is not installed; run: {install}")
 
 
 def first_line(error: BaseException, longest: int = 300) -> str:

@@ -52,7 +52,7 @@ def tune(
 
     unicp tune --inside calibrated.safetensors -o plans.safetensors
 
-    unicp tune --leap 0 -o profiles/demo.safetensors
+    unicp tune --leap 0 -o demo-server.safetensors
     """
     part = measuring.check_output(output).with_suffix(".json")
     from ..policies.budget import BudgetConfig

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # it needs numpy, which the command line must not wait for
     from .plans.step_plan import Segment, StepPlan
 
 MAX_DISTILLED_STEPS = 8
-"""Steps of a run up to which the report says that skipping is the wrong tool; distilled models take 4 to 8."""
+"""Steps of a run up to which the report says that there is little to skip; distilled models take 4 to 8."""
 
 COMPARED_SPEEDUPS = (1.4, 1.5, 2.0, 2.5, 3.0, 4.0)
 """Target speed-ups that comparisons try."""
@@ -328,7 +328,8 @@ class BudgetPolicy(Policy):
                 )
         else:
             self._remarks.append(
-                "no profile: the default plan of the budget; unicp tune finds the best ones for this model"
+                "no profile: the default plan of the budget; to ask for a quality (min_psnr), make a profile with "
+                "unicp tune"
             )
             plan = self._untuned(step)
         if config.correct and step.weights is None:
@@ -356,8 +357,8 @@ class BudgetPolicy(Policy):
             )
         if 1 < steps <= MAX_DISTILLED_STEPS and computed < steps:
             self._remarks.append(
-                f"a run of {steps} steps leaves little to skip, least of all with a model distilled for so few: fewer "
-                "num_inference_steps are the better tool there"
+                f"a run of {steps} steps leaves little to skip, least of all with a model distilled for so few: try "
+                "fewer num_inference_steps first"
             )
         plan = untuned(
             sigmas,
