@@ -43,9 +43,10 @@ def _help(text: str) -> list[str]:
     return lines
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """MkDocs calls this for each page: files of the repository that are no pages are named, not linked."""
-    markdown = re.sub(r"\[([^]]+)\]\((?:\.\./)+(?:src/|CONTRIBUTING|CHANGELOG|RELEASING)[^)]*\)", r"\1", markdown)
+    out = r"(?:\.\./){%d}" % (page.file.src_uri.count("/") + 1)  # of the folder with the pages
+    markdown = re.sub(rf"\[([^]]+)\]\({out}[^)]*\)", r"\1", markdown)
     return markdown.replace(MARK, commands()) if MARK in markdown else markdown
 
 
