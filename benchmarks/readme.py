@@ -49,9 +49,9 @@ def block() -> str:
         textwrap.fill(
             f"*“{race.caption}” by the small demo model on two CPU cores, {at_50.steps} steps. From left to right: "
             f"unaccelerated; {racing.SPEED:g}× as fast with `{ours.method}`, our default; {racing.SPEED:g}× as fast "
-            f"with {peer.method} of diffusers, the best at that speed of the caches by others. Below, what each of "
-            f"the two changed, {racing.GAIN} times as strong. Clocks are medians over {count} captions. We chose the "
-            "caption with the median lead over that cache.*",
+            f"with {peer.method} of diffusers, the best at that speed of the caches by others. Bottom row: the "
+            f"difference from the unaccelerated video, amplified {racing.GAIN}×. Times are medians over {count} "
+            f"captions; the caption shown is the one with the median lead over {peer.method}.*",
             WIDTH,
         ),
         "",

@@ -45,7 +45,7 @@ def _help(text: str) -> list[str]:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """MkDocs calls this for each page: files of the repository that are no pages are named, not linked."""
-    out = r"(?:\.\./){%d}" % (page.file.src_uri.count("/") + 1)  # of the folder with the pages
+    out = rf"(?:\.\./){{{page.file.src_uri.count('/') + 1}}}"  # of the folder with the pages
     markdown = re.sub(rf"\[([^]]+)\]\({out}[^)]*\)", r"\1", markdown)
     return markdown.replace(MARK, commands()) if MARK in markdown else markdown
 

@@ -39,7 +39,8 @@ STRAY_CALLS_NOTE = (
     "model, one is accelerated"
 )
 LEAPS_NOTE = (
-    "the solver took longer steps: latents taken out in mid-run are those of a later step (leap=0.0 keeps to all)"
+    "the solver took longer steps, so latents taken out in the middle of the run belong to a later step (leap=0.0 "
+    "takes every step)"
 )
 NOISE_NOTE = "this sampler draws noise at its steps, which outputs follow: they were repeated instead of forecast"
 
