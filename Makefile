@@ -94,7 +94,7 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some five 
 	$(BIN)/python -m benchmarks.plans --prompts 4 --part transfer --tuned-on 4 16
 	$(BIN)/python -m benchmarks.slicing --repeats 3
 	$(BIN)/python -m benchmarks.slicing --member wan-large-frame --pixels 400
-	$(BIN)/python -m benchmarks.zoo --members cogvideox hunyuan wan-two --steps 50 --prompts 3
+	$(BIN)/python -m benchmarks.zoo --steps 50
 	$(BIN)/python -m benchmarks.timeline
 	$(BIN)/python -m benchmarks.compiled
 	$(BIN)/python -m benchmarks.batch --steps 10

@@ -1,6 +1,6 @@
 """Every member of the proving ground with every method: what is best at the same share of operations.
 
-    python -m benchmarks.zoo [--members cogvideox hunyuan] [--steps 50 30 20] [--prompts 8] [--euler] [--quick]
+    python -m benchmarks.zoo [--members cogvideox hunyuan] [--steps 50 30 20] [--prompts N] [--euler] [--quick]
 
 A situation is a member, a number of steps and a scheduler, the member's own or Euler's. In it our budget, plain fewer
 steps and the caches of diffusers and cache-dit are run on held-out captions, one video at a time, and their curves are
@@ -54,7 +54,7 @@ TITLES = {
     "wan": "Wan (the demo model)",
     "wan-two": "tiny Wan 2.2 (two denoisers)",
     "wan-large-frame": "tiny Wan, large frames",
-    "cogvideox": "tiny CogVideoX",
+    "cogvideox": "tiny CogVideoX (DDIM)",
     "hunyuan": "tiny HunyuanVideo",
     "latte": "tiny Latte",
     "ltx": "tiny LTX",
@@ -136,11 +136,11 @@ def readings(comparison: unicp.Comparison) -> list[dict[str, Any]]:
                     "method": name,
                     "ours": rows[0].ours,
                     "speed": speed,
-                    "psnr": _to(psnr, 2),
-                    "worst": _to(reading(rows, speed, worst=True), 2),
-                    "ssim": _to(reading(rows, speed, "ssim"), 4),
-                    "motion_ratio": _to(reading(rows, speed, "motion_ratio"), 4),
-                    "caption": _to(mean(near.caption.values()) if near.caption else None, 4),
+                    "psnr": _to(psnr, 1),
+                    "worst": _to(reading(rows, speed, worst=True), 1),
+                    "ssim": _to(reading(rows, speed, "ssim"), 3),
+                    "motion_ratio": _to(reading(rows, speed, "motion_ratio"), 3),
+                    "caption": _to(mean(near.caption.values()) if near.caption else None, 3),
                 }
             )
     return found
@@ -148,11 +148,6 @@ def readings(comparison: unicp.Comparison) -> list[dict[str, Any]]:
 
 def _to(value: float | None, places: int) -> float | None:
     return None if value is None else round(value, places)
-
-
-def of_demo() -> dict[str, Any]:
-    """The demo model's situation, read from the committed comparison, which goes by the clock besides."""
-    return found_in("wan, 50 steps", figures.read_comparison(common.RESULTS / "compare-50.json"))
 
 
 def found_in(situation: str, comparison: unicp.Comparison) -> dict[str, Any]:
@@ -189,11 +184,11 @@ def measured(situation: Situation, prompts: list[str], methods: Sequence[Any], k
 
 def margin(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str = BUDGET) -> float | None:
     """How far a method of ours is above the best of those that are not ours, in dB; ``None`` beyond its curve."""
-    own, peer = _at(found, speed, which, method)
+    own, peer = at(found, speed, which, method)
     return None if own is None or peer is None else own[which] - peer[which]
 
 
-def _at(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str = BUDGET) -> tuple[Any, Any]:
+def at(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str = BUDGET) -> tuple[Any, Any]:
     """What a method of ours, and the best of those that are not, reach at a speed; ``None`` beyond their curves."""
     at = [one for one in found["readings"] if one["speed"] == speed]
     own = next((one for one in at if one["method"] == method), None)
@@ -212,7 +207,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         for speed in SPEEDS:
             over, worst = (margin(found, speed, which) for which in ("psnr", "worst"))
             cells.append("–" if over is None or worst is None else f"{over:+.1f} / {worst:+.1f}")
-        own, peer = _at(found, 2.0)
+        own, peer = at(found, 2.0)
         cells.append("–" if peer is None else f"{peer['method']} {peer['psnr']:.1f} / {peer['worst']:.1f}")
         cells.append("–" if own is None else f"{own['motion_ratio']:.3f}")
         plain = found["caption_unaccelerated"]
@@ -279,28 +274,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", nargs="+", choices=members(), default=members())
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
-    parser.add_argument("--prompts", type=int, default=8, help="held-out captions")
+    parser.add_argument("--prompts", type=int, help="held-out captions; 8 of the demo model and 3 of the others")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="as for unicp compare")
     parser.add_argument("--euler", action="store_true", help="under Euler's scheduler")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     methods: Sequence[Any] = args.methods
-    prompts, steps = scenes.prompts(args.prompts), args.steps
+    steps = args.steps
     if args.quick:
-        methods, prompts, steps = QUICK, scenes.prompts(2), (STEPS[0],)
+        methods, steps = QUICK, STEPS[:1]
     PARTS.mkdir(parents=True, exist_ok=True)
     path = common.RESULTS / "zoo.json"
     known = {one["situation"]: one for one in figures.read(path)["situations"]} if path.exists() else {}
     new = []
     for situation in [Situation(member, count, args.euler) for member in args.members for count in steps]:
-        new.append(measured(situation, prompts, methods, keep=not args.quick))
+        count = args.prompts or (2 if args.quick else 8 if situation.member == "wan" else 3)
+        new.append(measured(situation, scenes.prompts(count), methods, keep=not args.quick))
         print("\n".join(table(new[-1:])), flush=True)
         for name, words in new[-1]["broken"].items():
             print(f"did not run: {name} ({words})")
         if not args.quick:
             known[situation.name] = new[-1]
-            common.save("zoo", {"situations": list(known.values())})
-            draw([of_demo(), *known.values()], IMAGES)
+            ordered = sorted(known.values(), key=lambda one: members().index(one["situation"].split(",")[0]))
+            # Members may be measured one after another, each by a command of its own.
+            made_by = f"python -m benchmarks.zoo --steps {' '.join(map(str, steps))}" + " --euler" * args.euler
+            common.save("zoo", {"situations": ordered}, made_by)
+            draw(ordered, IMAGES)
 
 
 if __name__ == "__main__":
