@@ -287,7 +287,7 @@ def main() -> None:
     path = common.RESULTS / "zoo.json"
     known = {one["situation"]: one for one in figures.read(path)["situations"]} if path.exists() else {}
     new = []
-    for situation in [Situation(member, count, args.euler) for member in args.members for count in steps]:
+    for situation in [Situation(member, each, args.euler) for member in args.members for each in steps]:
         count = args.prompts or (2 if args.quick else 8 if situation.member == "wan" else 3)
         new.append(measured(situation, scenes.prompts(count), methods, keep=not args.quick))
         print("\n".join(table(new[-1:])), flush=True)
@@ -298,6 +298,7 @@ def main() -> None:
             ordered = sorted(known.values(), key=lambda one: members().index(one["situation"].split(",")[0]))
             # Members may be measured one after another, each by a command of its own.
             made_by = f"python -m benchmarks.zoo --steps {' '.join(map(str, steps))}" + " --euler" * args.euler
+            made_by += f" --prompts {args.prompts}" if args.prompts else ""
             common.save("zoo", {"situations": ordered}, made_by)
             draw(ordered, IMAGES)
 
