@@ -139,12 +139,12 @@ def test_a_module_alone_gets_forecasts() -> None:
         assert "leap" not in {record.action for record in session.report().steps}
 
 
-@pytest.mark.parametrize("scheduler", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMScheduler])
+@pytest.mark.parametrize("scheduler", [CogVideoXDDIMScheduler, DDIMScheduler])
 @pytest.mark.parametrize(("steps", "fewer"), [(10, 5), (8, 5), (9, 3)])
 def test_of_solvers_that_go_by_timestep_leaps_all_the_way_are_fewer_steps(
     scheduler: Any, steps: int, fewer: int
 ) -> None:
-    """Their levels, and those between them; the noise that one of them draws, too."""
+    """Their levels, and those between them."""
     family = FAMILIES["cogvideox"]
     pipe = family.build()
     pipe.scheduler = scheduler(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False)
@@ -159,18 +159,83 @@ def test_of_solvers_that_go_by_timestep_leaps_all_the_way_are_fewer_steps(
     assert torch.equal(family.generate(pipe, steps=steps), before)
 
 
+@pytest.mark.parametrize("speed", [1.5, 3.0])
 @pytest.mark.parametrize(
-    ("scheduler", "action"), [(CogVideoXDDIMScheduler, "forecast"), (CogVideoXDPMScheduler, "leap")]
+    ("scheduler", "action"), [(CogVideoXDDIMScheduler, "forecast"), (CogVideoXDPMScheduler, "reuse")]
 )
-def test_where_ddim_computes_many_steps_it_has_forecasts_and_a_solver_that_draws_noise_leaps(
-    scheduler: Any, action: str
+def test_where_ddim_computes_many_steps_it_has_forecasts_and_a_solver_that_draws_noise_never_leaps(
+    scheduler: Any, action: str, speed: float
 ) -> None:
+    """It draws the noise that the unaccelerated run draws: longer steps would draw other noise."""
     family = FAMILIES["cogvideox"]
     pipe = family.build()
     pipe.scheduler = scheduler()
-    with unicp.accelerate(pipe, BudgetConfig(target_speedup=1.5)) as session:
-        family.generate(pipe, steps=20)
+    with unicp.accelerate(pipe, BudgetConfig(target_speedup=speed)) as session:
+        family.generate(pipe, steps=45)
         assert {record.action for record in session.report().steps} == {"compute", action}
+        assert any("draws noise" in note for note in session.report().notes) == (action == "reuse")
+
+
+def test_a_solver_with_another_one_inside_does_not_leap() -> None:
+    """The other would not be shown the longer steps."""
+    pipe = wan(SOLVERS["unipc"])
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver_p=SOLVERS["dpm"])
+    with unicp.accelerate(pipe, ALL) as session:
+        WAN.generate(pipe)
+        assert "leap" not in {record.action for record in session.report().steps}
+
+
+class Loop:
+    """DDIM on CogVideoX's transformer, in a loop of one's own: it keeps no state, so its timesteps are set once."""
+
+    def __init__(self, steps: int = 16) -> None:
+        self.pipe = FAMILIES["cogvideox"].build()
+        self.scheduler = self.pipe.scheduler = CogVideoXDDIMScheduler()
+        self.scheduler.set_timesteps(steps)
+        config = self.pipe.transformer.config
+        self.text = torch.randn(
+            1, config.max_text_seq_length, config.text_embed_dim, generator=torch.Generator().manual_seed(1)
+        )
+        self.shape = (1, 2, config.in_channels, config.sample_height, config.sample_width)
+
+    @torch.no_grad()
+    def __call__(self, seed: int, stop: int | None = None, count: int = 1, apart: bool = False) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        latents = torch.randn((count, *self.shape[1:]), generator=generator)
+        text = self.text.expand(count, -1, -1)
+        for index, t in enumerate(self.scheduler.timesteps):
+            if index == stop:
+                break
+            output = self.pipe.transformer(latents, text, t.expand(count), return_dict=False)[0]
+            parts = list(zip(output.split(1), latents.split(1), strict=True)) if apart else [(output, latents)]
+            latents = torch.cat([self.scheduler.step(a, t, b, return_dict=False)[0] for a, b in parts])
+        return latents
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_a_loop_that_broke_off_and_begins_again_with_the_same_timesteps_is_as_new(stop: int) -> None:
+    loop = Loop()
+    before = loop(1)
+    session = unicp.accelerate(loop.pipe, BudgetConfig(target_speedup=2))
+    fresh = loop(1)
+    assert session.report().computed_steps == 8 and "leap" in {record.action for record in session.report().steps}
+    loop(2, stop=stop)
+    assert torch.equal(loop(1), fresh)
+    loop(2, stop=stop)
+    session.restore()
+    assert torch.equal(loop(1), before)
+    assert "step" not in vars(loop.scheduler)
+
+
+def test_a_step_that_is_taken_for_each_video_of_a_batch_is_one_step() -> None:
+    loop = Loop()
+    assert torch.equal(loop(1, count=2), loop(1, count=2, apart=True))
+    with unicp.accelerate(loop.pipe, BudgetConfig(target_speedup=2)) as session:
+        together = loop(1, count=2)
+        for _ in range(2):
+            assert torch.equal(loop(1, count=2, apart=True), together)
+            assert session.report().computed_steps == 8
+    assert "step" not in vars(loop.scheduler)
 
 
 @pytest.mark.parametrize("restored", [True, False])

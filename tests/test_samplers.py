@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
+    SASolverScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -88,6 +90,8 @@ PLAYED = {
     "lcm": (LCMScheduler(), True),
     "sde": (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), True),
     "flow-stochastic": (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), True),
+    "sa-solver": (SASolverScheduler(), True),  # at timesteps from 200 to 800 only
+    "cogvideox-dpm": (CogVideoXDPMScheduler(), True),  # its step has arguments of its own
     "flow": (FlowMatchEulerDiscreteScheduler(), False),
     "unipc": (UniPCMultistepScheduler(**FLOW), False),
     "ddim": (DDIMScheduler(), False),

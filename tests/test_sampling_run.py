@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from typing import Any
 
@@ -156,6 +157,34 @@ def test_sharded_weights_that_would_decide_apart_are_refused(monkeypatch: pytest
             WAN.generate(accelerated)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_after_a_video_that_was_not_accelerated_the_report_says_that_it_is_an_earlier_ones() -> None:
+    pipe = WAN.build()
+    transformer = pipe.transformer
+    session = unicp.accelerate(pipe, BUDGET)
+    quietly(lambda: WAN.generate(pipe))
+    assert session.report().computed_steps == 5
+    transformer.train()
+    quietly(lambda: WAN.generate(pipe))
+    with pytest.warns(UnicpWarning, match="earlier video: .*training"):
+        session.report()
+    transformer.eval()
+    quietly(lambda: WAN.generate(pipe))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnicpWarning)
+        session.report()
+    ours = transformer.forward
+    transformer.forward = types.MethodType(type(transformer).forward, transformer)  # a patch that drops what was there
+    quietly(lambda: WAN.generate(pipe))
+    with pytest.warns(UnicpWarning, match="earlier video: forward of transformer was replaced"):
+        session.report()
+    transformer.forward = lambda *args, **kwargs: ours(*args, **kwargs)  # one that calls it
+    quietly(lambda: WAN.generate(pipe))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnicpWarning)
+        assert session.report().computed_steps == 5
+    assert session.made == 3
 
 
 def test_a_swapped_denoiser_is_said_and_the_old_one_restored() -> None:

@@ -65,6 +65,7 @@ class _Seen:
         anew: arguments that are made anew at every call: a change of these cannot be seen.
         doubtful: arguments that differed between the first and the second call: either made anew, or changed.
         calls: number of calls so far.
+        first: what ``arguments`` and ``held`` were at the first call, until the third has been judged.
     """
 
     arguments: dict[str, tuple[Any, ...]]
@@ -75,6 +76,7 @@ class _Seen:
     anew: set[str] = field(default_factory=set)
     doubtful: set[str] = field(default_factory=set)
     calls: int = 1
+    first: tuple[dict[str, tuple[Any, ...]], list[Any]] | None = None
 
 
 class Sources:
@@ -148,8 +150,11 @@ class Sources:
         changed = {n for n in {*arguments, *before.arguments} if arguments.get(n) != before.arguments.get(n)} - anew
         if now.calls == 2:
             now.doubtful, changed = changed, set()
+            now.first = before.arguments, before.held
         else:
             made = before.doubtful & changed
+            if before.first is not None:  # what comes back was not made anew: two values take turns
+                made -= {name for name in made if arguments[name] == before.first[0].get(name)}
             now.anew = anew | made
             changed = (changed | before.doubtful) - made  # what did not change again had really changed before
         if layout != before.layout:

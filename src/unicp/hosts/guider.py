@@ -211,7 +211,7 @@ class _Filling:
         self.leaper.alone = not siblings
         self._followed = self.clock.follows_scheduler
         if self._followed:
-            self.leaper.begin()
+            self.leaper.begin(tick.step.index)
         if not self._followed or not self.leaper.active:
             return tick
         # Timesteps go from the pipeline to the denoiser directly: it is called at those of the run.

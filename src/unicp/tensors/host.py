@@ -15,6 +15,23 @@ def version_of(tensor: Any) -> int | None:
     return None if tensor.is_inference() else int(tensor._version)
 
 
+def place_in(whole: Any, element: Any) -> int | None:
+    """Index of the element of ``whole``, a tensor (N,), that another tensor is a view of; ``None`` if it is of none.
+
+    Nothing is read from the device.
+
+    >>> timesteps = torch.tensor([900, 500, 100])
+    >>> place_in(timesteps, timesteps[1]), place_in(timesteps, torch.tensor(500))
+    (1, None)
+    """
+    if not isinstance(element, torch.Tensor) or element.numel() != 1:
+        return None
+    if element.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        return None
+    place = (element.storage_offset() - whole.storage_offset()) // (whole.stride(0) or 1)
+    return int(place) if 0 <= place < len(whole) else None
+
+
 def listed(tensor: Any) -> list[Any]:
     """``tensor.tolist()``, to be read and not changed. It waits for the device once, until somebody writes to it.
 

@@ -17,16 +17,17 @@ import torch
 from ...policies.base import Decision
 from ...tensors import private
 from ...tensors.extrapolation import levels_at
-from ...tensors.host import listed
+from ...tensors.host import listed, place_in
 from .response import InPlace
 
 SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler")
 """Schedulers whose steps look at nothing but noise levels, the step's number and the outputs they were given. Solvers
 of first order are left out: a forecast is better than one long step of Euler's method."""
 
-VARIANCE_PRESERVING = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMScheduler")
-"""Schedulers whose steps look at two or three timesteps. For these a longer step differs from repeating an output: it
-holds the clean sample constant, which follows from the output and the latents."""
+VARIANCE_PRESERVING = ("CogVideoXDDIMScheduler", "DDIMScheduler")
+"""Schedulers whose steps look at two timesteps. For these a longer step differs from repeating an output: it
+holds the clean sample constant, which follows from the output and the latents. CogVideoX's DPM-Solver++ is left out: it
+draws noise at every step, and longer steps would draw other noise."""
 
 SOLVERS_WITH_A_SHORT_START = ("UniPCMultistepScheduler", "DEISMultistepScheduler")
 """Schedulers whose long steps gain from a short one before them. DPM-Solver++ loses more by it than it gains
@@ -44,9 +45,9 @@ def leaps(scheduler: Any) -> bool:
         return len(scheduler.timesteps) == scheduler.num_inference_steps  # else the list is somebody's own
     if type(scheduler).__name__ not in SOLVERS:
         return False
-    noisy = "sde" in str(config.get("algorithm_type", ""))
-    sigmas, timesteps = scheduler.sigmas, scheduler.timesteps
-    return config.get("solver_order", 1) > 1 and not noisy and len(sigmas) == len(timesteps) + 1
+    if "sde" in str(config.get("algorithm_type", "")) or getattr(scheduler, "solver_p", None) is not None:
+        return False  # it draws noise; another scheduler predicts for it, which would not be shown the longer steps
+    return config.get("solver_order", 1) > 1 and len(scheduler.sigmas) == len(scheduler.timesteps) + 1
 
 
 class Leaper:
@@ -76,6 +77,9 @@ class Leaper:
         self._next = 0.0  # place of the next step that the solver takes
         self._taken: list[float] = []
         self._leapt = False
+        self._last = -1  # index of the last step
+        self._ahead: tuple[float, ...] = ()  # where the solver went from there; nowhere, if it had been beyond it
+        self._left_alone = False  # the run was ended, but had leapt
         self._asked = False  # for a step of this run
         self.noisy = False
         self._told: tuple[int, tuple[float, ...]] | None = None
@@ -84,10 +88,15 @@ class Leaper:
         """Note where the solver is to go from the computed step ``index``."""
         self._told = None if decision.until is None else (index, (decision.until, *decision.further))
 
-    def begin(self) -> None:
-        """Begin a run, whose timesteps are set. A scheduler that cannot leap, or is under way, is left alone."""
+    def begin(self, index: int) -> None:
+        """Begin a run, whose timesteps are set. A scheduler that cannot leap, or is under way, is left alone.
+
+        Args:
+            index: of the step with which it begins.
+        """
         scheduler = self._find()
-        if scheduler is not None and scheduler is self._scheduler and scheduler.timesteps is self._timesteps:
+        same = scheduler is not None and scheduler is self._scheduler and scheduler.timesteps is self._timesteps
+        if same and index > self._last:
             return  # it is still that run
         self._leave()
         able = self.alone and self._wanted and leaps(scheduler)
@@ -105,6 +114,7 @@ class Leaper:
 
     def end(self) -> None:
         """End the run, or let it go on without us."""
+        self._left_alone = self._leapt
         if not self._leapt:
             self._leave()
 
@@ -156,16 +166,22 @@ class Leaper:
         self._asked = True
         call = self._signature.bind(*args, **kwargs)
         path, index = self._path, self._path.index(call)
-        if not self._taken:
-            self._next = float(index)
-        result = path.stay(call) if self.over(index) else self._take(index, call)
+        if index < self._last:
+            self._leave()  # another run with the same timesteps
+            return self._own(*args, **kwargs)
+        if index > self._last:  # not the same step for another video of the batch
+            self._ahead = () if self.over(index) else self._take(index, call)
+            self._last = index
+        result = path.step(self._own, call, self._taken, self._ahead) if self._ahead else path.stay(call)
         if index + 1 >= len(self._timesteps):
-            self._leave()
+            self._leapt = False
+            if self._left_alone or not path.repeats:
+                self._leave()
         return result
 
-    def _take(self, index: int, call: BoundArguments) -> Any:
-        """Take a step of the solver, from the step of the run that was just computed."""
-        self._taken.append(self._next)
+    def _take(self, index: int, call: BoundArguments) -> tuple[float, ...]:
+        """Places where the solver goes from the step of the run that was just computed."""
+        self._taken.append(self._next if self._taken else float(index))
         steps = len(self._timesteps)
         self.noisy |= bool(call.arguments.get("eta"))
         if self._told is not None and self._told[0] == index and not self.noisy:
@@ -174,14 +190,20 @@ class Leaper:
             ahead = tuple(map(float, range(index + 1, steps))) or (float(steps),)
         self._next = ahead[0]
         self._until = int(self._next)
-        return self._path.step(self._own, call, self._taken, ahead)
+        return ahead
 
 
 # --- how a solver is shown the noise levels of the steps it really takes ---------------------------------------------
 
 
 class Path(Protocol):
-    """One run of a scheduler whose timesteps are set. A ``call`` is one of its ``step``."""
+    """One run of a scheduler whose timesteps are set. A ``call`` is one of its ``step``.
+
+    Attributes:
+        repeats: whether a step may be taken more than once, for one video after another.
+    """
+
+    repeats: bool
 
     @property
     def under_way(self) -> bool:
@@ -208,6 +230,8 @@ class Path(Protocol):
 
 class ByIndex:
     """The path of a multistep solver, which counts its steps and finds noise levels by their number."""
+
+    repeats = False
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
@@ -253,53 +277,48 @@ class ByIndex:
 
 
 class ByTimestep:
-    """The path of a solver that is given its timestep at each step and keeps nothing: DDIM, CogVideoX's DPM-Solver++.
+    """The path of a solver that is given its timestep at each step and keeps nothing: DDIM.
 
-    Such a solver moves on by ``num_train_timesteps // num_inference_steps`` timesteps. CogVideoX's DPM-Solver++ is also
-    given the timestep before, and the clean sample from there.
+    Such a solver moves on by ``num_train_timesteps // num_inference_steps`` timesteps.
     """
+
+    repeats = True
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         timesteps = listed(scheduler.timesteps)
         last = timesteps[-1] - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
         self._grid = [*timesteps, last]
-        self._next: int | None = None
         self._kind: Any = tuple
 
     under_way = False  # what came before does not matter to it
 
     def index(self, call: BoundArguments) -> int:
-        if self._next is None:
+        place = place_in(self._scheduler.timesteps, call.arguments["timestep"])
+        if place is None:
             now = float(call.arguments["timestep"])
-            self._next = min(range(len(self._grid) - 1), key=lambda index: abs(self._grid[index] - now))
-        return self._next
+            place = min(range(len(self._grid) - 1), key=lambda index: abs(self._grid[index] - now))
+        return place
 
     def stay(self, call: BoundArguments) -> Any:
-        assert self._next is not None
-        self._next += 1
-        sample, clean = call.arguments["sample"], call.arguments.get("old_pred_original_sample")
-        return (sample, clean) if self._kind is tuple else self._kind(prev_sample=sample, pred_original_sample=clean)
+        sample = call.arguments["sample"]
+        return (sample, None) if self._kind is tuple else self._kind(prev_sample=sample, pred_original_sample=None)
 
     def step(
         self, own: Callable[..., Any], call: BoundArguments, taken: Sequence[float], ahead: Sequence[float]
     ) -> Any:
-        """Give it the timesteps of this step and the one before, and a number of steps that makes it go far enough."""
-        assert self._next is not None
-        index, scheduler, known = self._next, self._scheduler, self._scheduler.num_inference_steps
-        path = [*taken[-2:], *ahead, len(self._grid) - 1][: len(taken[-2:]) + 1]
+        """Give it the timestep of this step, and a number of steps that makes it go far enough."""
+        scheduler, known = self._scheduler, self._scheduler.num_inference_steps
+        path = [taken[-1], ahead[0]]
         try:
-            if path[-2:] != [index, index + 1] or (len(path) > 2 and path[0] != index - 1):
-                *before, here, there = [round(level) for level in levels_at(self._grid, path)]
+            if path != [int(path[0]), int(path[0]) + 1]:
+                here, there = [round(level) for level in levels_at(self._grid, path)]
                 like = call.arguments["timestep"]
                 call.arguments["timestep"] = torch.full_like(like, here) if isinstance(like, torch.Tensor) else here
-                if before and call.arguments.get("timestep_back") is not None:
-                    call.arguments["timestep_back"] = before[0]
                 # With a whole number of steps, the quotient would be right for a few lengths of steps only.
                 scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, here - there)
             result = own(*call.args, **call.kwargs)
         finally:
             scheduler.num_inference_steps = known
-        self._next = index + 1
         self._kind = type(result)
         return result

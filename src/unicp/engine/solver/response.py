@@ -112,7 +112,7 @@ def planned_response(scheduler: Any) -> tuple[float, ...] | None:
 def draws_noise(scheduler: Any) -> bool:
     """Whether a run that is about to begin draws noise at its steps: simulated twice, it gives different results.
 
-    ``False`` if the scheduler needs other arguments than an output, a timestep and a sample.
+    ``False`` if the scheduler needs arguments of its own.
     """
     return response_and_noise(scheduler)[1]
 
@@ -154,19 +154,30 @@ def _known_response(kind: type, state: bytes) -> tuple[tuple[float, ...] | None,
 
 
 def _noisy(scheduler: Any) -> bool:
-    sample = torch.full((1, 4, 1, 2, 2), 0.5, dtype=torch.float32)
-    found = []
     try:
         with torch.random.fork_rng(devices=[]):
+            found = []
             for seed in (0, 1):
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed means all devices
-                player, latents = copy.deepcopy(scheduler), sample
-                for t in player.timesteps[:2]:  # some draw no noise at their first step, others none at their last
-                    latents = player.step(0.1 * sample, t, latents, return_dict=False)[0]
-                found.append(latents)
-    except Exception:  # it needs more than an output, a timestep and a sample
+                found.append(_played(copy.deepcopy(scheduler)))
+    except Exception:  # it needs more than we can give it
         return False
     return not torch.equal(*found)
+
+
+def _played(scheduler: Any) -> Any:
+    """The latents after every step of a run: some samplers draw noise at some of their steps only."""
+    takes = inspect.signature(scheduler.step).parameters
+    sample = torch.full((1, 4, 1, 2, 2), 0.5, dtype=torch.float32)
+    latents, clean, before, path = sample, None, None, []
+    for t in scheduler.timesteps:
+        # CogVideoX's DPM-Solver++ asks for these two.
+        others: dict[str, Any] = {"old_pred_original_sample": clean, "timestep_back": before}
+        given = {name: value for name, value in others.items() if name in takes}
+        result = scheduler.step(model_output=0.1 * sample, timestep=t, sample=latents, **given, return_dict=False)
+        (latents, *_), clean, before = result, result[-1], t
+        path.append(latents)
+    return torch.stack(path)
 
 
 def _response(scheduler: Any) -> tuple[float, ...] | None:

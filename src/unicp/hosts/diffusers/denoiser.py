@@ -134,6 +134,8 @@ class HookedDenoiser:
         times = {spec.timestep} if spec is not None else set(TIMESTEPS)
         self.sources = Sources(denoiser, hidden, sorted(times), self._remark)
         self._warned: set[str] = set()
+        self._plain = ""  # why calls since the last video ran the plain model
+        self._forward: Any = None  # the denoiser's as that video began
         self._follows_scheduler = False  # the run in progress is of the pipeline's scheduler
         self._placed: list[hooks.Placed] = []  # on blocks and units
         try:
@@ -290,11 +292,12 @@ class HookedDenoiser:
         if self._plans is not None:
             self.parts.book = self._plans()
         generation = self._opened(self)
+        self._plain, self._forward = "", vars(self.denoiser).get("forward")
         self.run = Run(self.config, name=self.name, parts=self.parts, generation=generation)
         self.sources.begin()
         self._follows_scheduler = self.clock.follows_scheduler and not self.clock.in_waves
         if self._follows_scheduler:
-            self.leaper.begin()
+            self.leaper.begin(tick.step.index)
         if not self._follows_scheduler or not self.leaper.active:
             return tick
         step = self.clock.allow_leaps(free=self.clock.can_move_timestep(call), **self.leaper.worth)
@@ -303,10 +306,22 @@ class HookedDenoiser:
     def _run_plain(self, why: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the plain model, and say so once."""
         self._remark(why)
+        if self.is_over():
+            self._plain = why
         if why not in self._warned:
             self._warned.add(why)
             warnings.warn(f"{self.config.method}: {why}", UnicpWarning, stacklevel=2)
         return forward(*args, **kwargs)
+
+    def passed_by(self) -> str:
+        """Why videos may have been made since the last one here without us; empty if none can have been."""
+        here = vars(self.denoiser).get("forward")
+        if here is not self._forward and hooks.replaced(self.denoiser, self.hook):
+            return (
+                f"forward of {self.name} was replaced since, and may not call what was there before; accelerate after "
+                "others have put theirs on"
+            )
+        return self._plain
 
     def is_over(self) -> bool:
         """Whether the video in progress had its last call."""

@@ -131,6 +131,17 @@ def install(module: Any, hook: ReplacingHook, name: str, part: bool = False) -> 
     _forget_children(registry)
 
 
+def replaced(module: Any, hook: ReplacingHook) -> bool:
+    """Whether a module's ``forward`` was replaced since by code that, as far as can be told, does not call the hook."""
+    forward = vars(module).get("forward")
+    while forward is not None:
+        home = getattr(getattr(forward, "func", None), "__module__", None) or ""
+        if forward is hook.installed or home.startswith(("accelerate.hooks", "diffusers.hooks")):
+            return False
+        forward = getattr(forward, "__wrapped__", None)
+    return True
+
+
 def find(module: Any, name: str) -> Any:
     """The hook of this name on a module, or ``None``."""
     registry = getattr(module, private.HOOK_REGISTRY, None)

@@ -156,13 +156,14 @@ class Session:
             UnicpError: no video was begun yet.
 
         Warns:
-            UnicpWarning: the pipeline has another denoiser by now, or its denoiser was accelerated through another
-                pipeline, so this is the report of an earlier video.
+            UnicpWarning: this is the report of an earlier video, as the pipeline has another denoiser by now, its
+                denoiser was accelerated through another pipeline or got another ``forward``, or calls since were no
+                sampling (training).
         """
         self._end_if_complete()
         if self._generation is not None:
             return self._generation.report(self._notes(self._generation))
-        swapped = self._swapped() or self._taken()
+        swapped = self._swapped() or self._taken() or next(filter(None, (h.passed_by() for h in self._hooked)), "")
         if not self._reports:
             raise UnicpError(f"there is no report yet: {swapped or 'generate a video first'}")
         if swapped:
