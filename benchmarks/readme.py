@@ -79,8 +79,8 @@ def _on_the_demo() -> str:
         f"In dB of PSNR against the unaccelerated videos, mean / worst of {demo['captions']} captions that the demo "
         f"model never saw, with the best of the others and fewer steps beside: {'; '.join(at)}. With 20 steps or fewer "
         "the budget often is just fewer steps, and gains nothing over a lower `num_inference_steps`: under UniPC "
-        "(Wan's scheduler; at 20 steps from 2× up), DPM-Solver++ and DDIM; so it is under CogVideoX's DPM scheduler at "
-        "any length. Under Euler, Heun and DEIS it gains there, too."
+        "(Wan's scheduler; at 20 steps from 2× up), DPM-Solver++ and DDIM. Under Euler, Heun and DEIS it gains there, "
+        "too."
     )
 
 
