@@ -48,6 +48,9 @@ def identity(value: Any) -> Any:
     return id(value)
 
 
+JUDGED = 4
+"""Calls of a branch after which it is known which arguments are made anew at each."""
+
 USABLE, DOUBTFUL, STALE = "", "doubtful", "stale"
 """States of what is kept of a branch: it may be used; it may not be used now, but perhaps later; it is outdated."""
 
@@ -65,7 +68,7 @@ class _Seen:
         anew: arguments that are made anew at every call: a change of these cannot be seen.
         doubtful: arguments that differed between the first and the second call: either made anew, or changed.
         calls: number of calls so far.
-        first: what ``arguments`` and ``held`` were at the first call, until the third has been judged.
+        older: what ``arguments`` and ``held`` were at the call before the last, in the first :data:`JUDGED` calls.
     """
 
     arguments: dict[str, tuple[Any, ...]]
@@ -76,7 +79,7 @@ class _Seen:
     anew: set[str] = field(default_factory=set)
     doubtful: set[str] = field(default_factory=set)
     calls: int = 1
-    first: tuple[dict[str, tuple[Any, ...]], list[Any]] | None = None
+    older: tuple[dict[str, tuple[Any, ...]], list[Any]] | None = None
 
 
 class Sources:
@@ -133,7 +136,8 @@ class Sources:
         """
         before = self._seen.get(branch)
         anew = before.anew if before is not None else set()
-        given = {n: leaves(v) for n, v in call.items() if n not in self._apart and n not in anew}
+        left_out = anew if before is not None and before.calls >= JUDGED else set()
+        given = {n: leaves(v) for n, v in call.items() if n not in self._apart and n not in left_out}
         arguments = {name: tuple([identity(leaf) for leaf in values]) for name, values in given.items()}
         latents = call.get(self._hidden)
         hidden: tuple[weakref.ref[Any], int | None] | None = None
@@ -147,14 +151,19 @@ class Sources:
         if before is None:
             return self._state(branch, False)
         now.calls = before.calls + 1
+        if now.calls < JUDGED:
+            now.older = before.arguments, before.held
+        # What comes back was not made anew: two values take turns.
+        older = before.older[0] if before.older is not None else {}
+        back = {
+            n for n in anew | before.doubtful if n in older and arguments.get(n) == older[n] != before.arguments.get(n)
+        }
+        anew = now.anew = anew - back
         changed = {n for n in {*arguments, *before.arguments} if arguments.get(n) != before.arguments.get(n)} - anew
         if now.calls == 2:
             now.doubtful, changed = changed, set()
-            now.first = before.arguments, before.held
         else:
-            made = before.doubtful & changed
-            if before.first is not None:  # what comes back was not made anew: two values take turns
-                made -= {name for name in made if arguments[name] == before.first[0].get(name)}
+            made = (before.doubtful & changed) - back
             now.anew = anew | made
             changed = (changed | before.doubtful) - made  # what did not change again had really changed before
         if layout != before.layout:
