@@ -274,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", nargs="+", choices=members(), default=members())
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
-    parser.add_argument("--prompts", type=int, help="held-out captions; 8 of the demo model and 3 of the others")
+    parser.add_argument("--prompts", type=int, help="held-out captions; 5 of the demo model and 3 of the others")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="as for unicp compare")
     parser.add_argument("--euler", action="store_true", help="under Euler's scheduler")
     parser.add_argument("--quick", action="store_true")
@@ -288,7 +288,7 @@ def main() -> None:
     known = {one["situation"]: one for one in figures.read(path)["situations"]} if path.exists() else {}
     new = []
     for situation in [Situation(member, each, args.euler) for member in args.members for each in steps]:
-        count = args.prompts or (2 if args.quick else 8 if situation.member == "wan" else 3)
+        count = args.prompts or (2 if args.quick else 5 if situation.member == "wan" else 3)
         new.append(measured(situation, scenes.prompts(count), methods, keep=not args.quick))
         print("\n".join(table(new[-1:])), flush=True)
         for name, words in new[-1]["broken"].items():
