@@ -501,7 +501,8 @@ def _proving_ground() -> list[str]:
         "## The proving ground",
         "",
         "Small trained models of other families ([zoo/README.md](../zoo/README.md)), each with its own scheduler:",
-        f"the budget by its defaults, on {found[0]['captions']} captions no model saw. The defaults were chosen on",
+        f"the budget by its defaults, on {min(one['captions'] for one in found)} captions no model saw "
+        f"({found[0]['captions']} on the demo model). The defaults were chosen on",
         "the demo model; of the others, CogVideoX under its two schedulers in short runs and HunyuanVideo at high",
         "shifts were looked at.",
         "How much nearer its videos are to the unaccelerated ones than those of the best cache of diffusers or",
