@@ -22,7 +22,7 @@ from unicp.errors import UnicpError
 from unicp.offline import published, rehearse
 from unicp.offline.local import local
 from unicp.offline.pretend import DEVICE, Pretend, device_named
-from unicp.tensors.host import listed
+from unicp.tensors.host import accelerator, listed
 
 WAN = published.published("wan-1.3b")
 TINY = {
@@ -424,3 +424,12 @@ def test_the_command_line_refuses_what_it_cannot_do(
 ) -> None:
     assert cli.main(["rehearse", *arguments]) == 2
     assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_where_there_is_no_accelerator_torch_need_not_be_new_enough_to_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def old() -> Any:  # as in torch 2.6
+        raise RuntimeError("Cannot access accelerator device when none is available.")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", old)
+    assert accelerator() is None

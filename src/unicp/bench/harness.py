@@ -40,9 +40,9 @@ class Made:
 
 def accelerator_of(pipe: Any) -> Any:
     """The accelerator that a pipeline runs on, which need not be the current one; ``None`` if it runs on none."""
-    import torch
+    from ..tensors.host import accelerator
 
-    current = torch.accelerator.current_accelerator(check_available=True)
+    current = accelerator()
     device: Any = getattr(pipe, "_execution_device", None) or current
     return device if current is not None and device.type == current.type else None
 

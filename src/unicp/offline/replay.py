@@ -18,6 +18,7 @@ from ..engine.solver.response import InPlace, Solver
 from ..errors import UnicpError
 from ..hosts.diffusers import hooks
 from ..specs import find_spec
+from ..tensors.host import accelerator
 from ..tensors.private import pytree
 
 REPLAY_HOOK = "unicp_replay"
@@ -174,7 +175,7 @@ class _watched:
 
 def _now(tensor: Any) -> float:
     """Time in seconds, taken once everything that was queued on the tensor's device is done."""
-    current = torch.accelerator.current_accelerator(check_available=True)
+    current = accelerator()
     if current is not None and tensor.device.type == current.type:
         torch.accelerator.synchronize(tensor.device)
     return time.perf_counter()

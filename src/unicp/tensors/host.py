@@ -10,6 +10,11 @@ import torch
 _fetched: dict[int, tuple[weakref.ref[Any], int, list[Any]]] = {}  # by id: the tensor, its version, its values
 
 
+def accelerator() -> Any:
+    """The accelerator of this process, ``None`` if there is none."""  # torch 2.6 raises then
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
 def version_of(tensor: Any) -> int | None:
     """The version counter of a tensor, or ``None``: inference tensors have none."""
     return None if tensor.is_inference() else int(tensor._version)
