@@ -526,7 +526,8 @@ class Replayed:
             return self._forward(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         processor = type(getattr(self._module, "processor", None))
-        key = (_described(leaves), structure, processor if processor.__module__ != "builtins" else None)
+        # Structures cannot be hashed before torch 2.7.
+        key = (_described(leaves), repr(structure), processor if processor.__module__ != "builtins" else None)
         return self._known.again(key, counter, lambda: self._forward(*args, **kwargs))
 
 
