@@ -117,7 +117,8 @@ def main() -> None:
         with contextlib.ExitStack() as stack:
             for pipe in pipes:
                 stack.enter_context(hollow(pipe.transformer))
-            bare, *others = in_turns([video(*each) for each in zip(pipes, [prompt] * len(pipes), configs, strict=True)])
+            runs = [video(pipe, prompt, config) for pipe, config in zip(pipes, configs, strict=True)]
+            bare, *others = in_turns(runs)
         if number:  # the first warms up
             whole += step
             for name, seconds in zip(CONFIGS, others, strict=True):

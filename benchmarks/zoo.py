@@ -49,6 +49,8 @@ METHODS = (
     "cache-dit-taylorseer=0.1:0.2",
 )
 """What is compared unless other methods are named: ``"budget"`` is ours, by its defaults, without a profile."""
+CAPTIONS, OF_THE_DEMO = 3, 5
+"""How many captions a member is measured on, and the demo model, unless another number is asked for."""
 QUICK = (
     Ours(BUDGET, {f"{speed:g}x": unicp.BudgetConfig(target_speedup=speed) for speed in (2, 2.5)}),
     "fewer-steps=0.5:0.4",
@@ -189,11 +191,11 @@ def measured(situation: Situation, prompts: list[str], methods: Sequence[Any], k
 
 def margin(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str = BUDGET) -> float | None:
     """How far a method of ours is above the best of those that are not ours, in dB; ``None`` beyond its curve."""
-    own, peer = at(found, speed, which, method)
+    own, peer = _at(found, speed, which, method)
     return None if own is None or peer is None else own[which] - peer[which]
 
 
-def at(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str = BUDGET) -> tuple[Any, Any]:
+def _at(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str = BUDGET) -> tuple[Any, Any]:
     """What a method of ours, and the best of those that are not, reach at a speed; ``None`` beyond their curves."""
     at = [one for one in found["readings"] if one["speed"] == speed]
     own = next((one for one in at if one["method"] == method), None)
@@ -212,7 +214,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         for speed in SPEEDS:
             over, worst = (margin(found, speed, which) for which in ("psnr", "worst"))
             cells.append("–" if over is None or worst is None else f"{over:+.1f} / {worst:+.1f}")
-        own, peer = at(found, 2.0)
+        own, peer = _at(found, 2.0)
         cells.append("–" if peer is None else f"{peer['method']} {peer['psnr']:.1f} / {peer['worst']:.1f}")
         cells.append("–" if own is None else f"{own['motion_ratio']:.3f}")
         plain = found["caption_unaccelerated"]
@@ -279,7 +281,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", nargs="+", choices=members(), default=members())
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
-    parser.add_argument("--prompts", type=int, help="held-out captions; 5 of the demo model and 3 of the others")
+    parser.add_argument(
+        "--prompts", type=int, help=f"held-out captions (default {OF_THE_DEMO} on the demo model, {CAPTIONS} on others)"
+    )
     parser.add_argument("--methods", nargs="+", default=METHODS, help="as for unicp compare")
     parser.add_argument("--euler", action="store_true", help="under Euler's scheduler")
     parser.add_argument("--quick", action="store_true")
@@ -293,7 +297,8 @@ def main() -> None:
     known = {one["situation"]: one for one in figures.read(path)["situations"]} if path.exists() else {}
     new = []
     for situation in [Situation(member, each, args.euler) for member in args.members for each in steps]:
-        count = args.prompts or (1 if args.quick else 5 if situation.member == "wan" else 3)
+        usual = OF_THE_DEMO if situation.member == "wan" else CAPTIONS
+        count = args.prompts or (1 if args.quick else usual)
         new.append(measured(situation, scenes.prompts(count), methods, keep=not args.quick))
         print("\n".join(table(new[-1:])), flush=True)
         for name, words in new[-1]["broken"].items():

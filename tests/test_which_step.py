@@ -13,8 +13,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteSche
 import unicp
 from tests.contract import quietly
 from tests.tiny import FAMILIES, wan_transformer
-from unicp.engine.clock import Clock, Grid, Point
+from unicp.engine.clock import Clock, Grid
 from unicp.errors import UnicpWarning
+from unicp.tensors.host import Point
 
 BUDGET = unicp.BudgetConfig(target_speedup=2)
 EMBEDS = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(1))

@@ -20,7 +20,7 @@ from ..errors import UnicpError
 from ..policies.base import Step
 from ..specs import TIMESTEPS, ModelSpec
 from ..tensors.extrapolation import levels_at
-from ..tensors.host import listed, version_of
+from ..tensors.host import Point, listed
 from .solver.response import response_and_noise
 
 LEFT_OUT = {"LTXI2VLongMultiPromptPipeline": 1}
@@ -65,40 +65,6 @@ class Tick:
     new_step: bool
     unknown: str = ""
     stray: bool = False
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where a timestep lies in the tensor it was taken from: loops pass ``t.expand(batch)`` of ``timesteps[i]``.
-
-    Attributes:
-        storage: address of that tensor's storage.
-        version: version counter of the tensor, which in-place writes increase; ``None`` in inference mode.
-        offset: offset of the timestep, in elements.
-        count: number of elements in the storage.
-    """
-
-    storage: int
-    version: int | None
-    offset: int
-    count: int
-
-    @classmethod
-    def of(cls, timestep: Any) -> Point | None:
-        """The place of a timestep; ``None`` if it is a tensor of its own, or has several elements.
-
-        Nothing is read from the device.
-        """
-        if not isinstance(timestep, torch.Tensor) or not timestep.numel():
-            return None
-        if timestep.numel() > 1 and any(n > 1 and s for n, s in zip(timestep.shape, timestep.stride(), strict=True)):
-            return None
-        try:
-            storage = timestep.untyped_storage()
-            count, address = storage.nbytes() // timestep.element_size(), storage.data_ptr()
-        except (NotImplementedError, RuntimeError):  # a tensor without storage
-            return None
-        return cls(address, version_of(timestep), int(timestep.storage_offset()), count) if count > 1 else None
 
 
 @dataclass(frozen=True)
@@ -345,10 +311,9 @@ class Clock:
         index = scheduler.step_index if own is not None and counts else None
         timestep: Any = call.get(self._name(call))
         point = Point.of(timestep)
-        if own is not None and point is not None and point.storage == own.untyped_storage().data_ptr():
-            place = point.offset - int(own.storage_offset())
-            if 0 <= place < len(own):
-                return own, place
+        place = point.index_in(own) if own is not None and point is not None else None
+        if place is not None:
+            return own, place
         if own is not None and index is not None and index >= len(own):
             own = index = None  # its run is over: it is another one's turn
         grid = self._grid(timestep, point) if point is not None else None

@@ -153,12 +153,11 @@ class Sources:
         now.calls = before.calls + 1
         if now.calls < JUDGED:
             now.older = before.arguments, before.held
-        # What comes back was not made anew: two values take turns.
-        older = before.older[0] if before.older is not None else {}
-        back = {
-            n for n in anew | before.doubtful if n in older and arguments.get(n) == older[n] != before.arguments.get(n)
-        }
-        anew = now.anew = anew - back
+        back: set[str] = set()
+        if before.older is not None:  # what comes back was not made anew: two values take turns
+            older, last = before.older[0], before.arguments
+            back = {n for n in older if arguments.get(n) == older[n] != last.get(n)} & (anew | before.doubtful)
+            anew = now.anew = anew - back
         changed = {n for n in {*arguments, *before.arguments} if arguments.get(n) != before.arguments.get(n)} - anew
         if now.calls == 2:
             now.doubtful, changed = changed, set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ _fetched: dict[int, tuple[weakref.ref[Any], int, list[Any]]] = {}  # by id: the 
 
 
 def accelerator() -> Any:
-    """The accelerator of this process, ``None`` if there is none."""  # torch 2.6 raises then
+    """The accelerator of this process, ``None`` if there is none."""
+    # torch 2.6 raises where there is none, and takes no ``check_available``.
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
@@ -20,21 +22,48 @@ def version_of(tensor: Any) -> int | None:
     return None if tensor.is_inference() else int(tensor._version)
 
 
-def place_in(whole: Any, element: Any) -> int | None:
-    """Index of the element of ``whole``, a tensor (N,), that another tensor is a view of; ``None`` if it is of none.
+@dataclass(frozen=True)
+class Point:
+    """Where a timestep lies in the tensor it was taken from: loops pass ``t.expand(batch)`` of ``timesteps[i]``.
 
     Nothing is read from the device.
 
     >>> timesteps = torch.tensor([900, 500, 100])
-    >>> place_in(timesteps, timesteps[1]), place_in(timesteps, torch.tensor(500))
+    >>> Point.of(timesteps[1].expand(2)).index_in(timesteps), Point.of(torch.tensor(500))
     (1, None)
+
+    Attributes:
+        storage: address of that tensor's storage.
+        version: version counter of the tensor, which in-place writes increase; ``None`` in inference mode.
+        offset: offset of the timestep, in elements.
+        count: number of elements in the storage.
     """
-    if not isinstance(element, torch.Tensor) or element.numel() != 1:
-        return None
-    if element.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
-        return None
-    place = (element.storage_offset() - whole.storage_offset()) // (whole.stride(0) or 1)
-    return int(place) if 0 <= place < len(whole) else None
+
+    storage: int
+    version: int | None
+    offset: int
+    count: int
+
+    @classmethod
+    def of(cls, timestep: Any) -> Point | None:
+        """The place of a timestep; ``None`` if it is a tensor of its own, or has several elements."""
+        if not isinstance(timestep, torch.Tensor) or not timestep.numel():
+            return None
+        if timestep.numel() > 1 and any(n > 1 and s for n, s in zip(timestep.shape, timestep.stride(), strict=True)):
+            return None
+        try:
+            storage = timestep.untyped_storage()
+            count, address = storage.nbytes() // timestep.element_size(), storage.data_ptr()
+        except (NotImplementedError, RuntimeError):  # a tensor without storage
+            return None
+        return cls(address, version_of(timestep), int(timestep.storage_offset()), count) if count > 1 else None
+
+    def index_in(self, timesteps: Any) -> int | None:
+        """Index of the timestep in a tensor (N,); ``None`` if it was taken from another one."""
+        if self.storage != timesteps.untyped_storage().data_ptr():
+            return None
+        place = self.offset - int(timesteps.storage_offset())
+        return place if 0 <= place < len(timesteps) else None
 
 
 def listed(tensor: Any) -> list[Any]:

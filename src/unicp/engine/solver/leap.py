@@ -17,7 +17,7 @@ import torch
 from ...policies.base import Decision
 from ...tensors import private
 from ...tensors.extrapolation import levels_at
-from ...tensors.host import listed, place_in
+from ...tensors.host import Point, listed
 from .response import InPlace
 
 SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler")
@@ -25,9 +25,9 @@ SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultis
 of first order are left out: a forecast is better than one long step of Euler's method."""
 
 VARIANCE_PRESERVING = ("CogVideoXDDIMScheduler", "DDIMScheduler")
-"""Schedulers whose steps look at two timesteps. For these a longer step differs from repeating an output: it
-holds the clean sample constant, which follows from the output and the latents. CogVideoX's DPM-Solver++ is left out: it
-draws noise at every step, and longer steps would draw other noise."""
+"""Schedulers whose steps look at two timesteps. For these a longer step differs from repeating an output: it holds the
+clean sample constant, which follows from the output and the latents. CogVideoX's DPM-Solver++ is left out: it draws
+noise at every step, and longer steps would draw other noise."""
 
 SOLVERS_WITH_A_SHORT_START = ("UniPCMultistepScheduler", "DEISMultistepScheduler")
 """Schedulers whose long steps gain from a short one before them. DPM-Solver++ loses more by it than it gains
@@ -73,7 +73,6 @@ class Leaper:
         self._forget()
 
     def _forget(self) -> None:
-        self._until = 0
         self._next = 0.0  # place of the next step that the solver takes
         self._taken: list[float] = []
         self._leapt = False
@@ -155,7 +154,7 @@ class Leaper:
 
     def over(self, index: int) -> bool:
         """Whether the solver has gone beyond this step already."""
-        return index < self._until
+        return index < int(self._next)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Replaces the scheduler's ``step``."""
@@ -189,7 +188,6 @@ class Leaper:
         else:
             ahead = tuple(map(float, range(index + 1, steps))) or (float(steps),)
         self._next = ahead[0]
-        self._until = int(self._next)
         return ahead
 
 
@@ -294,9 +292,11 @@ class ByTimestep:
     under_way = False  # what came before does not matter to it
 
     def index(self, call: BoundArguments) -> int:
-        place = place_in(self._scheduler.timesteps, call.arguments["timestep"])
+        timestep = call.arguments["timestep"]
+        point = Point.of(timestep)
+        place = point.index_in(self._scheduler.timesteps) if point is not None else None
         if place is None:
-            now = float(call.arguments["timestep"])
+            now = float(timestep)
             place = min(range(len(self._grid) - 1), key=lambda index: abs(self._grid[index] - now))
         return place
 
