@@ -21,6 +21,8 @@ from unicp.offline import pretend, published, rehearse
 STEPS = 20
 MEMORY = {("wan-1.3b", "480p"): 24e9, ("wan-14b", "720p"): 80e9}
 """Bytes of the accelerators on which UniCP has to have room beside these."""
+LINK = 64e9
+"""Peak bytes a second between host and device: PCI Express 5.0, 16 lanes."""
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "rehearsal.md"
 RESULTS = Path(__file__).resolve().parent / "results" / "rehearsal.json"
 
@@ -42,6 +44,7 @@ def rows(made: rehearse.Rehearsal) -> dict[str, Any]:
                 "giga_operations": {kind: round(count / 1e9) for kind, count in each.operations.items() if count},
                 "computed_fraction": round(each.computed_fraction, 4),
                 "speedup": round(each.speedup, 3),
+                "seconds": round(each.seconds, 2),
                 "kept_bytes": each.kept_bytes,
                 "peak_bytes": each.peak_bytes,
                 "measuring_bytes": each.measuring_bytes,
@@ -97,13 +100,37 @@ def page() -> str:
                 f"| {readable_bytes(row['kept_bytes'])} | {readable_bytes(row['peak_bytes'])} | {row['reads']} "
                 f"| {row['speedup']:.2f}x |"
             )
-    table = "\n".join(lines)
-    text = PAGE.read_text("utf-8")
-    begin, end = "<!-- table -->", "<!-- end of the table -->"
-    head, _, rest = text.partition(begin)
-    tail = rest.partition(end)[2]
     heads = "| model | method | PFLOP | share | of it self-attention | kept | peak | reads | projected |"
-    return f"{head}{begin}\n{heads}\n|---|---|--:|--:|--:|--:|--:|--:|--:|\n{table}\n{end}{tail}"
+    table = "\n".join([heads, "|---|---|--:|--:|--:|--:|--:|--:|--:|", *lines])
+    return between(between(PAGE.read_text("utf-8"), "table", table), "table of the host", from_host(found))
+
+
+def between(text: str, name: str, table: str) -> str:
+    """The page with another table between two comments."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of the {name} -->"
+    head, _, rest = text.partition(begin)
+    return f"{head}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
+
+
+def from_host(found: dict[str, Any]) -> str:
+    """What it would cost to keep UniCP's outputs in the host's memory, at 720p: all of them, wherever they fit."""
+    lines = [
+        "| 720p | kept | a step | a filled one, from the host | kept on the device | kept on the host | budget |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for key, row in found.items():
+        name, size = key.split()
+        if size != "720p" or (name, size) in MEMORY:
+            continue
+        whole, unicp, budget = (row["methods"][method] for method in ("unaccelerated", "unicp, all", "budget"))
+        filled = round((1 - unicp["computed_fraction"]) * row["steps"])
+        brought = unicp["kept_bytes"] / LINK
+        rest = unicp["seconds"] + filled * brought
+        lines.append(
+            f"| {name} | {readable_bytes(unicp['kept_bytes'])} | {whole['seconds'] / row['steps']:.1f} s "
+            f"| {brought:.1f} s | {unicp['speedup']:.2f}x | {whole['seconds'] / rest:.2f}x | {budget['speedup']:.2f}x |"
+        )
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -193,7 +193,7 @@ class Bench:
             for delta in deltas:
                 online = UniCPConfig(delta=delta, fill=fill)
                 found[f"EDCW online, {fill}, delta={delta:g}"] = self.ours(lambda online=online: online)
-        for label in ("cache_interval=2",):
+        for label in ("cache_interval=2", "cache_interval=3"):
             found[f"TaylorSeer of diffusers ({label})"] = self.peer("taylorseer", label)
         for label in ("range=2", "range=3"):
             found[f"PAB of diffusers ({label})"] = self.peer("pab", label)

@@ -397,6 +397,9 @@ class Clock:
         if self._rising or self._wave or self._timesteps is None or getattr(timestep, "ndim", 2) > 1:
             return False
         assert self.step is not None
+        point = Point.of(timestep)
+        if point is not None and self.follows_scheduler and point.index_in(self._timesteps) == self.step.index:
+            return True  # it is the scheduler's own
         level, (own, _) = self._levels()[self.step.index], self._noise_level(call)
         return own is not None and any(_near(level, own * scale, self._dtype) for scale in (1.0, 1000.0))
 

@@ -18,6 +18,7 @@ from ..engine.clock import Clock, Tick
 from ..engine.report import SessionReport
 from ..engine.run import Parts, Run
 from ..engine.solver.leap import Leaper
+from ..engine.solver.timesteps import keep_on_host
 from ..engine.sources import Sources
 from ..errors import UnicpError
 from ..policies.base import Decision
@@ -150,6 +151,7 @@ class _Filling:
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self.clock = Clock(pipe, weigh=self.needs.weights, forecasts=self.needs.order > 0)
         self.leaper = Leaper(self.clock.scheduler, self.needs.leap)
+        keep_on_host(self.clock.scheduler(), self)
         self.run: Run | None = None
         self.wanted: list[str] | None = None
         self._said: Any = None  # where the pipeline says that it is
@@ -199,6 +201,7 @@ class _Filling:
                 sibling.run.rest()
         if self.run is not None:
             self.run.close()
+        keep_on_host(self.clock.scheduler(), self)  # it may be another one by now
         own = [name for name in DENOISERS if self._of(pipe, name) is self]
         name = DENOISERS[own[0]] if own else "transformer"
         parts = Parts()

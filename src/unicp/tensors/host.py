@@ -78,9 +78,19 @@ def listed(tensor: Any) -> list[Any]:
     if version is None:
         values: list[Any] = tensor.tolist()
         return values
-    key = id(tensor)
-    kept = _fetched.get(key)
+    kept = _fetched.get(id(tensor))
     if kept is not None and kept[0]() is tensor and kept[1] == version:
         return kept[2]
-    _fetched[key] = weakref.ref(tensor, lambda _: _fetched.pop(key, None)), version, tensor.tolist()
-    return _fetched[key][2]
+    values = tensor.tolist()
+    note(tensor, values)
+    return values
+
+
+def note(tensor: torch.Tensor, values: list[Any]) -> None:
+    """Know the values of a device's tensor until somebody writes to it, or until it is gone.
+
+    Of inference tensors nothing is noted, as writing to them leaves no trace.
+    """
+    key, version = id(tensor), version_of(tensor)
+    if version is not None:
+        _fetched[key] = weakref.ref(tensor, lambda _: _fetched.pop(key, None)), version, values

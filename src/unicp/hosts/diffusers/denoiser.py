@@ -19,6 +19,7 @@ from ...engine.report import Generation
 from ...engine.run import Parts, Run
 from ...engine.sampling import not_sampling
 from ...engine.solver.leap import Leaper
+from ...engine.solver.timesteps import keep_on_host, leave
 from ...engine.sources import STALE, USABLE, Sources
 from ...engine.turns import Turns
 from ...errors import UnicpError, UnicpWarning
@@ -175,6 +176,7 @@ class HookedDenoiser:
         if getattr(whole, "profile", None) is not None and self._plans is None:
             whole.profile.opened(self.denoiser, self.name, pipe)
             parts.book = whole.profile.book(whole)
+        keep_on_host(self.clock.scheduler(), self)
         hooks.install(self.denoiser, self.hook, hooks.DENOISER_HOOK)
         if spec is not None and needs.keep == "stack":
             watched = (parts.probe.modules, parts.probe.run) if parts.probe is not None else ()
@@ -225,6 +227,7 @@ class HookedDenoiser:
     def remove(self) -> None:
         """Take all hooks off again. It does no harm to do it twice, or after other code has replaced our hooks."""
         self.end()
+        leave(self)
         for placed in self._placed:
             placed.remove()
         hooks.uninstall(self.denoiser, self.hook, hooks.DENOISER_HOOK)
@@ -292,6 +295,7 @@ class HookedDenoiser:
         if self._plans is not None:
             self.parts.book = self._plans()
         generation = self._opened(self)
+        keep_on_host(self.clock.scheduler(), self)  # it may be another one by now
         self._plain, self._forward = "", vars(self.denoiser).get("forward")
         self.run = Run(self.config, name=self.name, parts=self.parts, generation=generation)
         self.sources.begin()

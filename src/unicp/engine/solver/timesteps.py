@@ -1,0 +1,79 @@
+"""A scheduler's timesteps and noise levels on the host, without a read of the device.
+
+``set_timesteps`` makes them on the host and sends them to the device, where the loop wants them. We want their values,
+too, and to fetch them back would wait for all that the device has still to do. So a copy of the scheduler makes them
+again, for the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import threading
+import weakref
+from typing import Any
+
+import torch
+
+from ...tensors.host import note
+
+METHOD = "set_timesteps"
+
+_lock = threading.Lock()
+_users: dict[type, weakref.WeakSet[Any]] = {}  # by the class whose method is replaced
+
+
+def keep_on_host(scheduler: Any, user: Any) -> None:
+    """Have schedulers of this one's class note on the host what their ``set_timesteps`` sends to the device.
+
+    The method is replaced on the class, so that it acts on copies of the scheduler, too, however they are made.
+
+    Args:
+        scheduler: any object; one without ``set_timesteps`` is left alone.
+        user: as long as it exists, or until it is given to :func:`leave`, the method stays replaced.
+    """
+    kind = next((each for each in type(scheduler).__mro__ if METHOD in vars(each)), None)
+    if kind is None or user in _users.get(kind, ()):
+        return
+    with _lock:
+        if kind not in _users:
+            _users[kind] = weakref.WeakSet()
+            setattr(kind, METHOD, _noting(vars(kind)[METHOD]))
+        _users[kind].add(user)
+
+
+def leave(user: Any) -> None:
+    """Put the classes' own methods back where nobody else needs them replaced."""
+    with _lock:
+        for kind, users in list(_users.items()):
+            users.discard(user)
+            placed = vars(kind)[METHOD]
+            if not users and hasattr(placed, "__wrapped__"):
+                setattr(kind, METHOD, placed.__wrapped__)
+                del _users[kind]
+
+
+def _noting(own: Any) -> Any:
+    takes = inspect.signature(own)
+
+    @functools.wraps(own)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = own(self, *args, **kwargs)
+        items = vars(self).items()
+        made = {name: at for name, at in items if isinstance(at, torch.Tensor) and at.device.type != "cpu"}
+        if made and "device" in takes.parameters:
+            try:
+                twin = copy.deepcopy(self)
+                call = takes.bind(twin, *args, **kwargs)
+                call.arguments["device"] = "cpu"
+                own(*call.args, **call.kwargs)
+            except Exception:  # then they are read, as they are needed
+                return result
+            for name, tensor in made.items():
+                again = getattr(twin, name, None)
+                if isinstance(again, torch.Tensor) and again.device.type == "cpu" and again.shape == tensor.shape:
+                    note(tensor, again.to(tensor.dtype).tolist())
+        return result
+
+    return set_timesteps
