@@ -189,7 +189,7 @@ class Bench:
         add("EDCW profiled, forecast, PCAS and DWS", profile=self.profile, pcas=True)
         add("EDCW profiled, reuse, PCAS and DWS", profile=self.profile, fill="reuse", pcas=True)
         add("EDCW profiled, reuse, PCAS, no DWS", profile=self.profile, fill="reuse", dws="off", pcas=True)
-        for fill, deltas in (("forecast", (0.05, 0.1)), ("reuse", (0.1, 0.2))):
+        for fill, deltas in (("forecast", (0.05, 0.1, 0.15, 0.2)), ("reuse", (0.1, 0.2))):
             for delta in deltas:
                 online = UniCPConfig(delta=delta, fill=fill)
                 found[f"EDCW online, {fill}, delta={delta:g}"] = self.ours(lambda online=online: online)

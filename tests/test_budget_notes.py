@@ -51,8 +51,9 @@ def of_run(count: int, known: bool = True) -> list[Step]:
 def test_the_default_plan_of_a_profile_is_the_default_plan_at_other_numbers_of_steps(computed: int, count: int) -> None:
     """Moved step by step, its gaps would not only grow and then only shrink any more."""
     policy = BudgetPolicy(BudgetConfig(target_speedup=1))
-    policy.attach({}, (), book(default(50, computed)))
-    assert computed_by(policy, of_run(count)) == list(default(count, round(computed * count / 50)).compute)
+    policy.attach({}, (), book(replace(default(50, computed), default=True)))
+    share = round(computed * count / 50)
+    assert computed_by(policy, of_run(count)) == list(policy.default_plan(of_run(count)[0], share).compute)
     assert f"the profile is of 50 steps at other noise levels than these {count}" in policy.notes()[0]
 
 

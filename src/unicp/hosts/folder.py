@@ -126,7 +126,7 @@ def plans(
         what = "UniCP acts inside some of its steps, and a server's blocks are not looked into: tune without inside"
     elif plan.conditional:
         what = "some of its steps run one branch of guidance alone, and a server runs all of them: tune with effort=low"
-    elif not leaps and _leaps(profile, plan, made):
+    elif not leaps and (plan.places or _leaps(profile, plan, made)):
         what = "its solver takes longer steps, and a server's takes each one: tune with leap=0 (--leap 0)"
     if what:
         raise UnicpError(f"the plan of the profile {profile} cannot be played in a server: {what}")

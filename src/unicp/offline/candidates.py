@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UnicpError
-from ..policies.plans.step_plan import StepPlan, alternating, default, growing
+from ..policies.plans.step_plan import StepPlan, alternating, growing
 from ..policies.unicp import UniCPConfig
 from ..profiles import resolve_config
 from .search import Limits, Trajectories, plans
@@ -81,7 +81,7 @@ def cost_in_runs(prompts: int, effort: str, inside: bool = False) -> float:
     known = sum(1 / s for s in CHOICE_SPEEDUPS)
     choosing = half * kinds * known
     timing = min(work.gain_prompts, half) / 2 if inside else 0
-    return prompts + gains + timing + choosing + prompts * sum(1 / s for s in work.speeds) - half * known
+    return 0.5 + prompts + gains + timing + choosing + prompts * sum(1 / s for s in work.speeds) - half * known
 
 
 DEFAULT_KIND = "default"
@@ -89,13 +89,19 @@ DEFAULT_KIND = "default"
 
 
 def kinds(
-    trajectories: Trajectories, effort: Effort, *, apart: bool, inside_cost: float = 1.0
+    trajectories: Trajectories,
+    effort: Effort,
+    usual: dict[int, StepPlan],
+    *,
+    apart: bool,
+    inside_cost: float = 1.0,
 ) -> dict[str, dict[int, StepPlan]]:
     """Plans by the name of their kind and their cost in steps.
 
     Args:
         trajectories: unaccelerated runs, for the search.
         effort: says which kinds there are.
+        usual: the default plan at every cost in steps.
         apart: whether the pipeline calls the guidance branches one by one, so that the conditional one can run alone.
         inside_cost: cost of a step with UniCP inside as a share of a whole one; with 1 there are no such plans.
     """
@@ -104,7 +110,7 @@ def kinds(
         f"search, warmup {limits.warmup}, tempering {limits.tempering:g}": plans(trajectories, limits)
         for limits in effort.variants
     }
-    found[DEFAULT_KIND] = {number: default(count, number) for number in range(3, count)}
+    found[DEFAULT_KIND] = usual
     for warmup in effort.warmups:
         found[f"even, warmup {warmup}"] = {n: growing(count, n, warmup) for n in range(warmup + 2, count)}
     ways: dict[str, float | None] = {"conditional branch alone at every second": None} if apart else {}

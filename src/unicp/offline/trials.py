@@ -17,8 +17,8 @@ import torch
 from ..errors import UnicpError, UnicpWarning
 from ..files.checkpoint import Checkpoint
 from ..hosts.diffusers.session import accelerate
-from ..policies.base import unconditional
-from ..policies.budget import BudgetConfig, PlanBook, Priced
+from ..policies.base import Step, unconditional
+from ..policies.budget import BudgetConfig, BudgetPolicy, PlanBook, Priced
 from ..policies.config import Config
 from ..policies.plans.step_plan import StepPlan, alternating, growing, nearest
 from ..policies.unicp import UniCPConfig
@@ -197,6 +197,20 @@ class Tuner:
             weights=np.array(self.state["weights"]),
         )
 
+    def _default_plans(self, count: int, show: Callable[[str, int, int], None]) -> dict[int, StepPlan]:
+        """The default plan at every cost in steps, for what this solver can do: one accelerated run shows that."""
+        seen: list[Step] = []
+        config = BudgetConfig(target_speedup=2.0, leap=self.leap)
+        with accelerate(self.pipe, config) as session:
+
+            def look(done: int, of: int) -> None:
+                seen.extend([each.clock.step for each in session._hooked if each.clock.step is not None][:1])
+                show("the default plan", done, of)
+
+            Player(self.pipe, {}).run(self.arguments(0), on_step=look)
+        policy = BudgetPolicy(config)
+        return {n: replace(policy.default_plan(seen[0], n), default=True) for n in range(MIN_STEPS - 1, count)}
+
     def _real(
         self, plan: StepPlan, index: int, show: Callable[[int, int], None]
     ) -> tuple[float, float | None, dict[int, float]]:
@@ -244,6 +258,7 @@ class Tuner:
         known = kinds(
             trajectories,
             self.effort,
+            self._default_plans(count, show),
             apart=self.state["apart"],
             inside_cost=self._inside_cost(count, show) if self.inside is not None else 1.0,
         )

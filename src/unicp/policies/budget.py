@@ -195,8 +195,9 @@ class PlanBook:
             cheap = (*plan.conditional, *plan.inside)
             inside &= set(cheap) <= set(plan.compute[1:]) and len(set(cheap)) == len(cheap)
             inside &= 0 < plan.inside_cost <= 1
+            inside &= [int(place) for place in plan.places] == list(plan.compute if plan.places else ())
             rising = all(a < b for a, b in zip((-1, *plan.compute), (*plan.compute, plan.steps), strict=True))
-            numbers = [priced.speedup, plan.predicted, *(s.damping for s in plan.segments)]
+            numbers = [priced.speedup, plan.predicted, *plan.places, *(s.damping for s in plan.segments)]
             if not (inside and rising and 1 <= plan.steps <= len(book.sigmas) and all(map(math.isfinite, numbers))):
                 raise UnicpError("the plans of the profile are damaged: steps outside of the run, or no numbers")
         if not book.plans or not all(map(math.isfinite, book.sigmas)):
@@ -220,6 +221,8 @@ class PlanBook:
                 conditional=tuple(int(step) for step in entry.get("conditional", ())),
                 inside=tuple(int(step) for step in entry.get("inside", ())),
                 inside_cost=float(entry.get("inside_cost", 1.0)),
+                places=tuple(float(place) for place in entry.get("places", ())),
+                default=bool(entry.get("default", False)),
                 predicted=float(entry["predicted"]),
             )
             expected = {int(step): (float(mean), float(dev)) for step, (mean, dev) in entry["expected"].items()}
@@ -239,6 +242,8 @@ class PlanBook:
                     "conditional": list(priced.plan.conditional),
                     "inside": list(priced.plan.inside),
                     "inside_cost": priced.plan.inside_cost,
+                    "places": list(priced.plan.places),
+                    "default": priced.plan.default,
                     "predicted": priced.plan.predicted,
                     "speedup": priced.speedup,
                     "psnr": list(priced.psnr),
@@ -317,8 +322,10 @@ class BudgetPolicy(Policy):
             plan, old, new = priced.plan, self.book.sigmas[: priced.plan.steps], step.sigmas
             if new is None:  # the noise levels are unknown: carry the plan over by the share of the run
                 old, new = (tuple(1 - i / n for i in range(n)) for n in (plan.steps, count))
-            if new is not None:
-                plan = resampled(plan, old, new)
+            plan = resampled(plan, old, new)
+            if priced.plan.default and (plan is not priced.plan or step.began):
+                share = len(priced.plan.compute) / priced.plan.steps
+                plan = self.default_plan(step, max(1, round(share * (count - step.began))))
             same = plan is priced.plan
             self._expected = (priced.expected or {}) if same else {}
             if not same:
@@ -340,15 +347,11 @@ class BudgetPolicy(Policy):
         self._follow(beginning(plan, step.index) if step.index > step.began else plan)
 
     def _untuned(self, step: Step) -> StepPlan:
-        """The default plan, for the steps of the run that are left where it begins later (``strength``)."""
-        from .plans.step_plan import affordable, later, on_target, untuned
+        """The default plan for the speed that is asked for."""
+        from .plans.step_plan import affordable, on_target
 
         assert step.count is not None
-        config, steps = self.config, step.count - step.began
-        speedup = config.target_speedup or 1.0
-        sigmas = (step.sigmas or ())[step.began :]
-        if len(sigmas) != steps:
-            sigmas = tuple([1 - i / steps for i in range(steps)])
+        steps, speedup = step.count - step.began, self.config.target_speedup or 1.0
         computed = affordable(steps, speedup)
         if not on_target(steps, computed, speedup):
             self._remarks.append(
@@ -360,6 +363,22 @@ class BudgetPolicy(Policy):
                 f"a run of {steps} steps leaves little to skip, least of all with a model distilled for so few: try "
                 "fewer num_inference_steps first"
             )
+        return self.default_plan(step, computed)
+
+    def default_plan(self, step: Step, computed: int) -> StepPlan:
+        """The default plan, for the steps of the run that are left where it begins later (``strength``).
+
+        Args:
+            step: of the run; it says what its solver can do.
+            computed: how many of the steps to compute.
+        """
+        from .plans.step_plan import later, untuned
+
+        assert step.count is not None
+        config, steps = self.config, step.count - step.began
+        sigmas = (step.sigmas or ())[step.began :]
+        if len(sigmas) != steps:
+            sigmas = tuple([1 - i / steps for i in range(steps)])
         plan = untuned(
             sigmas,
             computed,

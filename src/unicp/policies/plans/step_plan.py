@@ -87,6 +87,7 @@ class StepPlan:
         predicted: predicted error at the end of the run, relative to the size of the outputs.
         places: place on the run's grid where each computed step is evaluated, in steps; the solver goes from one place
             to the next. Empty if each step is evaluated at its own index.
+        default: whether it is what :func:`untuned` makes for its run, and is to be made anew for another one.
     """
 
     steps: int
@@ -98,6 +99,7 @@ class StepPlan:
     correct: bool = True
     predicted: float = 0.0
     places: tuple[float, ...] = ()
+    default: bool = False
 
     @property
     def cost(self) -> float:
@@ -427,8 +429,6 @@ def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) 
     if len(old) == len(new) and np.allclose(old, new, rtol=1e-3, atol=1e-4):
         return plan
     count = len(plan.compute)
-    if replace(default(len(old), count), predicted=plan.predicted) == plan:
-        return default(len(new), round(count * len(new) / len(old)))
     places = np.interp(-new, -old, np.arange(len(old)))  # where each new step lies among the old ones
     last = [len(new) - 1] if plan.compute[-1] == len(old) - 1 and len(new) > 1 else []
     numbers = np.linspace(0, count - 1, max(min(3, len(new)), round(count * len(new) / len(old))))
@@ -443,7 +443,8 @@ def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) 
     conditional, inside = (
         tuple(sorted(step for step, old in like.items() if old in cheap)) for cheap in (plan.conditional, plan.inside)
     )
-    moved = replace(plan, steps=len(new), compute=tuple(sorted(like)), conditional=conditional, inside=inside)
+    compute = tuple(sorted(like))
+    moved = replace(plan, steps=len(new), compute=compute, conditional=conditional, inside=inside, places=())
     return _refilled(moved, places)
 
 

@@ -1,0 +1,244 @@
+"""What each lever is worth on every member of the proving ground, and what tuning is worth beside plain plan shapes.
+
+    python -m benchmarks.levers [--members latte ltx] [--prompts 4]
+
+At twice and three times the speed by steps, 50 steps, held-out captions, each against the unaccelerated video of the
+same seed: the default budget; the same with one lever off or on; a dozen plain shapes of plans, by how many first and
+last steps are computed, with leaps and without; a profile of ``unicp.tune`` at low effort, from four captions of the
+training side; fewer steps.
+
+Resumable: every video's figures are kept in ``benchmarks/results/levers.sqlite`` (not committed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import sqlite3
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+import unicp
+import zoo
+from benchmarks import common, figures
+from unicp import BudgetConfig, ScheduleConfig, UniCPConfig
+from unicp.demo import scenes
+from unicp.policies import Config
+from unicp.policies.plans import step_plan
+from unicp.tensors import metrics
+
+STEPS = 50
+SPEEDS = (2.0, 3.0)
+TUNED_ON = 4
+DEFAULT, TUNED, FEWER = "default", "tuned on 4 captions", "fewer steps"
+SHAPES = tuple(itertools.product((2, 5, 9), (1, 3), (BudgetConfig.leap, 0.0)))
+"""First and last steps that are computed, and the share of the run in which leaps are allowed."""
+LEVERS: dict[str, Callable[[float], Config]] = {
+    "no correction": lambda speed: BudgetConfig(target_speedup=speed, correct=False),
+    "no leaps": lambda speed: BudgetConfig(target_speedup=speed, leap=0.0),
+    "no first steps beyond two": lambda speed: BudgetConfig(target_speedup=speed, warmup_steps=2),
+    "even steps, forecast linearly": lambda speed: ScheduleConfig(interval=round(speed), fill="linear"),
+    "even steps, repeated": lambda speed: ScheduleConfig(interval=round(speed)),
+    "UniCP inside, for half of what is saved": lambda speed: UniCPConfig(
+        target_speedup=None, stack=BudgetConfig(target_speedup=speed / 1.25), delta=0.05
+    ),
+}
+CONDITIONAL = "the conditional branch alone at every second step"
+
+
+def members() -> tuple[str, ...]:
+    """The demo model, and what the proving ground has besides; ``wan-image`` takes a picture for each caption."""
+    return ("wan", *(name for name in zoo.names() if name != "wan-image"))
+
+
+def shape_name(first: int, last: int, leap: float) -> str:
+    return f"first {first}, last {last}" + (", no leaps" if leap == 0 else "")
+
+
+class Bench:
+    """One member, and its videos."""
+
+    def __init__(self, member: str) -> None:
+        self.member = member
+        self.pipe, self.call = (common.pipeline(), dict(common.CALL)) if member == "wan" else zoo.load(member)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.call["num_inference_steps"] = STEPS
+        self._whole: tuple[str, Any] = ("", None)
+
+    @torch.inference_mode()
+    def video(self, caption: str, **call: Any) -> Any:
+        """Frames (F, C, H, W) in [0, 1]; every caption has the same noise."""
+        call = {**self.call, "output_type": "pt", "generator": torch.Generator().manual_seed(0), **call}
+        return self.pipe(prompt=caption, **call).frames[0].float()
+
+    def whole(self, caption: str) -> Any:
+        """The unaccelerated video."""
+        if self._whole[0] != caption:
+            self._whole = (caption, self.video(caption))
+        return self._whole[1]
+
+    def profile(self) -> Any:
+        """A profile, tuned if it is not there."""
+        path = common.RESULTS / f"levers-{self.member}.safetensors"
+        if not path.exists():
+            made = unicp.tune(
+                self.pipe,
+                common.training_prompts(TUNED_ON),
+                effort="low",
+                progress=False,
+                checkpoint=path.with_suffix(".part.json"),
+                **self.call,
+            )
+            made.save(path)
+        return unicp.Profile.load(path)
+
+    def configs(self, speed: float) -> dict[str, Config]:
+        """What is tried, but for fewer steps."""
+        found: dict[str, Config] = {DEFAULT: BudgetConfig(target_speedup=speed)}
+        found |= {name: make(speed) for name, make in LEVERS.items()}
+        found[CONDITIONAL] = BudgetConfig(target_speedup=speed)
+        for first, last, leap in SHAPES:
+            found[shape_name(first, last, leap)] = BudgetConfig(
+                target_speedup=speed, warmup_steps=first, cooldown_steps=last, leap=leap
+            )
+        try:
+            found[TUNED] = BudgetConfig(profile=self.profile(), target_speedup=speed)
+        except unicp.UnicpError as error:
+            print(f"{self.member}: {error}")
+        return found
+
+    def row(self, name: str, speed: float, config: Config | None, caption: str) -> dict[str, float]:
+        """Share of the operations, and PSNR."""
+        if config is None:
+            steps = round(STEPS / speed)
+            return {"share": steps / STEPS, "psnr": self._psnr(self.video(caption, num_inference_steps=steps), caption)}
+        plans = conditional() if name == CONDITIONAL else contextlib.nullcontext()
+        with plans, unicp.accelerate(self.pipe, config) as session:
+            frames = self.video(caption)
+            share = session.report().computed_fraction
+        return {"share": share, "psnr": self._psnr(frames, caption)}
+
+    def _psnr(self, frames: Any, caption: str) -> float:
+        return min(float(metrics.psnr(frames, self.whole(caption))), 120.0)
+
+
+def conditional() -> Any:
+    """While this is entered, plans have growing gaps and cheap steps."""
+
+    def plan(sigmas: Any, computed: int, **_: Any) -> step_plan.StepPlan:
+        return step_plan.alternating(len(sigmas), computed, 2)
+
+    return patch.object(step_plan, "untuned", plan)
+
+
+def measure(member: str, captions: list[str], kept: sqlite3.Connection) -> None:
+    bench = Bench(member)
+    tried = {speed: {**bench.configs(speed), FEWER: None} for speed in SPEEDS}
+    for caption in captions:
+        for speed, rows in tried.items():
+            for name, config in rows.items():
+                key = (member, speed, name, caption)
+                if kept.execute(
+                    "select 1 from made where (member, speed, row, caption) = (?, ?, ?, ?)", key
+                ).fetchone():
+                    continue
+                found = bench.row(name, speed, config, caption)
+                kept.execute("insert into made values (?, ?, ?, ?, ?)", (*key, json.dumps(found)))
+                kept.commit()
+                print(f"{member} {speed:g}x {name}: {found['share']:.3f} {found['psnr']:.1f} dB", flush=True)
+
+
+def tabled(kept: sqlite3.Connection, captions: list[str]) -> list[dict[str, Any]]:
+    """A line for each member, speed and row that is there for all captions."""
+    found: dict[tuple[str, float, str], list[dict[str, float]]] = {}
+    for member, speed, row, caption, made in kept.execute("select * from made"):
+        if caption in captions:
+            found.setdefault((member, speed, row), []).append(json.loads(made))
+    return [
+        {
+            "member": member,
+            "speed": speed,
+            "row": row,
+            "share": round(mean(one["share"] for one in made), 3),
+            "psnr": round(mean(one["psnr"] for one in made), 1),
+            "worst": round(min(one["psnr"] for one in made), 1),
+        }
+        for (member, speed, row), made in found.items()
+        if len(made) == len(captions)
+    ]
+
+
+def at(table: list[dict[str, Any]], member: str, speed: float, row: str, which: str = "psnr") -> float | None:
+    return next((r[which] for r in table if (r["member"], r["speed"], r["row"]) == (member, speed, row)), None)
+
+
+def lever_table(table: list[dict[str, Any]]) -> list[str]:
+    """Markdown: what the default plan has over the same without a lever (or with another), in dB, by member."""
+    names = list(dict.fromkeys(row["member"] for row in table))
+    rows = [*LEVERS, CONDITIONAL, FEWER]
+    lines = [f"| at {' / '.join(f'{s:g}x' for s in SPEEDS)} | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for row in rows:
+        cells = []
+        for name in names:
+            pairs = [(at(table, name, speed, row), at(table, name, speed, DEFAULT)) for speed in SPEEDS]
+            cells.append(" / ".join("–" if a is None or b is None else f"{a - b:+.1f}" for a, b in pairs))
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return lines
+
+
+def tuning_table(table: list[dict[str, Any]]) -> list[str]:
+    """Markdown: the default plan, a tuned one, and the best of the plain shapes on these very captions."""
+    lines = ["| | default plan | tuned | best plain shape of a dozen |", "|---|---:|---:|---|"]
+    for name in dict.fromkeys(row["member"] for row in table):
+        for speed in SPEEDS:
+            shapes = {shape_name(*shape): at(table, name, speed, shape_name(*shape)) for shape in SHAPES}
+            known = {shape: psnr for shape, psnr in shapes.items() if psnr is not None}
+            best = max(known, key=lambda shape: known[shape], default="")
+            cells = [_said(table, name, speed, DEFAULT), _said(table, name, speed, TUNED)]
+            lines.append(f"| {name}, {speed:g}x | {' | '.join(cells)} | {_said(table, name, speed, best)} ({best}) |")
+    return lines
+
+
+def _said(table: list[dict[str, Any]], member: str, speed: float, row: str) -> str:
+    psnr, worst = at(table, member, speed, row), at(table, member, speed, row, "worst")
+    return "–" if psnr is None or worst is None else f"{psnr:.1f} / {worst:.1f}"
+
+
+def read() -> Mapping[str, Any]:
+    return figures.read(common.RESULTS / "levers.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", nargs="+", choices=members(), default=members())
+    parser.add_argument("--prompts", type=int, default=4)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", unicp.UnicpWarning)
+    common.RESULTS.mkdir(exist_ok=True)
+    captions = scenes.prompts(args.prompts)
+    path: Path = common.RESULTS / "levers.sqlite"
+    with sqlite3.connect(path) as kept:
+        key = "primary key (member, speed, row, caption)"
+        kept.execute(f"create table if not exists made (member, speed, row, caption, figures, {key})")
+        for member in args.members:
+            measure(member, captions, kept)
+        table = tabled(kept, captions)
+    made_by = "python -m benchmarks.levers" + (f" --prompts {args.prompts}" if args.prompts != 4 else "")
+    common.save("levers", {"prompts": args.prompts, "steps": STEPS, "table": table}, made_by)
+    print("\n".join([*lever_table(table), "", *tuning_table(table)]))
+
+
+if __name__ == "__main__":
+    main()
