@@ -26,8 +26,8 @@ UNICP_MODELS = {
     "hunyuan": "the proving ground's HunyuanVideo",
     "latte": "the proving ground's Latte",
     "ltx": "the proving ground's LTX",
-    "wan-large-frame-256": "the proving ground's large-frame member at 256x256 pixels (self-attention is three fifths of "
-    "the operations)",
+    "wan-large-frame-256": "the proving ground's large-frame member at 256x256 pixels (1,792 tokens; self-attention is "
+    "three fifths of the operations)",
     "wan-large-frame-320": "the proving ground's large-frame member at 320x320 pixels (2,800 tokens; self-attention is "
     "two thirds of the operations)",
 }

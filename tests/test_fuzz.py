@@ -45,6 +45,8 @@ BOOK = {
             "conditional": [],
             "inside": [],
             "inside_cost": 1.0,
+            "places": [],
+            "default": False,
             "predicted": 0.1,
             "speedup": 2.0,
             "psnr": [30.0, 31.0],

@@ -41,8 +41,11 @@ tells which step that is, until the scheduler has taken one."""
 READING = ["schedule-linear", "adacache-residual", "budget-default", "unicp-online", "unicp-forecast"]
 
 
-def pretended(family: str, case: str, device: Pretend) -> unicp.SessionReport:
-    """A run of a tiny pipeline on the pretended device, with every tensor of the call there."""
+def pretended(family: str, case: str, device: Pretend, videos: int = 1) -> unicp.SessionReport:
+    """A run of a tiny pipeline on the pretended device, with every tensor of the call there.
+
+    Of several videos, the reads are those of the last one.
+    """
     chosen = FAMILIES[family]
     pipe = chosen.build()
     for denoiser in denoisers(chosen, pipe):
@@ -55,7 +58,9 @@ def pretended(family: str, case: str, device: Pretend) -> unicp.SessionReport:
         return pipe(**moved(call, DEVICE))
 
     with torch.no_grad(), device:
-        quietly(lambda: chosen.run(pipe, run, generator=torch.Generator().manual_seed(0)))
+        for _ in range(videos):
+            device.reads.clear()
+            quietly(lambda: chosen.run(pipe, run, generator=torch.Generator().manual_seed(0)))
         return session.report()
 
 
@@ -82,6 +87,14 @@ def test_at_most_one_read_a_computed_step_and_none_of_tensors_elsewhere(family: 
     others = [read for read in device.reads if read.ours and read not in measured]
     assert len(others) <= MADE_ANEW.get(family, 0), others
     assert all(read.call <= len(FAMILIES[family].branches) for read in others), others
+
+
+@pytest.mark.parametrize("family", ["wan", "wan2.2", "hunyuan-video", "cogvideox"])
+def test_nothing_is_read_as_the_second_video_begins(family: str) -> None:
+    """Multistep solvers keep timesteps of the video before."""
+    device = Pretend()
+    pretended(family, "schedule-linear", device, videos=2)
+    assert not [read for read in device.reads if read.ours]
 
 
 @functools.cache

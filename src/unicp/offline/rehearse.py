@@ -184,6 +184,8 @@ def rehearse(
         raise UnicpError(
             f"{model.name} does not run at {width}x{height}, {frames} frames: {first_line(error)}"
         ) from error
+    # As in a new process: some schedulers keep timesteps of the video before.
+    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config)
     work = Work(idle.work.flops * steps // few, idle.work.bytes * steps // few, idle.work.seconds * steps / few)
     if memory is not None:
         room = memory - stage.weights - idle.peak

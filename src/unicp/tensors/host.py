@@ -74,23 +74,25 @@ def listed(tensor: Any) -> list[Any]:
     >>> listed(torch.tensor([1.0, 0.5]))
     [1.0, 0.5]
     """
-    version = version_of(tensor) if isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu" else None
-    if version is None:
-        values: list[Any] = tensor.tolist()
-        return values
-    kept = _fetched.get(id(tensor))
-    if kept is not None and kept[0]() is tensor and kept[1] == version:
-        return kept[2]
-    values = tensor.tolist()
-    note(tensor, values)
+    values = noted(tensor)
+    if values is None:
+        values = tensor.tolist()
+        note(tensor, values)
     return values
 
 
-def note(tensor: torch.Tensor, values: list[Any]) -> None:
-    """Know the values of a device's tensor until somebody writes to it, or until it is gone.
+def noted(tensor: Any) -> Any:
+    """What :func:`listed` knows of a tensor without reading it; ``None`` if it knows nothing."""
+    kept = _fetched.get(id(tensor))
+    return kept[2] if kept is not None and kept[0]() is tensor and kept[1] == version_of(tensor) else None
+
+
+def note(tensor: Any, values: Any) -> None:
+    """Know ``tensor.tolist()`` of a device's tensor until somebody writes to it, or until it is gone.
 
     Of inference tensors nothing is noted, as writing to them leaves no trace.
     """
-    key, version = id(tensor), version_of(tensor)
+    there = isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu"
+    key, version = id(tensor), version_of(tensor) if there else None
     if version is not None:
         _fetched[key] = weakref.ref(tensor, lambda _: _fetched.pop(key, None)), version, values

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ...tensors.host import note
+from ...tensors.host import Point, note, noted
 
 METHOD = "set_timesteps"
 
@@ -59,9 +59,9 @@ def _noting(own: Any) -> Any:
 
     @functools.wraps(own)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _note_left(self)
         result = own(self, *args, **kwargs)
-        items = vars(self).items()
-        made = {name: at for name, at in items if isinstance(at, torch.Tensor) and at.device.type != "cpu"}
+        made = {name: value for name, value in vars(self).items() if _elsewhere(value)}
         if made and "device" in takes.parameters:
             try:
                 twin = copy.deepcopy(self)
@@ -77,3 +77,20 @@ def _noting(own: Any) -> Any:
         return result
 
     return set_timesteps
+
+
+def _note_left(scheduler: Any) -> None:
+    """Note the timesteps that a multistep solver has left in its lists, before those they are parts of are gone."""
+    timesteps = getattr(scheduler, "timesteps", None)
+    values = noted(timesteps)
+    for kept in vars(scheduler).values() if values is not None else ():
+        for value in kept if isinstance(kept, list) else ():
+            point = Point.of(value) if _elsewhere(value) else None
+            place = point.index_in(timesteps) if point is not None and value.ndim == 0 else None
+            if place is not None:
+                note(value, values[place])
+
+
+def _elsewhere(value: Any) -> bool:
+    """Whether this is a tensor that is not on the host."""
+    return isinstance(value, torch.Tensor) and value.device.type != "cpu"
