@@ -191,10 +191,19 @@ def lever_table(table: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         cells = []
         for name in names:
-            pairs = [(at(table, name, speed, row), at(table, name, speed, DEFAULT)) for speed in SPEEDS]
-            cells.append(" / ".join("–" if a is None or b is None else f"{a - b:+.1f}" for a, b in pairs))
+            cells.append(" / ".join(_over_default(table, name, speed, row) for speed in SPEEDS))
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
+
+
+def _over_default(table: list[dict[str, Any]], member: str, speed: float, row: str) -> str:
+    """In dB; with the share of the operations where it is another."""
+    psnr, usual = at(table, member, speed, row), at(table, member, speed, DEFAULT)
+    if psnr is None or usual is None:
+        return "–"
+    share, whole = at(table, member, speed, row, "share"), at(table, member, speed, DEFAULT, "share")
+    assert share is not None and whole is not None
+    return f"{psnr - usual:+.1f}" + (f" ({share:.0%})" if abs(share - whole) > 0.025 else "")
 
 
 def tuning_table(table: list[dict[str, Any]]) -> list[str]:

@@ -136,7 +136,7 @@ def test_two_denoisers_have_one_reserve_between_them() -> None:
 def test_notes_say_whose_they_are_where_denoisers_differ() -> None:
     family = FAMILIES["wan2.2"]
     pipe = family.build()
-    session = unicp.accelerate(pipe, BudgetConfig(target_speedup=3))
+    session = unicp.accelerate(pipe, BudgetConfig(target_speedup=3, leap=0.0))
     quietly(lambda: family.generate(pipe))
     assert sum("no profile" in note for note in session.report().notes) == len(session.report().notes) == 1
     assert session.report().computed_fraction < 1
@@ -153,7 +153,7 @@ def test_what_the_second_denoiser_forecasts_is_corrected_too(monkeypatch: pytest
     pipe = family.build()
     made = {}
     for correct in (True, False):
-        session = unicp.accelerate(pipe, BudgetConfig(target_speedup=2, correct=correct))
+        session = unicp.accelerate(pipe, BudgetConfig(target_speedup=2, correct=correct, leap=0.0))
         known: list[Any] = []
         second = session._hooked[1]
         handle = second.denoiser.register_forward_hook(lambda *_, e=second, k=known: k.append(e.clock.step.weights))

@@ -124,12 +124,34 @@ def test_other_schedulers_get_forecasts(scheduler: Any) -> None:
         assert "leap" not in {record.action for record in session.report().steps}
 
 
-def test_two_denoisers_get_forecasts_as_one_may_take_over_at_any_step() -> None:
+def test_two_denoisers_of_which_nobody_knows_when_the_second_takes_over_get_forecasts() -> None:
     family = FAMILIES["wan2.2"]
     pipe = family.build()
-    with unicp.accelerate(pipe, ALL) as session:
-        family.generate(pipe)
+    pipe.register_to_config(boundary_ratio=None)
+    with unicp.accelerate(pipe, BudgetConfig(target_speedup=2, leap=1.0)) as session:
+        pipe.register_to_config(boundary_ratio=0.875)
+        family.generate(pipe, steps=12)
         assert "leap" not in {record.action for record in session.report().steps}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_from_one_denoiser_to_the_other_the_solver_leaps_as_it_would_with_one(name: str) -> None:
+    """It leaps over the first step of the second one, whose output is ignored."""
+    family = FAMILIES["wan2.2"]
+    pipe = family.build()
+    pipe.scheduler = type(SOLVERS[name]).from_config(SOLVERS[name].config)
+    pipe.scheduler.set_timesteps(12)
+    pipe.register_to_config(boundary_ratio=float(pipe.scheduler.timesteps[4:6].double().mean()) / 1000)
+    with unicp.accelerate(pipe, BudgetConfig(target_speedup=3)) as session:
+        leapt = family.generate(pipe, steps=12)
+        report = session.report()
+    steps = computed(session)
+    assert {record.action for record in report.steps} == {"compute", "leap"}
+    second = [record.index for record in report.steps if record.denoiser == "transformer_2"]
+    assert min(second) == 5 and steps == [0, 3, 6, 9]
+    assert report.computed_fraction == pytest.approx(4 / 12)
+    pipe.scheduler = only(SOLVERS[name], steps)
+    assert torch.equal(leapt, family.generate(pipe, steps=12))
 
 
 def test_a_module_alone_gets_forecasts() -> None:

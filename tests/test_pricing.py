@@ -89,5 +89,5 @@ def test_without_videos_and_measured_forecasts_it_knows_what_unaccelerated_runs_
 def test_plans_are_judged_by_prompts_that_they_were_not_made_to_fit(kept: bool) -> None:
     pipe = FAMILIES["wan"].build()
     run = trials.Tuner(pipe, {}, ["a", "b", "c", "d", "e"], {}, 0, candidates.EFFORTS["low"], None, None)
-    run.chosen = {"1.5x": "default", "2x": "default" if kept else "even, warmup 3"}
+    run.chosen = {"1.5x": "default", "2x": "default" if kept else "growing, warmup 3"}
     assert list(run._judged()) == ([0, 1, 2, 3, 4] if kept else [3, 4])

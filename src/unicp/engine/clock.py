@@ -290,10 +290,20 @@ class Clock:
                 sigmas=sigmas if count is None or sigmas is None else sigmas[:count],
                 weights=self._weights,
                 noisy=self._noisy,
+                switch=self._switch(),
                 **self._solver,
             )
         assert self.step is not None
         return Tick(self.step, branch, fresh, moved, self._unknown or unknown)
+
+    def _switch(self) -> int | None:
+        """The first step of the pipeline's second denoiser, if it has two."""
+        pipe = self._pipe() if self._pipe is not None else None
+        share = takeover(pipe) if self.beside and self.follows_scheduler else None
+        if share is None:
+            return None
+        boundary = share * (getattr(self.scheduler().config, "num_train_timesteps", None) or TRAINING_STEPS)
+        return next((index for index, level in enumerate(self._levels()) if level < boundary), None)
 
     def _reached(self) -> int:
         """Index of the last step of this run that was called here or on another denoiser of the pipeline."""
@@ -548,6 +558,15 @@ def _near(level: float, noise: float, dtype: Any) -> bool:
     """Whether two timesteps are equal, up to the precision of this dtype."""
     floats = isinstance(dtype, torch.dtype) and dtype.is_floating_point
     return abs(level - noise) <= max(1e-3, torch.finfo(dtype).eps if floats else 0.0) * max(1.0, abs(noise))
+
+
+def takeover(pipe: Any) -> float | None:
+    """The timestep below which a pipeline's second denoiser takes over, as a share of all; ``None`` if none does.
+
+    Pipelines of Wan 2.2 have it in their configuration.
+    """
+    share = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
+    return float(share) if isinstance(share, (int, float)) else None
 
 
 def window_of(hidden: Any) -> int | None:

@@ -115,6 +115,7 @@ class Run:
         self._policies: dict[str, Policy] = {}
         self._decisions: dict[str, Decision] = {}  # of the step, by what decides apart
         self._fills: dict[str, OutputFill | StackFill] = {}  # by branch
+        self._borrowed: dict[str, OutputFill | StackFill] = {}  # those of the denoiser before, until one is computed
         self._units: dict[str, dict[str, UnitFill]] = {}  # by branch and unit
         self._measured: dict[str, list[Captured]] = {}  # residuals at the last computed step, by what decides apart
         self._pending: list[tuple[Policy, Step, StepRecord, Any, dict[str, tuple[int, Any]]]] = []
@@ -124,6 +125,7 @@ class Run:
         self._unmeasured: set[str] = set()  # what decides, and has nothing to compare its next measurement with
         self._remarks: list[str] = []
         self._ran = self._whole = 0  # operations of the calls so far, and what they would have been in full
+        self._uncounted: dict[str, int] = {}  # calls so far whose operations are not known, by branch
         self._began = 0.0
         self._branches: list[str] = []  # seen at this step, where the run itself keeps count
         self._last: dict[str, int] = {}  # the step at which each of them was seen last
@@ -232,7 +234,8 @@ class Run:
             self._decisions[key] = self._policies[key].decide(step)
         decision = self._decisions[key].of_branch(branch)
         fill = self._fills.get(branch)
-        if not decision.runs and (fill is None or not fill.kept):
+        anything = decision.action == "leap" and branch in self._borrowed  # will do where the solver is beyond it
+        if not decision.runs and (fill is None or not fill.kept) and not anything:
             decision = Decision(action="compute")  # a branch that was never computed has nothing to be filled from
         return decision
 
@@ -257,6 +260,10 @@ class Run:
         if branch in self._measuring:
             self._unmeasured.add(self._key(branch))
             self._measured.pop(self._key(branch), None)
+
+    def borrow(self, left: dict[str, OutputFill | StackFill]) -> None:
+        """Take what another denoiser's run kept (:meth:`rest`), for steps that the solver has leapt over from there."""
+        self._borrowed = left
 
     def remark(self, note: str) -> None:
         """Say something of this video in its report, once."""
@@ -293,6 +300,9 @@ class Run:
         if branch not in self._fills:
             self._fills[branch] = StackFill() if self.needs.keep == "stack" else OutputFill(self.needs)
         fill = self._fills[branch]
+        if decision.runs:
+            self._borrowed.pop(branch, None)
+        fill = self._borrowed.get(branch, fill)
         if isinstance(fill, OutputFill) and not decision.runs:
             if decision.action != "leap":
                 record.action = "forecast" if fill.kept.used(decision) > 1 else "reuse"
@@ -300,8 +310,12 @@ class Run:
         else:
             output = self._called(step, branch, decision, fill, compute, batch, frames, record)
         record.operations = self._operations(record)
-        self._ran, self._whole = self._ran + record.operations, self._whole + self._meter.cost(branch).total
-        self.generation.add(record, self._meter.cost(branch).total, self._began)
+        # Where the solver leapt from one denoiser to another, calls come before the first one that is counted.
+        cost, calls = self._meter.cost(branch).total, self._uncounted.pop(branch, 0) + 1
+        if not cost:
+            self._uncounted[branch] = calls
+        self._ran, self._whole = self._ran + record.operations, self._whole + calls * cost
+        self.generation.add(record, calls * cost, self._began)
         self.generation.complete |= step.count is None or step.is_last(1)
         if decision.runs:
             self.generation.hold(self.name, self.tensors())
@@ -427,15 +441,22 @@ class Run:
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held between calls."""
-        held = [tensor for fill in self._fills.values() for tensor in fill.tensors()]
+        fills = (*self._fills.values(), *self._borrowed.values())
+        held = [tensor for fill in fills for tensor in fill.tensors()]
         held += [tensor for captured in self._measured.values() for each in captured for tensor in each]
         return held + [t for units in self._units.values() for fill in units.values() for t in fill.tensors()]
 
-    def rest(self) -> None:
-        """Free what was kept, as another denoiser has taken over; should this one be called again, it computes."""
+    def rest(self) -> dict[str, OutputFill | StackFill]:
+        """Keep nothing any more, as another denoiser has taken over; should this one be called again, it computes.
+
+        Returns:
+            The fills of outputs, by branch, as they were.
+        """
         self.settle()
+        left = dict(self._fills)
         self._free()
         self.generation.hold(self.name, [])
+        return left
 
     def close(self) -> None:
         """The video is over, or broken off: free everything, and leave what there is to say to the generation."""
@@ -448,6 +469,7 @@ class Run:
 
     def _free(self) -> None:
         self._fills.clear()
+        self._borrowed.clear()
         self._units.clear()
         self._measured.clear()
         self._pending.clear()

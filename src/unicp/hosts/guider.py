@@ -211,7 +211,7 @@ class _Filling:
             parts.book = profile.book(self.config)
         self.run = Run(self.config.shared(1 + len(siblings)), name=name, parts=parts)
         self._sources, self._unseen = Sources(None, "", (), self.run.remark), True
-        self.leaper.alone = not siblings
+        self.leaper.allowed = not siblings
         self._followed = self.clock.follows_scheduler
         if self._followed:
             self.leaper.begin(tick.step.index)

@@ -26,8 +26,7 @@ class Effort:
     Attributes:
         gain_prompts, gain_positions: number of prompts (at least 1) and of steps at which errors are injected.
         variants: limits of the search.
-        warmups: numbers of first steps of evenly spaced plans (:func:`~unicp.policies.plans.step_plan.growing`; with 2,
-            those at high speeds are the default plan).
+        warmups: numbers of first steps of plans whose gaps grow (:func:`~unicp.policies.plans.step_plan.growing`).
         alternating: numbers of first steps of plans with the conditional branch alone at every second step, if a
             pipeline calls it alone, and of plans with UniCP inside there, if it is given
             (:func:`~unicp.policies.plans.step_plan.alternating`).
@@ -44,13 +43,13 @@ class Effort:
 
 EFFORTS = {
     "low": Effort(
-        gain_prompts=1, gain_positions=0, variants=(Limits(),), warmups=(), alternating=(), speeds=CHOICE_SPEEDUPS
+        gain_prompts=1, gain_positions=0, variants=(Limits(),), warmups=(2, 5), alternating=(), speeds=CHOICE_SPEEDUPS
     ),
     "medium": Effort(
         gain_prompts=3,
         gain_positions=5,
         variants=(Limits(), Limits(warmup=5), Limits(tempering=0.5)),
-        warmups=(3, 5),
+        warmups=(2, 5),
         alternating=(3,),
         speeds=MEASURED_SPEEDUPS,
     ),
@@ -58,7 +57,7 @@ EFFORTS = {
         gain_prompts=8,
         gain_positions=8,
         variants=tuple(Limits(warmup=w, tempering=t) for w in (2, 3, 5) for t in (0.0, 0.3, 0.6)),
-        warmups=(3, 4, 5, 7),
+        warmups=(2, 3, 5, 7),
         alternating=(2, 5),
         speeds=MEASURED_SPEEDUPS,
     ),
@@ -112,7 +111,7 @@ def kinds(
     }
     found[DEFAULT_KIND] = usual
     for warmup in effort.warmups:
-        found[f"even, warmup {warmup}"] = {n: growing(count, n, warmup) for n in range(warmup + 2, count)}
+        found[f"growing, warmup {warmup}"] = {n: growing(count, n, warmup) for n in range(warmup + 2, count)}
     ways: dict[str, float | None] = {"conditional branch alone at every second": None} if apart else {}
     if inside_cost < 1:
         ways["UniCP inside at every second"] = inside_cost

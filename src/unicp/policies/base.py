@@ -51,6 +51,7 @@ class Step:
         throughout: whether longer steps are worth it only in plans that take them all the way.
         evenly: whether they are worth it only at even distances.
         noisy: whether the sampler draws noise at its steps.
+        switch: the step at which another denoiser takes over (Wan 2.2), or ``None`` if none does or it is unknown.
     """
 
     index: int
@@ -66,6 +67,7 @@ class Step:
     throughout: bool = dataclasses.field(default=False, compare=False)
     evenly: bool = dataclasses.field(default=False, compare=False)
     noisy: bool = dataclasses.field(default=False, compare=False)
+    switch: int | None = dataclasses.field(default=None, compare=False)
 
     @property
     def weight(self) -> float | None:

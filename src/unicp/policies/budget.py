@@ -44,8 +44,8 @@ class BudgetConfig(Config):
         leap: share of the run, from its beginning, in which the solver takes one long step to the next computed step
             instead of several short ones through forecasts, 0 to 1. After that share it does so only where the long
             step is longer than a twentieth of the run. With 0 it never does. Only multistep solvers (UniPC,
-            DPM-Solver++, DEIS) with one denoiser leap; DDIM and CogVideoX's DPM-Solver++ do in default plans that leap
-            all the way; elsewhere skipped steps are forecast.
+            DPM-Solver++, DEIS) leap; DDIM, and all of them where the pipeline has two denoisers, do only in default
+            plans that leap all the way; elsewhere skipped steps are forecast.
         override_reserve: share of the steps that may be computed beyond the plan, 0 to 1, where forecasts turn out
             worse than ``tune`` saw or, at steps that it did not see, twice as bad as any before in this run (of four or
             more). By default a tenth with ``min_psnr``, and none with ``target_speedup``, as every extra step costs
@@ -315,7 +315,7 @@ class BudgetPolicy(Policy):
             self._remarks.append(NO_COUNT_NOTE.format(so="no plan can be made, and all were computed"))
             self._follow(StepPlan(steps=step.index + 1, compute=()))
             return
-        self._throughout, self._leaping = step.throughout, step.leaps
+        self._throughout, self._leaping = step.throughout or step.switch is not None, step.leaps
         self._remarks, self._beyond, self._until = [], 0, None
         if self.book is not None:
             priced = self.book.choose(config)
@@ -344,7 +344,11 @@ class BudgetPolicy(Policy):
                 "forecasts were not corrected: what the scheduler makes of an output cannot be told (it may draw noise)"
             )
         self._reserve = round(config.reserve * plan.steps)
-        self._follow(beginning(plan, step.index) if step.index > step.began else plan)
+        if plan.places and step.switch is not None:  # the solver leaps all the way, from one denoiser to the other
+            self._follow(plan)
+            self._beyond = next((s for s in plan.compute if s >= step.index), plan.steps)
+        else:
+            self._follow(beginning(plan, step.index) if step.index > step.began else plan)
 
     def _untuned(self, step: Step) -> StepPlan:
         """The default plan for the speed that is asked for."""
@@ -389,6 +393,7 @@ class BudgetPolicy(Policy):
             evenly=step.evenly,
             corrects=config.correct and step.weights is not None,
             stays=step.weights is not None and step.weights[-1] == 0,
+            switches=step.switch is not None,
             warmup=config.warmup_steps,
             cooldown=config.cooldown_steps,
         )
@@ -406,11 +411,11 @@ class BudgetPolicy(Policy):
     def decide(self, step: Step) -> Decision:
         if self._plan is None or (self._leaping and not step.leaps):  # that turns out after the first step
             self._begin(step)
+        if step.index < self._beyond:
+            return Decision(action="leap")
         segment = self._segments.get(step.index)
         if segment is None or not self._computed or step.index in self._compute:
             return self._now(step, alone=step.index in self._conditional and not self._blind)
-        if step.index < self._beyond:
-            return Decision(action="leap")
         if self._blind:  # a measurement that is not a number is never a reason to forecast, whatever the reserve
             return self._now(step)
         order = min(segment.order, len(self._computed) - 1)

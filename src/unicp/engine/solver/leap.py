@@ -61,13 +61,13 @@ class Leaper:
         wanted: whether the method takes longer steps at all.
 
     Attributes:
-        alone: whether the pipeline has no other denoiser, whose turn might begin within a longer step.
+        allowed: whether no other denoiser's turn might begin within a longer step, unnoticed by policies.
         noisy: whether ``step`` was told to draw noise (``eta``); then no longer steps are taken, which would draw less.
     """
 
     def __init__(self, scheduler: Callable[[], Any], wanted: bool = True) -> None:
         self._find, self._wanted = scheduler, wanted
-        self.alone = False
+        self.allowed = False
         self._scheduler: Any = None
         self._timesteps: Any = None  # of the run; set_timesteps makes new ones for every video
         self._forget()
@@ -98,7 +98,7 @@ class Leaper:
         if same and index > self._last:
             return  # it is still that run
         self._leave()
-        able = self.alone and self._wanted and leaps(scheduler)
+        able = self.allowed and self._wanted and leaps(scheduler)
         if not able:
             return
         path = ByTimestep if type(scheduler).__name__ in VARIANCE_PRESERVING else ByIndex

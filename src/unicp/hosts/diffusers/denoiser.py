@@ -104,6 +104,7 @@ class HookedDenoiser:
 
     Attributes:
         run: the video that is under way here, if any.
+        left: what other denoisers kept as this one took over, by branch.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class HookedDenoiser:
         self.leaper = Leaper(self.clock.scheduler, self.needs.leap)
         self.parts = Parts()
         self.run: Run | None = None
+        self.left: dict[str, Any] = {}
         self.hook = hooks.DenoiserHook(self.call, self._reset, self)
         self._opened, self._ended, self._group, self._plans = opened, ended, group, plans
         self._parameters = parameters(denoiser)
@@ -300,8 +302,11 @@ class HookedDenoiser:
         self.run = Run(self.config, name=self.name, parts=self.parts, generation=generation)
         self.sources.begin()
         self._follows_scheduler = self.clock.follows_scheduler and not self.clock.in_waves
+        left, self.left = self.left, {}
         if self._follows_scheduler:
             self.leaper.begin(tick.step.index)
+            if self.leaper.active and self.leaper.over(tick.step.index):
+                self.run.borrow(left)
         if not self._follows_scheduler or not self.leaper.active:
             return tick
         step = self.clock.allow_leaps(free=self.clock.can_move_timestep(call), **self.leaper.worth)
@@ -336,10 +341,9 @@ class HookedDenoiser:
         """End the video in progress as the pipeline asks to, unless it is that of another thread."""
         self.turns.in_turn(self.end)
 
-    def rest(self) -> None:
-        """Free what is kept, as another denoiser has taken over; see :meth:`Run.rest`."""
-        if self.run is not None:
-            self.run.rest()
+    def rest(self) -> dict[str, Any]:
+        """Keep nothing any more, as another denoiser has taken over; see :meth:`Run.rest`."""
+        return self.run.rest() if self.run is not None else {}
 
     def end(self) -> None:
         """End the video that is under way here. The next call begins another."""

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ...engine.clock import takeover
 from ...engine.report import Generation, SessionReport, StepRecord
 from ...engine.turns import Turns
 from ...errors import UnicpError, UnicpWarning
@@ -70,9 +71,10 @@ class Session:
             )  # fmt: skip
             self._hooked = list(found.values())
             _SESSIONS[hooked] = weakref.ref(self)
-            hooked.leaper.alone = len(self._denoisers) == 1
             hooked.turns = self._turns
         for hooked in self._hooked:
+            hooked.leaper = self._hooked[0].leaper  # they have one solver
+            hooked.leaper.allowed = len(self._denoisers) == 1 or takeover(self._pipe()) is not None
             hooked.clock.beside = [each.clock for each in self._hooked if each is not hooked]
 
     def put_back(self, names: Iterable[str]) -> None:
@@ -92,8 +94,7 @@ class Session:
             self._close()
         if self._generation is None:
             self._generation = Generation(self.config.method)
-        for other in others:
-            other.rest()
+        hooked.left = {branch: fill for other in others for branch, fill in other.rest().items()}
         self._generation.denoisers.add(hooked.name)
         return self._generation
 

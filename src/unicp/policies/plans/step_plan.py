@@ -31,6 +31,10 @@ MIN_COMPUTED_FOR_FORECASTS = 12
 """Computed steps from which on forecasts are better than longer steps of DDIM; measured on the proving ground's
 CogVideoX, at 20, 30 and 50 steps."""
 
+MIN_COMPUTED_FOR_FORECASTS_OF_TWO = 16
+"""The same where a second denoiser takes over, whose forecasts begin anew; measured on the proving ground's Wan 2.2, at
+30 and 50 steps."""
+
 MIN_COMPUTED_FOR_GROWING = 8
 """Computed steps below which the default plan spaces them evenly, as fewer steps would be."""
 
@@ -244,6 +248,7 @@ def untuned(
     evenly: bool = False,
     corrects: bool = True,
     stays: bool = False,
+    switches: bool = False,
     trapezoid: bool = False,
     warmup: int | None = None,
     cooldown: int | None = None,
@@ -278,6 +283,7 @@ def untuned(
             solvers.
         stays: whether the solver ignores the last output, because it ends at the last level and not at zero noise
             (DEIS).
+        switches: whether another denoiser takes over in the run; then longer steps are as with ``throughout``.
         trapezoid: whether each output counts half for the step after it and half for the one before it (Heun's method).
         warmup, cooldown: first and last steps that are computed; ``None`` leaves them to the plan.
 
@@ -302,12 +308,14 @@ def untuned(
         return computing(steps, range(body))
     if warmup is not None or cooldown is not None:
         first, last = 2 if warmup is None else warmup, 1 if cooldown is None else cooldown
-        found = default if leaps and not throughout else growing
+        found = default if leaps and not throughout and not switches else growing
         return found(steps, computed, first, last)
     jumps = any(a > UNEVEN_LENGTHS_RATIO * b or b > UNEVEN_LENGTHS_RATIO * a for a, b in pairwise(lengths[:-1]))
     if jumps or (steps > 1 and lengths[-1] > UNEVEN_LENGTHS_RATIO * lengths[-2]):  # a short last step is no jump
         return computing(steps, _by_length(lengths[:body], computed))
-    leaps &= not throughout or not corrects or computed < MIN_COMPUTED_FOR_FORECASTS
+    throughout |= switches
+    few = MIN_COMPUTED_FOR_FORECASTS_OF_TWO if switches else MIN_COMPUTED_FOR_FORECASTS
+    leaps &= not throughout or not corrects or computed < few
     if leaps and throughout:
         places = [body * i / computed for i in range(computed)]
         places = places if free else [float(int(place)) for place in places]
