@@ -82,6 +82,9 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some five 
 	$(BIN)/python -m benchmarks.unicp_ablation --model cogvideox --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
 	$(BIN)/python -m benchmarks.unicp_ablation --model hunyuan --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
 	$(BIN)/python -m benchmarks.unicp_ablation --model latte --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --model ltx --prompts 4
+	$(BIN)/python -m benchmarks.unicp_ablation --model ltx --prompts 8 --only planned fewer 'the budget' TaylorSeer PAB
+	$(BIN)/python -m benchmarks.unicp_ablation --model wan-large-frame --pixels 256 --prompts 2 --only 'fewer steps (30)' 'planned windows, forecast, 60' 'planned windows, reuse, 60' 'fixed windows, forecast, 60' 'fixed windows, reuse, 60' 'EDCW profiled, forecast, 60' 'EDCW profiled, reuse, 60' 'EDCW profiled, forecast, PCAS and DWS, 60' 'EDCW profiled, reuse, PCAS and DWS, 60' 'EDCW profiled, reuse, PCAS, no DWS, 60' 'EDCW online, forecast, delta=0.1' 'EDCW online, reuse, delta=0.1' PAB 'TaylorSeer of diffusers (cache_interval=2)'
 	$(BIN)/python -m benchmarks.unicp_ablation --model wan-large-frame --pixels 320 --prompts 4 --only 'fewer steps (30)' 'the budget'"'"'s default plan, 60%' 'planned windows, forecast, 60%' 'self-attention alone, 1'
 	$(BIN)/python -m benchmarks.unicp_ablation --time 3 --only 'planned windows, forecast, 5' 'the budget'"'"'s default plan, 5' 'fewer steps (25)' TaylorSeer
 	$(BIN)/python -m benchmarks.unicp_ablation --model wan-large-frame --pixels 320 --time 3 --only 'self-attention alone, 1/1.6'
@@ -94,7 +97,7 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some five 
 	$(BIN)/python -m benchmarks.plans --prompts 4 --part transfer --tuned-on 4 16
 	$(BIN)/python -m benchmarks.slicing --repeats 3
 	$(BIN)/python -m benchmarks.slicing --member wan-large-frame --pixels 400
-	$(BIN)/python -m benchmarks.zoo --steps 50
+	$(BIN)/python -m benchmarks.zoo --steps 50 30
 	$(BIN)/python -m benchmarks.timeline
 	$(BIN)/python -m benchmarks.compiled
 	$(BIN)/python -m benchmarks.batch --steps 10

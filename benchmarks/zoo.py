@@ -223,6 +223,23 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def over_all(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences: the margins over the best peer in the mean over members, and how many are behind, by steps."""
+    said = []
+    for steps in dict.fromkeys(found["situation"].split(", ")[1] for found in results):
+        group = [found for found in results if found["situation"].split(", ")[1] == steps]
+        for speed in SPEEDS:
+            mean_over, worst = ([margin(found, speed, which) for found in group] for which in ("psnr", "worst"))
+            known = [value for value in mean_over if value is not None]
+            if known:
+                behind = [sum(value is not None and value < -0.05 for value in side) for side in (mean_over, worst)]
+                said.append(
+                    f"{speed:g}x at {steps}: {mean(known):+.1f} dB over {len(known)} models, behind on {behind[0]} of "
+                    f"them in the mean and on {behind[1]} in the worst caption"
+                )
+    return ["In the mean over models: " + "; ".join(said) + "."] if said else []
+
+
 def draw(results: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Two pictures: the budget's margins over the best peer, a cell for each situation and speed; and quality against
     speed, a panel for each member.
