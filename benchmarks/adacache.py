@@ -78,7 +78,6 @@ def main() -> None:
             "speedup": common.ratios(seconds["none"], seconds[name]),
             "loop_seconds": median(seconds[name]),
             **common.over_prompts(collected),
-            "temporal_psnr": mean(row["temporal_psnr"] for row in collected),
             "cache_bytes": max(row["cache_bytes"] for row in collected),
         }
         table.append(line)

@@ -10,11 +10,10 @@ Nothing is computed and no accelerator is needed (:mod:`unicp.offline.rehearse`)
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, figures
 from unicp.engine.report import readable_bytes
 from unicp.offline import pretend, published, rehearse
 
@@ -28,7 +27,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "rehearsal.json"
 
 
 def known() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text("utf-8"))["rows"] if RESULTS.is_file() else {}
+    return figures.read(RESULTS)["rows"] if RESULTS.is_file() else {}
 
 
 def rows(made: rehearse.Rehearsal) -> dict[str, Any]:
@@ -39,9 +38,10 @@ def rows(made: rehearse.Rehearsal) -> dict[str, Any]:
         "frames": made.frames,
         "steps": made.steps,
         "weights_bytes": made.weights_bytes,
-        "methods": {
-            name: {
-                "giga_operations": {kind: round(count / 1e9) for kind, count in each.operations.items() if count},
+        "methods": [
+            {
+                "method": name,
+                "giga_operations": {kind: round(count / 1e9) for kind, count in each.operations.items()},
                 "computed_fraction": round(each.computed_fraction, 4),
                 "speedup": round(each.speedup, 3),
                 "seconds": round(each.seconds, 2),
@@ -51,7 +51,7 @@ def rows(made: rehearse.Rehearsal) -> dict[str, Any]:
                 "reads": each.reads,
             }
             for name, each in named.items()
-        },
+        ],
     }
 
 
@@ -91,12 +91,12 @@ def page() -> str:
             f"| **{key}** | {each['size']}, {each['frames']} frames; weights {readable_bytes(each['weights_bytes'])} "
             "| | | | | | | |"
         )
-        for name, row in each["methods"].items():
+        for row in each["methods"]:
             kinds = row["giga_operations"]
             whole = sum(kinds.values())
             attention = kinds.get("self-attention", 0) / (whole or 1)
             lines.append(
-                f"| | {name} | {whole / 1e6:.1f} | {row['computed_fraction']:.0%} | {attention:.0%} "
+                f"| | {row['method']} | {whole / 1e6:.1f} | {row['computed_fraction']:.0%} | {attention:.0%} "
                 f"| {readable_bytes(row['kept_bytes'])} | {readable_bytes(row['peak_bytes'])} | {row['reads']} "
                 f"| {row['speedup']:.2f}x |"
             )
@@ -119,15 +119,16 @@ def from_host(found: dict[str, Any]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for key, row in found.items():
-        name, size = key.split()
-        if size != "720p" or (name, size) in MEMORY:
+        model, size = key.split()
+        if size != "720p" or (model, size) in MEMORY:
             continue
-        whole, unicp, budget = (row["methods"][method] for method in ("unaccelerated", "unicp, all", "budget"))
+        methods = {each["method"]: each for each in row["methods"]}
+        whole, unicp, budget = (methods[name] for name in ("unaccelerated", "unicp, all", "budget"))
         filled = round((1 - unicp["computed_fraction"]) * row["steps"])
         brought = unicp["kept_bytes"] / LINK
         rest = unicp["seconds"] + filled * brought
         lines.append(
-            f"| {name} | {readable_bytes(unicp['kept_bytes'])} | {whole['seconds'] / row['steps']:.1f} s "
+            f"| {model} | {readable_bytes(unicp['kept_bytes'])} | {whole['seconds'] / row['steps']:.1f} s "
             f"| {brought:.1f} s | {unicp['speedup']:.2f}x | {whole['seconds'] / rest:.2f}x | {budget['speedup']:.2f}x |"
         )
     return "\n".join(lines)
