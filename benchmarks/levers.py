@@ -244,7 +244,9 @@ def main() -> None:
         for member in args.members:
             measure(member, captions, kept)
         table = tabled(kept, captions)
-    made_by = "python -m benchmarks.levers" + (f" --prompts {args.prompts}" if args.prompts != 4 else "")
+    there = tuple(sorted({row["member"] for row in table}, key=members().index))  # by several commands, perhaps
+    made_by = "python -m benchmarks.levers" + (f" --members {' '.join(there)}" if there != members() else "")
+    made_by += f" --prompts {args.prompts}" if args.prompts != 4 else ""
     common.save("levers", {"prompts": args.prompts, "steps": STEPS, "table": table}, made_by)
     print("\n".join([*lever_table(table), "", *tuning_table(table)]))
 

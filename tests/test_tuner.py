@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import CogVideoXDPMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler
+from diffusers import (
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 import unicp
 from tests.test_budget import interrupt, tuned
 from tests.tiny import FAMILIES
-from unicp import Profile
+from unicp import BudgetConfig, Profile
 from unicp.errors import UnicpError
 from unicp.offline import trials
 from unicp.offline.search import Trajectories
@@ -100,6 +105,26 @@ def test_that_few_prompts_judge_where_plans_fit_half_of_them_is_said(
     few = "plans were made to fit 2 of the 3 prompts, so that 1 judge them; 4 prompts say with 80% confidence"
     assert any(few in str(each.message) for each in recwarn) == said
     assert said or not any("judge them" in str(each.message) for each in recwarn)
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "unipc"])
+def test_what_it_compares_with_is_the_default_plan_of_this_solver(
+    scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A profile that keeps it plays what a budget without a profile does, at its own number of steps and at others."""
+    monkeypatch.setattr(trials, "ranked", lambda scores: sorted(scores, key=lambda kind: kind != "default"))
+    monkeypatch.setattr(trials.Tuner, "_overhead", lambda _: 0.0)  # of a model this small it is large
+    pipe = WAN.build()
+    if scheduler == "euler":
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    profile = tuned(pipe=pipe, steps=20)
+    for steps in (20, 30):
+        timelines = []
+        for config in (BudgetConfig(profile=profile, target_speedup=2), BudgetConfig(target_speedup=2)):
+            with unicp.accelerate(pipe, config) as session:
+                WAN.generate(pipe, steps=steps)
+                timelines.append(session.report().timeline())
+        assert timelines[0] == timelines[1]
 
 
 def test_plans_say_what_error_is_predicted_for_them() -> None:
