@@ -169,9 +169,11 @@ def test_a_pipeline_that_is_offloaded_model_by_model(pipe: Any, request: pytest.
     found = unicp.compare(pipe, methods, PROMPTS[:1], progress=False, **CALL)
     assert not found.failures
     (a,), (b,) = (each.rows() for each in (wanted, found))
-    assert a.quality == b.quality and a.computed_fraction == b.computed_fraction
+    assert a.computed_fraction == b.computed_fraction and a.quality.keys() == b.quality.keys()
+    for name, figure in a.quality.items():  # where weights lie in memory changes the last bits on some machines
+        assert b.quality[name].value == pytest.approx(figure.value, rel=1e-4)
     assert type(pipe.transformer._hf_hook) is hooked and len(pipe._all_hooks) == 3
-    assert np.array_equal(frames(pipe), before)
+    assert np.allclose(frames(pipe), before, atol=1e-5)
 
 
 def test_a_pipeline_that_is_offloaded_part_by_part_is_refused(pipe: Any) -> None:

@@ -284,6 +284,7 @@ def test_a_loop_that_leaves_out_the_last_timestep() -> None:
     )  # fmt: skip
     for report in session.reports:
         assert (report.count, report.complete) == (11, True)
+        assert report.steps[-1].action == "compute"  # no run of fewer steps ends where this loop does
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------

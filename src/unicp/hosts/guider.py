@@ -14,7 +14,7 @@ from typing import Any
 
 from diffusers.guiders import BaseGuidance
 
-from ..engine.clock import Clock, Tick
+from ..engine.clock import Clock, Tick, takeover
 from ..engine.report import SessionReport
 from ..engine.run import Parts, Run
 from ..engine.solver.leap import Leaper
@@ -196,9 +196,11 @@ class _Filling:
     def _begin(self, tick: Tick) -> Tick:
         """A video begins. Returns its step, told what the solver can do."""
         siblings, pipe = self._siblings(), self._pipe()
+        left: dict[str, Any] = {}
         for sibling in siblings.values():
+            self.leaper = sibling.leaper  # they have one solver
             if sibling.run is not None:
-                sibling.run.rest()
+                left |= sibling.run.rest()
         if self.run is not None:
             self.run.close()
         keep_on_host(self.clock.scheduler(), self)  # it may be another one by now
@@ -211,10 +213,12 @@ class _Filling:
             parts.book = profile.book(self.config)
         self.run = Run(self.config.shared(1 + len(siblings)), name=name, parts=parts)
         self._sources, self._unseen = Sources(None, "", (), self.run.remark), True
-        self.leaper.allowed = not siblings
+        self.leaper.allowed = not siblings or takeover(pipe) is not None
         self._followed = self.clock.follows_scheduler
         if self._followed:
             self.leaper.begin(tick.step.index)
+            if self.leaper.active and self.leaper.over(tick.step.index):
+                self.run.borrow(left)
         if not self._followed or not self.leaper.active:
             return tick
         # Timesteps go from the pipeline to the denoiser directly: it is called at those of the run.

@@ -249,6 +249,7 @@ def untuned(
     corrects: bool = True,
     stays: bool = False,
     switches: bool = False,
+    cut: bool = False,
     trapezoid: bool = False,
     warmup: int | None = None,
     cooldown: int | None = None,
@@ -284,6 +285,8 @@ def untuned(
         stays: whether the solver ignores the last output, because it ends at the last level and not at zero noise
             (DEIS).
         switches: whether another denoiser takes over in the run; then longer steps are as with ``throughout``.
+        cut: whether the loop leaves out timesteps at its end, so that no run of fewer steps is like this one; then the
+            last step is computed.
         trapezoid: whether each output counts half for the step after it and half for the one before it (Heun's method).
         warmup, cooldown: first and last steps that are computed; ``None`` leaves them to the plan.
 
@@ -334,7 +337,8 @@ def untuned(
         even = computing(steps, {int(place) for place in places})
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
     if computed < MIN_COMPUTED_FOR_GROWING:
-        return computing(steps, {round(body * i / computed) for i in range(computed)}, order=0)
+        between = (steps - 1) / (computed - 1) if cut and computed > 1 else body / computed
+        return computing(steps, {round(between * i) for i in range(computed)}, order=0)
     if _first_length(sigmas, steps, computed) < SHORT_EARLY_STEPS_RATIO and computed < MAX_EVEN_STEPS:
         # A last step that is longer than their mean is one of them.
         between = (steps - 1) / (computed - 1) if lengths[-1] > sigmas[0] / computed else steps / computed
