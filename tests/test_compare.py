@@ -171,7 +171,8 @@ def test_a_pipeline_that_is_offloaded_model_by_model(pipe: Any, request: pytest.
     (a,), (b,) = (each.rows() for each in (wanted, found))
     assert a.computed_fraction == b.computed_fraction and a.quality.keys() == b.quality.keys()
     for name, figure in a.quality.items():  # where weights lie in memory changes the last bits on some machines
-        assert b.quality[name].value == pytest.approx(figure.value, rel=1e-4)
+        other = b.quality[name]
+        assert other == figure or (other and figure and other.value == pytest.approx(figure.value, rel=1e-4))
     assert type(pipe.transformer._hf_hook) is hooked and len(pipe._all_hooks) == 3
     assert np.allclose(frames(pipe), before, atol=1e-5)
 
