@@ -224,20 +224,19 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def over_all(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences: the margins over the best peer in the mean over members, and how many are behind, by steps."""
-    said = []
-    for steps in dict.fromkeys(found["situation"].split(", ")[1] for found in results):
-        group = [found for found in results if found["situation"].split(", ")[1] == steps]
+    """Markdown: the margins in the mean over members, a line for each number of steps, and how many are behind."""
+    lines = ["| mean over models | " + " | ".join(f"{speed:g}x" for speed in SPEEDS) + " |"]
+    lines.append("|---|" + "---:|" * len(SPEEDS))
+    for steps in dict.fromkeys(found["situation"].split(", ", 1)[1] for found in results):
+        group = [found for found in results if found["situation"].split(", ", 1)[1] == steps]
+        cells = []
         for speed in SPEEDS:
-            mean_over, worst = ([margin(found, speed, which) for found in group] for which in ("psnr", "worst"))
-            known = [value for value in mean_over if value is not None]
-            if known:
-                behind = [sum(value is not None and value < -0.05 for value in side) for side in (mean_over, worst)]
-                said.append(
-                    f"{speed:g}x at {steps}: {mean(known):+.1f} dB over {len(known)} models, behind on {behind[0]} of "
-                    f"them in the mean and on {behind[1]} in the worst caption"
-                )
-    return ["In the mean over models: " + "; ".join(said) + "."] if said else []
+            sides = [[margin(found, speed, which) for found in group] for which in ("psnr", "worst")]
+            known = [[value for value in side if value is not None] for side in sides]
+            behind = " / ".join(str(sum(value < -0.05 for value in side)) for side in known)
+            cells.append(f"{mean(known[0]):+.1f} ({behind} of {len(known[0])})" if known[0] else "–")
+        lines.append(f"| {steps} | {' | '.join(cells)} |")
+    return lines
 
 
 def draw(results: Sequence[Mapping[str, Any]], folder: Path) -> None:
