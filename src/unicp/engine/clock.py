@@ -303,7 +303,8 @@ class Clock:
         if share is None:
             return None
         boundary = share * (getattr(self.scheduler().config, "num_train_timesteps", None) or TRAINING_STEPS)
-        return next((index for index, level in enumerate(self._levels()) if level < boundary), None)
+        # At the first step it takes over from nobody.
+        return next((index for index, level in enumerate(self._levels()) if level < boundary), 0) or None
 
     def _reached(self) -> int:
         """Index of the last step of this run that was called here or on another denoiser of the pipeline."""
