@@ -19,7 +19,7 @@ import json
 import os
 import sqlite3
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -30,8 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 import unicp
-import zoo
-from benchmarks import common, figures
+from benchmarks import common, zoo
 from unicp import BudgetConfig, ScheduleConfig, UniCPConfig
 from unicp.demo import scenes
 from unicp.policies import Config
@@ -57,11 +56,6 @@ LEVERS: dict[str, Callable[[float], Config]] = {
 CONDITIONAL = "the conditional branch alone at every second step"
 
 
-def members() -> tuple[str, ...]:
-    """The demo model, and what the proving ground has besides; ``wan-image`` takes a picture for each caption."""
-    return ("wan", *(name for name in zoo.names() if name != "wan-image"))
-
-
 def shape_name(first: int, last: int, leap: float) -> str:
     return f"first {first}, last {last}" + (", no leaps" if leap == 0 else "")
 
@@ -71,9 +65,7 @@ class Bench:
 
     def __init__(self, member: str) -> None:
         self.member = member
-        self.pipe, self.call = (common.pipeline(), dict(common.CALL)) if member == "wan" else zoo.load(member)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.call["num_inference_steps"] = STEPS
+        self.pipe, self.call = zoo.Situation(member, STEPS).load()
         self._whole: tuple[str, Any] = ("", None)
 
     @torch.inference_mode()
@@ -184,14 +176,12 @@ def at(table: list[dict[str, Any]], member: str, speed: float, row: str, which: 
 
 
 def lever_table(table: list[dict[str, Any]]) -> list[str]:
-    """Markdown: what the default plan has over the same without a lever (or with another), in dB, by member."""
+    """Markdown: what each lever, off or on, has over the default plan, in dB, by member."""
     names = list(dict.fromkeys(row["member"] for row in table))
     rows = [*LEVERS, CONDITIONAL, FEWER]
     lines = [f"| at {' / '.join(f'{s:g}x' for s in SPEEDS)} | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
     for row in rows:
-        cells = []
-        for name in names:
-            cells.append(" / ".join(_over_default(table, name, speed, row) for speed in SPEEDS))
+        cells = [" / ".join(_over_default(table, name, speed, row) for speed in SPEEDS) for name in names]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
@@ -224,13 +214,9 @@ def _said(table: list[dict[str, Any]], member: str, speed: float, row: str) -> s
     return "–" if psnr is None or worst is None else f"{psnr:.1f} / {worst:.1f}"
 
 
-def read() -> Mapping[str, Any]:
-    return figures.read(common.RESULTS / "levers.json")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", nargs="+", choices=members(), default=members())
+    parser.add_argument("--members", nargs="+", choices=zoo.members(), default=zoo.members())
     parser.add_argument("--prompts", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -244,8 +230,8 @@ def main() -> None:
         for member in args.members:
             measure(member, captions, kept)
         table = tabled(kept, captions)
-    there = tuple(sorted({row["member"] for row in table}, key=members().index))  # by several commands, perhaps
-    made_by = "python -m benchmarks.levers" + (f" --members {' '.join(there)}" if there != members() else "")
+    there = tuple(sorted({row["member"] for row in table}, key=zoo.members().index))  # by several commands, perhaps
+    made_by = "python -m benchmarks.levers" + (f" --members {' '.join(there)}" if there != zoo.members() else "")
     made_by += f" --prompts {args.prompts}" if args.prompts != 4 else ""
     common.save("levers", {"prompts": args.prompts, "steps": STEPS, "table": table}, made_by)
     print("\n".join([*lever_table(table), "", *tuning_table(table)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import pickle
 from typing import Any
@@ -73,6 +74,26 @@ def test_the_class_has_its_own_method_back_when_the_last_one_leaves() -> None:
     leave(users[1])
     leave(users[1])
     assert Own.set_timesteps is own
+
+
+def test_what_others_have_put_around_it_stays() -> None:
+    class Own(FlowMatchEulerDiscreteScheduler):
+        def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+            super().set_timesteps(num_inference_steps, device=device)
+
+    user, asked = User(), []
+    keep_on_host(Own(), user)
+    ours = Own.set_timesteps
+
+    @functools.wraps(ours)
+    def theirs(self: Any, *args: Any, **kwargs: Any) -> None:
+        asked.append(args)
+        ours(self, *args, **kwargs)
+
+    Own.set_timesteps = theirs  # type: ignore[method-assign]
+    leave(user)
+    Own().set_timesteps(4)
+    assert asked == [(4,)]
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])

@@ -55,6 +55,9 @@ def test_what_tuning_takes_is_what_it_will_say() -> None:
     text = " ".join((readme.ROOT / "docs" / "choosing.md").read_text().split())
     low, medium, high = (f"{round(cost_in_runs(8, effort), -1):.0f}" for effort in ("low", "medium", "high"))
     assert f"as long as about {low} videos with `--effort low`, {medium} with `medium`, and {high} with `high`" in text
+    shown = " ".join((readme.ROOT / "README.md").read_text().split())
+    low, medium = (f"{round(cost_in_runs(16, effort), -1):.0f}" for effort in ("low", "medium"))
+    assert f"16 prompts or more: that takes as long as making {medium} videos ({low} with `--effort low`)" in shown
 
 
 def test_make_bench_repeats_what_was_measured() -> None:

@@ -193,7 +193,7 @@ def test_a_profile_without_leaps_is_played_under_the_servers_own_solver(name: st
     host = serving(name, {"profile": "unipc"}, model, unipc(FlowUniPCMultistepScheduler))
     host.make()
     assert decided(host.report()) == wanted
-    assert "leap" not in {action for _, action in wanted}
+    assert {"compute"} < {action for _, action in wanted} <= {"compute", "forecast", "reuse"}
 
 
 def test_vllm_omni_takes_longer_steps_where_the_scheduler_is_that_of_diffusers(profiles: Path, model: str) -> None:

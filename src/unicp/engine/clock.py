@@ -298,8 +298,9 @@ class Clock:
 
     def _switch(self) -> int | None:
         """The first step of the pipeline's second denoiser, if it has two."""
-        pipe = self._pipe() if self._pipe is not None else None
-        share = takeover(pipe) if self.beside and self.follows_scheduler else None
+        if not self.beside or not self.follows_scheduler:
+            return None
+        share = takeover(self._pipe() if self._pipe is not None else None)
         if share is None:
             return None
         boundary = share * (getattr(self.scheduler().config, "num_train_timesteps", None) or TRAINING_STEPS)

@@ -234,8 +234,8 @@ class Run:
             self._decisions[key] = self._policies[key].decide(step)
         decision = self._decisions[key].of_branch(branch)
         fill = self._fills.get(branch)
-        anything = decision.action == "leap" and branch in self._borrowed  # will do where the solver is beyond it
-        if not decision.runs and (fill is None or not fill.kept) and not anything:
+        ignored = decision.action == "leap" and branch in self._borrowed  # another denoiser's output will do
+        if not decision.runs and (fill is None or not fill.kept) and not ignored:
             decision = Decision(action="compute")  # a branch that was never computed has nothing to be filled from
         return decision
 

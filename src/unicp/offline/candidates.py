@@ -80,7 +80,8 @@ def cost_in_runs(prompts: int, effort: str, inside: bool = False) -> float:
     known = sum(1 / s for s in CHOICE_SPEEDUPS)
     choosing = half * kinds * known
     timing = min(work.gain_prompts, half) / 2 if inside else 0
-    return 0.5 + prompts + gains + timing + choosing + prompts * sum(1 / s for s in work.speeds) - half * known
+    usual = 0.5  # the run that shows what the default plan is
+    return usual + prompts + gains + timing + choosing + prompts * sum(1 / s for s in work.speeds) - half * known
 
 
 DEFAULT_KIND = "default"

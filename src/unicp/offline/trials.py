@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
@@ -199,17 +199,20 @@ class Tuner:
 
     def _default_plans(self, count: int, show: Callable[[str, int, int], None]) -> dict[int, StepPlan]:
         """The default plan at every cost in steps, for what this solver can do: one accelerated run shows that."""
-        seen: list[Step] = []
         config = BudgetConfig(target_speedup=2.0, leap=self.leap)
-        with accelerate(self.pipe, config) as session:
+        if "step" not in self.state:
+            with accelerate(self.pipe, config) as session:
 
-            def look(done: int, of: int) -> None:
-                seen.extend([each.clock.step for each in session._hooked if each.clock.step is not None][:1])
-                show("the default plan", done, of)
+                def look(done: int, of: int) -> None:
+                    if done == 1:
+                        step = next(each.clock.step for each in session._hooked if each.clock.step is not None)
+                        self.state["step"] = asdict(step)
+                    show("the default plan", done, of)
 
-            Player(self.pipe, {}).run(self.arguments(0), on_step=look)
-        policy = BudgetPolicy(config)
-        return {n: replace(policy.default_plan(seen[0], n), default=True) for n in range(MIN_STEPS - 1, count)}
+                Player(self.pipe, {}).run(self.arguments(0), on_step=look)
+            self.checkpoint.save(self.state)
+        step, policy = Step(**self.state["step"]), BudgetPolicy(config)
+        return {n: replace(policy.default_plan(step, n), default=True) for n in range(MIN_STEPS - 1, count)}
 
     def _real(
         self, plan: StepPlan, index: int, show: Callable[[int, int], None]

@@ -21,7 +21,7 @@ from ...tensors.host import Point, note, noted
 METHOD = "set_timesteps"
 
 _lock = threading.Lock()
-_users: dict[type, weakref.WeakSet[Any]] = {}  # by the class whose method is replaced
+_users: dict[type, tuple[Any, weakref.WeakSet[Any]]] = {}  # by class: what is in its method's place, and for whom
 
 
 def keep_on_host(scheduler: Any, user: Any) -> None:
@@ -34,22 +34,25 @@ def keep_on_host(scheduler: Any, user: Any) -> None:
         user: as long as it exists, or until it is given to :func:`leave`, the method stays replaced.
     """
     kind = next((each for each in type(scheduler).__mro__ if METHOD in vars(each)), None)
-    if kind is None or user in _users.get(kind, ()):
+    if kind is None:
         return
     with _lock:
         if kind not in _users:
-            _users[kind] = weakref.WeakSet()
-            setattr(kind, METHOD, _noting(vars(kind)[METHOD]))
-        _users[kind].add(user)
+            _users[kind] = _noting(vars(kind)[METHOD]), weakref.WeakSet()
+            setattr(kind, METHOD, _users[kind][0])
+        _users[kind][1].add(user)
 
 
 def leave(user: Any) -> None:
-    """Put the classes' own methods back where nobody else needs them replaced."""
+    """Put the classes' own methods back where nobody else needs them replaced.
+
+    Where other code has put something around ours, both stay, and ours goes on to pass calls through.
+    """
     with _lock:
-        for kind, users in list(_users.items()):
+        for kind, (placed, users) in list(_users.items()):
             users.discard(user)
-            placed = vars(kind)[METHOD]
-            if not users and hasattr(placed, "__wrapped__"):
+            ours = vars(kind).get(METHOD) is placed
+            if ours and not users:
                 setattr(kind, METHOD, placed.__wrapped__)
                 del _users[kind]
 

@@ -297,7 +297,7 @@ def untuned(
     >>> untuned([1 - i / 20 for i in range(20)], 9).compute
     (0, 1, 3, 5, 8, 11, 14, 17, 19)
     """
-    steps = len(sigmas)
+    steps, throughout = len(sigmas), throughout or switches
     if computed >= steps:
         return computing(steps, range(steps))
     visits = [i for i in range(steps) if i == 0 or sigmas[i] != sigmas[i - 1]]  # the first visit of each level
@@ -311,12 +311,11 @@ def untuned(
         return computing(steps, range(body))
     if warmup is not None or cooldown is not None:
         first, last = 2 if warmup is None else warmup, 1 if cooldown is None else cooldown
-        found = default if leaps and not throughout and not switches else growing
+        found = default if leaps and not throughout else growing
         return found(steps, computed, first, last)
     jumps = any(a > UNEVEN_LENGTHS_RATIO * b or b > UNEVEN_LENGTHS_RATIO * a for a, b in pairwise(lengths[:-1]))
     if jumps or (steps > 1 and lengths[-1] > UNEVEN_LENGTHS_RATIO * lengths[-2]):  # a short last step is no jump
         return computing(steps, _by_length(lengths[:body], computed))
-    throughout |= switches
     few = MIN_COMPUTED_FOR_FORECASTS_OF_TWO if switches else MIN_COMPUTED_FOR_FORECASTS
     leaps &= not throughout or not corrects or computed < few
     if leaps and throughout:
