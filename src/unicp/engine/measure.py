@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from ..specs import BlockList, ModelSpec
 from ..tensors import extrapolation
 from ..tensors.groups import gathered
 from ..tensors.layout import by_frame
-from ..tensors.metrics import frame_difference, frame_sizes, relative_change
+from ..tensors.metrics import frame_difference, frame_sizes, relative_change, sizes
 
 
 def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], sigma: float) -> Any:
@@ -26,29 +26,40 @@ def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], si
         sigma: noise level of ``output``.
 
     Returns:
-        A tensor (2,), as from :meth:`Probe.compare`: the error, NaN where there is nothing to forecast from yet, and
-        NaN for the motion score.
+        A scalar tensor; ``None`` where there is nothing to forecast from yet.
     """
-    error = torch.full((), float("nan"), device=output.device)
-    if kept and sigma not in sigmas and kept[0].shape == output.shape:
-        forecast = extrapolation.extrapolate(kept[:2], extrapolation.weights(sigmas[:2], sigma)).float().flatten(1)
-        truth = output.float().flatten(1)
-        error = ((forecast - truth).norm(dim=1) / truth.norm(dim=1)).max()
-    return torch.stack([error, torch.full_like(error, float("nan"))])
+    if not kept or sigma in sigmas or kept[0].shape != output.shape:
+        return None
+    forecast = extrapolation.extrapolate(kept[:2], extrapolation.weights(sigmas[:2], sigma)).float().flatten(1)
+    truth = output.float().flatten(1)
+    return ((forecast - truth).norm(dim=1) / truth.norm(dim=1)).max()
 
 
 class Captured(NamedTuple):
-    """The residual of one measured block: (B, F, S, C), and ``sum|p|`` of each frame, (B, F)."""
+    """The residual of one measured block: (B, F, S, C), and ``sum|p|`` of each sample, (B,)."""
 
     residual: Any
-    sizes: Any
+    size: Any
+
+
+class Measured(NamedTuple):
+    """Scalar tensors of what was measured in a call; ``None`` where there was nothing to compare with.
+
+    Attributes:
+        change: how much the residuals differ from those of the last measured call.
+        motion: the motion score of the residuals.
+    """
+
+    change: Any = None
+    motion: Any = None
 
 
 class Probe:
-    """Captures one sub-layer's residual in the measured blocks of a denoiser, while it is ``armed``.
+    """Captures one sub-layer's residual in the measured blocks of a denoiser, from :meth:`arm` to :meth:`measured`.
 
     The residual of a sub-layer, after its gate, is the hidden states where the next sub-layer begins minus the
-    hidden states where the sub-layer itself begins. So no block's forward has to be known.
+    hidden states where the sub-layer itself begins. So no block's forward has to be known. It is compared at once,
+    while it is in the processor's cache.
 
     Args:
         denoiser, spec: the transformer and its structure.
@@ -60,13 +71,11 @@ class Probe:
     """
 
     def __init__(self, denoiser: Any, spec: ModelSpec, needs: Needs, eagerly: Callable[[Any, Any], Any]) -> None:
-        self.armed = False
         self._eagerly = eagerly
         self.here: Callable[[], bool] = lambda: True  # whether a call comes from the thread whose video is measured
         self.group: Any = None  # processes among which the tokens are divided
         self._strides = needs.strides
-        self._starts: dict[int, Any] = {}
-        self._residuals: dict[int, Any] = {}
+        self.disarm()
         self._places: list[tuple[Any, Any, Any, Any, Any]] = []  # block, module and hook of both ends
         self._handles: list[Any] = []
         whole = spec.blocks(denoiser)
@@ -108,7 +117,7 @@ class Probe:
                         f"the residual of {kind!r} in block {position} ({described.path}) of {spec.family} begins as "
                         f"{tuple(source.shape)} and ends as {tuple(hidden.shape)}; check `residuals` in its spec"
                     )
-                self._residuals[position] = (hidden - source).detach().to(source.dtype)
+                self._compare(position, (hidden - source).detach().to(source.dtype))
 
         def stop_before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stop(kwargs[stream] if stream in kwargs else args[0])
@@ -169,42 +178,54 @@ class Probe:
     def disarm(self) -> None:
         """Forget what was captured in a call that broke off."""
         self.armed = False
-        self._starts.clear()
-        self._residuals.clear()
+        self._batch, self._frames = 1, 1
+        self._starts: dict[int, Any] = {}
+        self._old: Mapping[int, Captured] = {}
+        self._new: dict[int, Captured] = {}
+        self._changes: dict[int, Any] = {}
+        self._motions: dict[int, Any] = {}
 
-    def compare(self, old: list[Captured] | None, batch: int, frames: int) -> tuple[Any, list[Captured]]:
-        """Compare what was captured with what was captured before.
+    def arm(self, old: Mapping[int, Captured], batch: int, frames: int) -> None:
+        """Measure in the call that follows.
 
         Args:
-            old: what the last comparison captured; ``None`` at the first.
+            old: what was captured in the last measured call.
             batch: samples in the call.
             frames: token frames of each sample.
+        """
+        self.disarm()
+        self.armed, self._old, self._batch, self._frames = True, old, batch, frames
 
-        Returns:
-            The change and the motion score, a tensor (2,) on the device; what was captured, for the next comparison.
-            NaN stands for "not measured": the change at a first comparison; the motion if it is not asked for, or if
-            there are too few frames for it.
+    def _compare(self, position: int, residual: Any) -> None:
+        """Compare the residual in a block with the one that was captured there before."""
+        whole = residual if self.group is None else gathered(residual, self.group)
+        tokens = by_frame(whole, self.layout, self._batch, self._frames)
+        if self._strides and self._frames > min(self._strides):  # a single frame has no motion
+            of_frames = frame_sizes(tokens)
+            self._motions[position] = frame_difference(tokens, self._strides, of_frames)
+            size = of_frames.sum(1)
+        else:
+            size = sizes(tokens.flatten(1))
+        if position in self._old:
+            self._changes[position] = relative_change(tokens, *self._old[position])
+        self._new[position] = Captured(tokens, size)
+
+    def measured(self) -> tuple[Measured, dict[int, Captured]]:
+        """What was measured since the probe was armed, and what was captured, by block, for the next comparison.
 
         Raises:
             UnicpError: nothing was captured.
         """
-        self.armed = False
-        found = [self._residuals[position] for position in sorted(self._residuals)]
-        whole = found if self.group is None else [gathered(tokens, self.group) for tokens in found]
-        tokens = [by_frame(each, self.layout, batch, frames) for each in whole]
-        new = [Captured(each, frame_sizes(each)) for each in tokens]
-        self._residuals.clear()
+        new, found = self._new, Measured(_mean(self._changes), _mean(self._motions))
+        self.disarm()
         if not new:
             raise UnicpError("no residual was captured: the measured blocks did not run as the model's spec says")
-        before = [(each.residual, each.sizes.sum(1)) for each in old or []]
-        moving = bool(self._strides) and frames > min(self._strides)  # a single frame has no motion
-        changes = [relative_change(a.residual, *b) for a, b in zip(new, before, strict=False)]
-        motions = [frame_difference(each.residual, self._strides, each.sizes) for each in new] if moving else []
-        return torch.stack([_mean(changes, tokens[0]), _mean(motions, tokens[0])]), new
+        return found, new
 
 
-def _mean(scalars: list[Any], like: Any) -> Any:
-    """Their mean, on the device of ``like``; NaN if there are none."""
-    if len(scalars) == 1:
-        return scalars[0].to(like.device)
-    return torch.stack(scalars).mean() if scalars else torch.full((), float("nan"), device=like.device)
+def _mean(scalars: Mapping[int, Any]) -> Any:
+    """Their mean, on the device of the first; ``None`` if there are none."""
+    if len(scalars) < 2:
+        return next(iter(scalars.values()), None)
+    first, *others = scalars.values()
+    return torch.stack([first, *(each.to(first.device) for each in others)]).mean()

@@ -20,7 +20,7 @@ from .fills.kept import Kept
 from .fills.output import OutputFill, leading
 from .fills.stack import Stack, StackCall, StackFill
 from .fills.units import UnitFill, Units
-from .measure import Captured, Probe, forecast_error
+from .measure import Captured, Measured, Probe, forecast_error
 from .meter import Meter
 from .report import Generation, SessionReport, StepRecord
 
@@ -117,7 +117,7 @@ class Run:
         self._fills: dict[str, OutputFill | StackFill] = {}  # by branch
         self._borrowed: dict[str, OutputFill | StackFill] = {}  # those of the denoiser before, until one is computed
         self._units: dict[str, dict[str, UnitFill]] = {}  # by branch and unit
-        self._measured: dict[str, list[Captured]] = {}  # residuals at the last computed step, by what decides apart
+        self._measured: dict[str, dict[int, Captured]] = {}  # by what decides apart, then by block
         self._pending: list[tuple[Policy, Step, StepRecord, Any, dict[str, tuple[int, Any]]]] = []
         self._step: Step | None = None
         self._asked = ""  # the branch that was decided on last
@@ -343,8 +343,9 @@ class Run:
         measuring = branch in self._measuring and decision.runs and (decision.serves or self.keeps(branch))
         if stack is not None and isinstance(fill, StackFill):
             stack.call = StackCall(step, decision, fill, batch, frames)
-        if probe is not None:
-            probe.armed = measuring
+        key = self._key(branch)
+        if measuring and probe is not None:
+            probe.arm(self._measured.get(key, {}), batch, frames)
         if units is not None and decision.runs:
             self._units.setdefault(branch, {})
             units.begin(step, decision, batch, measuring, self._units, branch)
@@ -358,14 +359,14 @@ class Run:
         if units is not None and decision.runs:
             record.units, changes = units.finish()
             record.action = "partial" if record.units else "compute"
-        scalars = None
-        key = self._key(branch)
+        measured = Measured()
         if measuring and probe is not None:
-            scalars, self._measured[key] = probe.compare(self._measured.get(key), batch, frames)
+            measured, self._measured[key] = probe.measured()
         elif measuring and self.needs.check and isinstance(fill, OutputFill):
-            scalars = forecast_error(leading(output), fill.leading(), fill.kept.sigmas, step.sigma)
-            if self._parts.shards is not None:
-                scalars = averaged(scalars, self._parts.shards)
+            error = forecast_error(leading(output), fill.leading(), fill.kept.sigmas, step.sigma)
+            if error is not None and self._parts.shards is not None:
+                error = averaged(error, self._parts.shards)
+            measured = Measured(error)
         if decision.runs and isinstance(fill, OutputFill) and self.needs.keep == "output":
             filled = decision.makeshift and any(done in FILLED for done in record.units.values())
             if filled:
@@ -375,7 +376,7 @@ class Run:
             if not decision.serves and not filled:
                 self._fills.pop(branch, None)
         if measuring and key not in self._unmeasured:
-            self._pending.append((self._policies[key], step, record, scalars, changes))
+            self._pending.append((self._policies[key], step, record, measured, changes))
         if measuring:
             self._unmeasured.discard(key)
         return output
@@ -426,24 +427,23 @@ class Run:
         pending, self._pending = self._pending, []
         together = [
             value.reshape(-1)
-            for *_, scalars, changes in pending
-            for value in (scalars, *[change for _, change in changes.values()])
+            for *_, measured, changes in pending
+            for value in (*measured, *[change for _, change in changes.values()])
             if value is not None
         ]
         read = torch.cat([value.to(together[0].device) for value in together]).tolist() if together else []
         values = iter([None if value != value else value for value in read])
-        for policy, step, record, scalars, changes in pending:
-            if scalars is not None:
-                record.metric, record.motion = next(values), next(values)
+        for policy, step, record, measured, changes in pending:
+            record.metric, record.motion = [None if value is None else next(values) for value in measured]
             policy.observe(step, record.metric, record.motion)
-            measured = {n: (age, None if change is None else next(values)) for n, (age, change) in changes.items()}
-            policy.observe_units(step, measured)
+            units = {n: (age, None if change is None else next(values)) for n, (age, change) in changes.items()}
+            policy.observe_units(step, units)
 
     def tensors(self) -> list[Any]:
         """Every tensor that is held between calls."""
         fills = (*self._fills.values(), *self._borrowed.values())
         held = [tensor for fill in fills for tensor in fill.tensors()]
-        held += [tensor for captured in self._measured.values() for each in captured for tensor in each]
+        held += [t for captured in self._measured.values() for each in captured.values() for t in each]
         return held + [t for units in self._units.values() for fill in units.values() for t in fill.tensors()]
 
     def rest(self) -> dict[str, OutputFill | StackFill]:

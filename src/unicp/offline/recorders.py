@@ -156,7 +156,7 @@ class ErrorRecorder(Recorder):
         self._history: dict[tuple[str, str], deque[tuple[int, float, Any]]] = {}
         needs = Needs(keep="nothing", metric="self_attention", strides=(1,))
         self._probe = Probe(self.denoiser, self.spec, needs, eagerly)
-        self._before: list[Captured] | None = None  # what the probe captured last
+        self._before: dict[int, Captured] = {}  # what the probe captured last
         self._pending: list[tuple[str, tuple[int, ...], tuple[int, ...], Any]] = []
         self._entry: Any = None
 
@@ -183,16 +183,19 @@ class ErrorRecorder(Recorder):
     def begin(self) -> None:
         self._history.clear()
         self._probe.disarm()
-        self._before = None
+        self._before = {}
 
     def before(self, tick: Tick) -> None:
-        self._probe.armed = tick.new_step
+        self._probe.disarm()
+        if tick.new_step:
+            self._probe.arm(self._before, self.batch, self.frames)
 
     def after(self, tick: Tick) -> None:
         if tick.new_step:
-            scalars, self._before = self._probe.compare(self._before, self.batch, self.frames)
-            for row, name in enumerate(("metric", "motion")):
-                self._pending.append((self.key(name), (self.position,), (self._limit,), scalars[row]))
+            measured, self._before = self._probe.measured()
+            for name, scalar in (("metric", measured.change), ("motion", measured.motion)):
+                if scalar is not None:
+                    self._pending.append((self.key(name), (self.position,), (self._limit,), scalar))
         if not self._pending:
             return
         values = torch.stack([scalar.float().reshape(()) for *_, scalar in self._pending]).tolist()  # one transfer

@@ -115,11 +115,12 @@ class Stack:
             call.left |= last
             if call.runs:
                 output = run_watched(block, forward, args, kwargs) if run_watched else forward(*args, **kwargs)
-                if position not in call.fill.checked:
+                known = position in call.fill.checked
+                if not known:
                     self._check(name, described, values, output)
                     call.fill.checked.add(position)
                 if last:
-                    self._keep(call, described, output)
+                    self._keep(call, described, output, known)
                 return output
             if last:
                 filled = call.fill.fill(call.step, call.decision, self._entered(call, described))
@@ -141,10 +142,10 @@ class Stack:
         entered = relayout(video, self._first, described.layout, call.batch, call.frames)
         return [entered, *others][: self._spec.kept]
 
-    def _keep(self, call: StackCall, described: BlockList, output: Any) -> None:
+    def _keep(self, call: StackCall, described: BlockList, output: Any, checked: bool) -> None:
         outputs = list(output if isinstance(output, tuple) else (output,))[: self._spec.kept]
         entered = self._entered(call, described)
-        before, after = [shape_of(value) for value in entered], [shape_of(value) for value in outputs]
+        before, after = ([] if checked else [shape_of(value) for value in each] for each in (entered, outputs))
         if before != after:
             raise UnicpError(
                 f"{self._denoiser}: the blocks are entered with {' and '.join(map(str, before))} and left at "
