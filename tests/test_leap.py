@@ -161,12 +161,20 @@ def test_a_module_alone_gets_forecasts() -> None:
         assert "leap" not in {record.action for record in session.report().steps}
 
 
-@pytest.mark.parametrize("scheduler", [CogVideoXDDIMScheduler, DDIMScheduler])
-@pytest.mark.parametrize(("steps", "fewer"), [(10, 5), (8, 5), (9, 3)])
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "fewer"),
+    [
+        *itertools.product([CogVideoXDDIMScheduler, DDIMScheduler], (10,), (5,)),
+        *itertools.product([CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMScheduler], (8,), (5,)),
+        *itertools.product([CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMScheduler], (9,), (3,)),
+        (CogVideoXDPMScheduler, 8, 4),
+        (CogVideoXDPMScheduler, 16, 4),
+    ],
+)
 def test_of_solvers_that_go_by_timestep_leaps_all_the_way_are_fewer_steps(
     scheduler: Any, steps: int, fewer: int
 ) -> None:
-    """Their levels, and those between them."""
+    """Their levels, and those between them. What draws noise draws as much of it as fewer steps do."""
     family = FAMILIES["cogvideox"]
     pipe = family.build()
     pipe.scheduler = scheduler(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False)
@@ -185,7 +193,7 @@ def test_of_solvers_that_go_by_timestep_leaps_all_the_way_are_fewer_steps(
 @pytest.mark.parametrize(
     ("scheduler", "action"), [(CogVideoXDDIMScheduler, "forecast"), (CogVideoXDPMScheduler, "reuse")]
 )
-def test_where_ddim_computes_many_steps_it_has_forecasts_and_a_solver_that_draws_noise_never_leaps(
+def test_where_ddim_computes_many_steps_it_has_forecasts_and_a_solver_that_draws_noise_repeats_outputs(
     scheduler: Any, action: str, speed: float
 ) -> None:
     """It draws the noise that the unaccelerated run draws: longer steps would draw other noise."""

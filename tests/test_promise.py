@@ -208,7 +208,8 @@ def test_where_many_steps_are_computed_ddim_gets_forecasts(computed: int, places
     [
         ("ddim", 8, 1.5),
         ("ddim", 8, 3.0),
-        ("cogvideox-dpm", 12, 2.0),
+        ("cogvideox-dpm", 8, 1.5),
+        ("cogvideox-dpm", 12, 3.0),
         ("deis", 8, 2.0),
         ("heun", 8, 2.0),
         ("euler", 12, 1.5),

@@ -10,10 +10,9 @@ import torch
 from ..errors import UnicpError
 from ..policies.base import Needs
 from ..specs import BlockList, ModelSpec
-from ..tensors import extrapolation
+from ..tensors import extrapolation, metrics
 from ..tensors.groups import gathered
 from ..tensors.layout import by_frame
-from ..tensors.metrics import frame_difference, frame_sizes, relative_change, sizes
 
 
 def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], sigma: float) -> Any:
@@ -201,13 +200,13 @@ class Probe:
         whole = residual if self.group is None else gathered(residual, self.group)
         tokens = by_frame(whole, self.layout, self._batch, self._frames)
         if self._strides and self._frames > min(self._strides):  # a single frame has no motion
-            of_frames = frame_sizes(tokens)
-            self._motions[position] = frame_difference(tokens, self._strides, of_frames)
+            of_frames = metrics.frame_sizes(tokens)
+            self._motions[position] = metrics.frame_difference(tokens, self._strides, of_frames)
             size = of_frames.sum(1)
         else:
-            size = sizes(tokens.flatten(1))
+            size = metrics.sizes(tokens.flatten(1))
         if position in self._old:
-            self._changes[position] = relative_change(tokens, *self._old[position])
+            self._changes[position] = metrics.relative_change(tokens, *self._old[position])
         self._new[position] = Captured(tokens, size)
 
     def measured(self) -> tuple[Measured, dict[int, Captured]]:

@@ -394,6 +394,7 @@ class BudgetPolicy(Policy):
             corrects=config.correct and step.weights is not None,
             stays=step.weights is not None and step.weights[-1] == 0,
             switches=step.switch is not None,
+            draws=step.noisy,
             cut=step.weights is not None and len(step.weights) > step.count,
             warmup=config.warmup_steps,
             cooldown=config.cooldown_steps,

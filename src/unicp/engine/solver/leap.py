@@ -24,10 +24,11 @@ SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultis
 """Schedulers whose steps look at nothing but noise levels, the step's number and the outputs they were given. Solvers
 of first order are left out: a forecast is better than one long step of Euler's method."""
 
-VARIANCE_PRESERVING = ("CogVideoXDDIMScheduler", "DDIMScheduler")
-"""Schedulers whose steps look at two timesteps. For these a longer step differs from repeating an output: it holds the
-clean sample constant, which follows from the output and the latents. CogVideoX's DPM-Solver++ is left out: it draws
-noise at every step, and longer steps would draw other noise."""
+VARIANCE_PRESERVING = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMScheduler")
+"""Schedulers whose steps are told their timesteps. For these a longer step differs from repeating an output: it holds
+the clean sample constant, which follows from the output and the latents. CogVideoX's DPM-Solver++ draws noise at every
+step, so longer steps draw other noise than the run would, as fewer steps do: they are for plans that have nothing
+better (``Step.noisy``)."""
 
 SOLVERS_WITH_A_SHORT_START = ("UniPCMultistepScheduler", "DEISMultistepScheduler")
 """Schedulers whose long steps gain from a short one before them. DPM-Solver++ loses more by it than it gains
@@ -275,9 +276,10 @@ class ByIndex:
 
 
 class ByTimestep:
-    """The path of a solver that is given its timestep at each step and keeps nothing: DDIM.
+    """The path of a solver that is given its timestep at each step and keeps nothing: DDIM, CogVideoX's DPM-Solver++.
 
-    Such a solver moves on by ``num_train_timesteps // num_inference_steps`` timesteps.
+    Such a solver moves on by ``num_train_timesteps // num_inference_steps`` timesteps. The latter is given the timestep
+    and the clean sample of the step before, too.
     """
 
     repeats = True
@@ -301,20 +303,22 @@ class ByTimestep:
         return place
 
     def stay(self, call: BoundArguments) -> Any:
-        sample = call.arguments["sample"]
-        return (sample, None) if self._kind is tuple else self._kind(prev_sample=sample, pred_original_sample=None)
+        sample, clean = call.arguments["sample"], call.arguments.get("old_pred_original_sample")
+        return (sample, clean) if self._kind is tuple else self._kind(prev_sample=sample, pred_original_sample=clean)
 
     def step(
         self, own: Callable[..., Any], call: BoundArguments, taken: Sequence[float], ahead: Sequence[float]
     ) -> Any:
         """Give it the timestep of this step, and a number of steps that makes it go far enough."""
         scheduler, known = self._scheduler, self._scheduler.num_inference_steps
-        path = [taken[-1], ahead[0]]
+        path = [*taken[-2:], ahead[0]]
         try:
-            if path != [int(path[0]), int(path[0]) + 1]:
-                here, there = [round(level) for level in levels_at(self._grid, path)]
-                like = call.arguments["timestep"]
-                call.arguments["timestep"] = torch.full_like(like, here) if isinstance(like, torch.Tensor) else here
+            if path != list(range(int(path[0]), int(path[0]) + len(path))):
+                *before, here, there = [round(level) for level in levels_at(self._grid, path)]
+                for name, level in (("timestep", here), *(("timestep_back", level) for level in before)):
+                    like = call.arguments.get(name)
+                    if like is not None:
+                        call.arguments[name] = torch.full_like(like, level) if isinstance(like, torch.Tensor) else level
                 # With a whole number of steps, the quotient would be right for a few lengths of steps only.
                 scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, here - there)
             result = own(*call.args, **call.kwargs)

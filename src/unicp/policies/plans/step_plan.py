@@ -35,6 +35,11 @@ MIN_COMPUTED_FOR_FORECASTS_OF_TWO = 16
 """The same where a second denoiser takes over, whose forecasts begin anew; measured on the proving ground's Wan 2.2, at
 30 and 50 steps."""
 
+MIN_COMPUTED_BESIDE_NOISE, MIN_STEPS_BESIDE_NOISE = 5, 10
+"""Computed steps, and steps of a run, from which on repeated outputs are better than longer steps of a solver that
+draws noise. Longer steps draw less of it, and so make another video; measured with CogVideoX's DPM-Solver++ on the
+proving ground's CogVideoX, at 8, 12 and 20 steps."""
+
 MIN_COMPUTED_FOR_GROWING = 8
 """Computed steps below which the default plan spaces them evenly, as fewer steps would be."""
 
@@ -249,6 +254,7 @@ def untuned(
     corrects: bool = True,
     stays: bool = False,
     switches: bool = False,
+    draws: bool = False,
     cut: bool = False,
     trapezoid: bool = False,
     warmup: int | None = None,
@@ -285,6 +291,7 @@ def untuned(
         stays: whether the solver ignores the last output, because it ends at the last level and not at zero noise
             (DEIS).
         switches: whether another denoiser takes over in the run; then longer steps are as with ``throughout``.
+        draws: whether the solver draws noise at its steps; then longer ones are worth it in the shortest runs only.
         cut: whether the loop leaves out timesteps at its end, so that no run of fewer steps is like this one; then the
             last step is computed.
         trapezoid: whether each output counts half for the step after it and half for the one before it (Heun's method).
@@ -317,7 +324,10 @@ def untuned(
     if jumps or (steps > 1 and lengths[-1] > UNEVEN_LENGTHS_RATIO * lengths[-2]):  # a short last step is no jump
         return computing(steps, _by_length(lengths[:body], computed))
     few = MIN_COMPUTED_FOR_FORECASTS_OF_TWO if switches else MIN_COMPUTED_FOR_FORECASTS
-    leaps &= not throughout or not corrects or computed < few
+    if draws:
+        leaps &= computed < MIN_COMPUTED_BESIDE_NOISE or steps < MIN_STEPS_BESIDE_NOISE
+    else:
+        leaps &= not throughout or not corrects or computed < few
     if leaps and throughout:
         places = [body * i / computed for i in range(computed)]
         places = places if free else [float(int(place)) for place in places]
