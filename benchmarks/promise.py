@@ -27,6 +27,7 @@ import torch
 import unicp
 import zoo
 from benchmarks import common, figures
+from benchmarks.zoo import euler
 from unicp import AdaCacheConfig, BudgetConfig
 from unicp.demo import scenes
 from unicp.policies import Config
@@ -63,6 +64,9 @@ class Steep(Listed):
     levels = STEEP
 
 
+MEMBERS = ("hunyuan", "latte", "ltx", "open-sora")
+"""Models of the proving ground that are tried under Euler, in short runs; the defaults were not chosen on these."""
+
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 2}),
@@ -85,15 +89,23 @@ class Situation:
     shift: float = 3.0
     strength: float = 1.0
     levels: str = ""
+    member: str = ""
+
+    @property
+    def model(self) -> str:
+        """The member of the proving ground that makes the videos; empty for the demo model."""
+        return "cogvideox" if self.scheduler in ("ddim", "cogvideox-dpm") else self.member
 
     @property
     def name(self) -> str:
-        more = {"guidance": unicp.demo.GUIDANCE, "shift": 3.0, "strength": 1.0, "levels": ""}
+        more = {"guidance": unicp.demo.GUIDANCE, "shift": 3.0, "strength": 1.0, "levels": "", "member": ""}
         said = [f"{key} {getattr(self, key)}" for key, usual in more.items() if getattr(self, key) != usual]
         return ", ".join([f"{self.scheduler}, {self.steps} steps", *said])
 
     def make(self, kinds: dict[str, Any]) -> Any:
         """The scheduler."""
+        if self.member:
+            return euler(kinds[self.member].scheduler)
         if self.levels:
             return {"distilled": Listed, "steep": Steep}[self.levels](shift=1.0)
         kind, more = SCHEDULERS[self.scheduler]
@@ -113,7 +125,8 @@ def situations() -> list[Situation]:
         found += [Situation(scheduler, 20, guidance=guidance) for guidance in (1.0, 7.0)]
         found += [Situation(scheduler, 20, shift=shift) for shift in (1.0, 5.0, 8.0)]
         found += [Situation(scheduler, 50, strength=strength) for strength in (0.3, 0.6)]
-    return [*found, Situation("euler", 8, levels="distilled"), Situation("euler", 12, levels="steep")]
+    found += [Situation("euler", 8, levels="distilled"), Situation("euler", 12, levels="steep")]
+    return [*found, *(Situation("euler", steps, member=member) for member in MEMBERS for steps in (20, 12, 8))]
 
 
 class Maker:
@@ -122,12 +135,13 @@ class Maker:
     def __init__(self, prompts: list[str]) -> None:
         self.prompts = prompts
         self.pipes: dict[str, Any] = {}
+        self.calls: dict[str, dict[str, Any]] = {}
         self._plain: dict[tuple[Situation, int], Any] = {}
 
     def pipe(self, situation: Situation) -> Any:
-        kind = "cogvideox" if situation.scheduler in ("ddim", "cogvideox-dpm") else "wan"
+        kind = situation.model
         if kind not in self.pipes:
-            self.pipes[kind] = zoo.load("cogvideox")[0] if kind == "cogvideox" else common.pipeline()
+            self.pipes[kind], self.calls[kind] = zoo.load(kind) if kind else (common.pipeline(), common.CALL)
             self.pipes[kind].set_progress_bar_config(disable=True)
         pipe = self.pipes[kind]
         pipe.scheduler = situation.make(self.pipes)
@@ -145,13 +159,11 @@ class Maker:
         pipe.set_progress_bar_config(disable=True)
         for first in range(0, len(self.prompts), AT_ONCE):
             prompts = self.prompts[first : first + AT_ONCE]
-            call = {**common.CALL, "num_inference_steps": steps, "guidance_scale": situation.guidance}
+            call = {**self.calls[situation.model], "num_inference_steps": steps, "guidance_scale": situation.guidance}
             if situation.strength < 1:
                 del call["num_frames"]
                 drawn = [scenes.render(scenes.sample_scene(30_000_000 + first + i)) for i in range(len(prompts))]
                 call |= {"video": [list(video) for video in drawn], "strength": situation.strength}
-            if situation.scheduler in ("ddim", "cogvideox-dpm"):
-                call = {**zoo.load("cogvideox")[1], "num_inference_steps": steps, "guidance_scale": situation.guidance}
             seeds = [torch.Generator().manual_seed(0) for _ in prompts]
             if situation.strength < 1 or situation.scheduler == "cogvideox-dpm":
                 seeds = torch.Generator().manual_seed(first)  # type: ignore[assignment]  # they take one
@@ -317,7 +329,7 @@ def main() -> None:
     for situation in chosen:
         path = None if args.quick else PARTS / f"{situation.name.replace(', ', '_').replace(' ', '-')}.json"
         methods = configs(situation.steps)
-        if args.budget_only:
+        if args.budget_only or situation.member:
             methods = {name: config for name, config in methods.items() if name.startswith("budget")}
         wanted = situation.scheduler in (args.only or SCHEDULERS) and situation.steps in (args.steps or STEPS)
         if args.collect or not wanted:
