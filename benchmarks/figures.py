@@ -23,8 +23,8 @@ from unicp.files.whole import staged
 DIGITS = 5
 """Significant ones, of figures of single runs. Means over them are kept exactly: rounded twice, one that lies between
 two shown figures could become the other one."""
-COARSE = {"total_seconds": 4, "motion_ratio": 4}
-"""Of those that stand in no table, or with two digits: they vary by more between two runs."""
+COARSE = dict.fromkeys(("total_seconds", "motion_ratio", "psnr", "ssim", "lpips"), 4)
+"""Of those that stand in tables with three digits at most."""
 RUNS = ("per_prompt", "results")
 """Keys of figures of single runs, which are most of the bytes."""
 LIMIT = 400_000

@@ -57,7 +57,7 @@ def test_only_figures_of_single_runs_are_rounded(tmp_path: Path) -> None:
     path = figures.write(tmp_path / "some.json", {"table": [value], "per_prompt": {"adacache": [value, value]}})
     back = figures.read(path)
     assert back["table"] == [value]
-    assert back["per_prompt"]["adacache"] == [{**value, "psnr": 31.416}] * 2
+    assert back["per_prompt"]["adacache"] == [{**value, "psnr": 31.42}] * 2
 
 
 def test_equal_values_in_a_row_are_written_once(tmp_path: Path) -> None:
