@@ -5,6 +5,7 @@
     {"range": 32}                                                  0, 1, ..., 31
     {"bits": "1101"}                                               true, true, false, true
     {"runs": [["a", 2], ["b", 1]]}                                 "a", "a", "b", where that is shorter
+    {"held_out": 32}                                               unicp.demo.prompts(32)
 
 :func:`read` undoes all of that but the rounding. What is measured in full, and what measuring goes on from, lies beside
 them in files that git ignores.
@@ -31,7 +32,7 @@ LIMIT = 400_000
 """Bytes that all committed figures may take together."""
 MEASURES = ("psnr", "ssim", "lpips", "motion_ratio")
 """What a committed comparison keeps of the quality of each video: what the tables of the docs are made of."""
-FORMS = ({"columns"}, {"all", "count"}, {"range"}, {"bits"}, {"runs"})
+FORMS = ({"columns"}, {"all", "count"}, {"range"}, {"bits"}, {"runs"}, {"held_out"})
 SHORTEST = 3
 """Shorter lists stay as they are, but for tables."""
 
@@ -96,6 +97,8 @@ def _folded(value: Any) -> Any:
             return {"bits": "".join("01"[item] for item in value)}
         if all(type(item) is int for item in value) and value == list(range(len(value))):
             return {"range": len(value)}
+        if isinstance(value[0], str) and value == unicp.demo.prompts(len(value)):
+            return {"held_out": len(value)}
         runs = [[item, len(list(same))] for item, same in groupby(value)] if _plain(value) else []
         if runs and len(_compact({"runs": runs})) < len(_compact(value)):
             return {"runs": runs}
@@ -121,6 +124,8 @@ def _unfolded(value: Any) -> Any:
         return [_unfolded(value["all"]) for _ in range(value["count"])]
     if set(value) == {"range"}:
         return list(range(value["range"]))
+    if set(value) == {"held_out"}:
+        return unicp.demo.prompts(value["held_out"])
     if set(value) == {"runs"}:
         return [item for item, count in value["runs"] for _ in range(count)]
     if set(value) == {"bits"}:

@@ -60,6 +60,13 @@ def test_only_figures_of_single_runs_are_rounded(tmp_path: Path) -> None:
     assert back["per_prompt"]["adacache"] == [{**value, "psnr": 31.42}] * 2
 
 
+def test_held_out_captions_are_written_as_their_number(tmp_path: Path) -> None:
+    prompts = unicp.demo.prompts(16)
+    path = figures.write(tmp_path / "some.json", {"prompts": prompts, "others": prompts[1:]})
+    assert '"prompts":{"held_out":16}' in path.read_text() and prompts[15] in path.read_text()
+    assert figures.read(path) == {"prompts": prompts, "others": prompts[1:]}
+
+
 def test_equal_values_in_a_row_are_written_once(tmp_path: Path) -> None:
     names = ["a situation"] * 4 + ["another one"] * 3 + ["a situation"]
     values = {"names": names, "mixed": [1, 1, 1, 1.0, 1.0, True], "short": ["a", "a", "b"]}
