@@ -312,15 +312,19 @@ class ByTimestep:
         """Give it the timestep of this step, and a number of steps that makes it go far enough."""
         scheduler, known = self._scheduler, self._scheduler.num_inference_steps
         path = [*taken[-2:], ahead[0]]
+        *before, here, there = [round(level) for level in levels_at(self._grid, path)]
+        moved: dict[str, int] = {}
         try:
-            if path != list(range(int(path[0]), int(path[0]) + len(path))):
-                *before, here, there = [round(level) for level in levels_at(self._grid, path)]
-                for name, level in (("timestep", here), *(("timestep_back", level) for level in before)):
-                    like = call.arguments.get(name)
-                    if like is not None:
-                        call.arguments[name] = torch.full_like(like, level) if isinstance(like, torch.Tensor) else level
+            if path[-2:] != [int(path[-2]), int(path[-2]) + 1]:
+                moved["timestep"] = here
                 # With a whole number of steps, the quotient would be right for a few lengths of steps only.
                 scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, here - there)
+            if before and path[:2] != [int(path[0]), int(path[0]) + 1]:
+                moved["timestep_back"] = before[0]
+            for name, level in moved.items():
+                like = call.arguments.get(name)
+                if like is not None:
+                    call.arguments[name] = torch.full_like(like, level) if isinstance(like, torch.Tensor) else level
             result = own(*call.args, **call.kwargs)
         finally:
             scheduler.num_inference_steps = known
