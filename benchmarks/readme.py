@@ -95,7 +95,7 @@ def _picture() -> list[str]:
     said = (
         "*Quality against speed-up (operations saved, not wall-clock) on the demo model and on tiny models (4 to 8 "
         f"million parameters) that we trained with the architectures of {', '.join(names[:-1])} and {names[-1]}. "
-        "Defaults were chosen on the demo model, with a look at CogVideoX's schedulers, at HunyuanVideo at a high "
+        "Defaults for such runs were chosen on the demo model, with a look at CogVideoX's schedulers, at HunyuanVideo at a high "
         "shift and at Wan 2.2 at 30 steps; the other models were held out. "
         f"At 2×, on the {len(found)} tiny models, `budget` is "
         f"{min(over):.0f} to {max(over):.0f} dB above the best other method in the mean of {found[0]['captions']} "
@@ -544,7 +544,7 @@ def _proving_ground() -> list[str]:
         f"the budget by its defaults, on {min(one['captions'] for one in found)} captions no model saw "
         f"({found[0]['captions']} on the demo model). The defaults were chosen on",
         "the demo model; of the others, CogVideoX under its two schedulers in short runs, HunyuanVideo at high",
-        "shifts and Wan 2.2 at 30 and 50 steps were looked at.",
+        "shifts, Wan 2.2 at 30 and 50 steps, and HunyuanVideo, LTX and Latte at 8 and 12 steps were looked at.",
         "How much nearer its videos are to the unaccelerated ones than those of the best cache of diffusers or",
         "cache-dit, or of fewer steps, whichever is nearest, at the same share of the operations; of the mean PSNR",
         "over captions / of the worst one of each, in dB. A dash: no method of the others is as fast, or ours is not.",
