@@ -95,7 +95,8 @@ def _picture() -> list[str]:
     said = (
         "*Quality against speed-up (operations saved, not wall-clock) on the demo model and on tiny models (4 to 8 "
         f"million parameters) that we trained with the architectures of {', '.join(names[:-1])} and {names[-1]}. "
-        "Defaults for such runs were chosen on the demo model, with a look at CogVideoX's schedulers, at HunyuanVideo at a high "
+        "Defaults for such runs were chosen on the demo model, with a look at CogVideoX's schedulers, at "
+        "HunyuanVideo at a high "
         "shift and at Wan 2.2 at 30 steps; the other models were held out. "
         f"At 2×, on the {len(found)} tiny models, `budget` is "
         f"{min(over):.0f} to {max(over):.0f} dB above the best other method in the mean of {found[0]['captions']} "
