@@ -65,7 +65,8 @@ class Steep(Listed):
 
 
 MEMBERS = ("hunyuan", "latte", "ltx", "open-sora")
-"""Models of the proving ground that are tried under Euler, in short runs; the defaults were not chosen on these."""
+"""Models of the proving ground that are tried under Euler, in short runs. Of the defaults, only the plans of 8 and 12
+steps at 1.5x were chosen on any of these: on the first three."""
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("FlowMatchEulerDiscreteScheduler", {}),

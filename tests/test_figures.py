@@ -53,11 +53,11 @@ def test_what_is_written_is_read(tmp_path: Path, value: Any) -> None:
 
 
 def test_only_figures_of_single_runs_are_rounded(tmp_path: Path) -> None:
-    value = {"psnr": math.pi * 10, "steps": 123456789, "units": {"reuse": 1234567}}
+    value = {"psnr": math.pi * 10, "speedup": math.pi, "steps": 123456789, "units": {"reuse": 1234567}}
     path = figures.write(tmp_path / "some.json", {"table": [value], "per_prompt": {"adacache": [value, value]}})
     back = figures.read(path)
     assert back["table"] == [value]
-    assert back["per_prompt"]["adacache"] == [{**value, "psnr": 31.42}] * 2
+    assert back["per_prompt"]["adacache"] == [{**value, "psnr": 31.42, "speedup": 3.1416}] * 2
 
 
 def test_held_out_captions_are_written_as_their_number(tmp_path: Path) -> None:

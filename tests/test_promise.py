@@ -218,6 +218,7 @@ def test_short_runs_in_which_few_steps_are_skipped_skip_no_two_neighbours(
         ("ddim", 8, 1.5, ""),
         ("ddim", 8, 3.0, ""),
         ("cogvideox-dpm", 8, 1.5, ""),
+        ("cogvideox-dpm", 12, 2.0, ""),
         ("cogvideox-dpm", 12, 3.0, ""),
         ("deis", 8, 2.0, ""),
         ("heun", 8, 2.0, ""),

@@ -186,7 +186,6 @@ class ErrorRecorder(Recorder):
         self._before = {}
 
     def before(self, tick: Tick) -> None:
-        self._probe.disarm()
         if tick.new_step:
             self._probe.arm(self._before, self.batch, self.frames)
 

@@ -20,7 +20,7 @@ def distances(new: Any, old: Any) -> Any:
     Args:
         new, old: tensors (B, N) of one shape.
     """
-    pieces = zip(_pieces(new), _pieces(old), strict=True)
+    pieces = zip(new.split(CHUNK, dim=1), old.split(CHUNK, dim=1), strict=True)
     return _added([(a.float() - b.float()).abs_().sum(1) for a, b in pieces])
 
 
@@ -30,11 +30,7 @@ def sizes(x: Any) -> Any:
     Args:
         x: a tensor (B, N).
     """
-    return _added([piece.abs().float().sum(1) for piece in _pieces(x)])
-
-
-def _pieces(x: Any) -> Any:
-    return x.split(CHUNK, dim=1) if x.shape[1] > CHUNK else (x,)
+    return _added([piece.abs().float().sum(1) for piece in x.split(CHUNK, dim=1)])
 
 
 def frame_sizes(features: Any) -> Any:

@@ -115,12 +115,11 @@ class Stack:
             call.left |= last
             if call.runs:
                 output = run_watched(block, forward, args, kwargs) if run_watched else forward(*args, **kwargs)
-                known = position in call.fill.checked
-                if not known:
+                if position not in call.fill.checked:
                     self._check(name, described, values, output)
                     call.fill.checked.add(position)
                 if last:
-                    self._keep(call, described, output, known)
+                    self._keep(call, described, output)
                 return output
             if last:
                 filled = call.fill.fill(call.step, call.decision, self._entered(call, described))
@@ -142,10 +141,10 @@ class Stack:
         entered = relayout(video, self._first, described.layout, call.batch, call.frames)
         return [entered, *others][: self._spec.kept]
 
-    def _keep(self, call: StackCall, described: BlockList, output: Any, checked: bool) -> None:
+    def _keep(self, call: StackCall, described: BlockList, output: Any) -> None:
         outputs = list(output if isinstance(output, tuple) else (output,))[: self._spec.kept]
         entered = self._entered(call, described)
-        before, after = ([] if checked else [shape_of(value) for value in each] for each in (entered, outputs))
+        before, after = [shape_of(value) for value in entered], [shape_of(value) for value in outputs]
         if before != after:
             raise UnicpError(
                 f"{self._denoiser}: the blocks are entered with {' and '.join(map(str, before))} and left at "

@@ -315,11 +315,11 @@ class ByTimestep:
         *before, here, there = [round(level) for level in levels_at(self._grid, path)]
         moved: dict[str, int] = {}
         try:
-            if path[-2:] != [int(path[-2]), int(path[-2]) + 1]:
+            if not _is_next(*path[-2:]):
                 moved["timestep"] = here
                 # With a whole number of steps, the quotient would be right for a few lengths of steps only.
                 scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, here - there)
-            if before and path[:2] != [int(path[0]), int(path[0]) + 1]:
+            if before and not _is_next(*path[:2]):
                 moved["timestep_back"] = before[0]
             for name, level in moved.items():
                 like = call.arguments.get(name)
@@ -330,3 +330,8 @@ class ByTimestep:
             scheduler.num_inference_steps = known
         self._kind = type(result)
         return result
+
+
+def _is_next(place: float, other: float) -> bool:
+    """Whether a step of the run itself goes from one place to the other."""
+    return place % 1 == 0 and other == place + 1

@@ -272,12 +272,12 @@ def untuned(
     steps then uses two outputs instead of one. In a run of :data:`LONG_RUN_STEPS` steps or more, the plan of a
     multistep solver is :func:`default`.
 
-    If the solver takes every step of a run of less than :data:`SHORT_RUN_STEPS` and less than half of them are skipped,
-    every second of the last ones is. If few are computed, these are spaced evenly and their outputs repeated, which for
-    solvers of first order equals longer steps; so are fewer than :data:`MAX_EVEN_STEPS` in a run whose first steps are
-    short in sigma (:data:`SHORT_EARLY_STEPS_RATIO`). If more are computed, the first ``K^2 / 2N`` of ``N`` steps are,
-    for ``K`` computed ones, then gaps grow (:func:`growing`), and skipped steps are forecast. If the last step is
-    skipped and few others are, it is every second one of the last steps instead.
+    If the solver takes every step of a run of fewer than :data:`SHORT_RUN_STEPS` and fewer than half of them are
+    skipped, every second of the last ones is. If few are computed, these are spaced evenly and their outputs repeated,
+    which for solvers of first order equals longer steps; so are fewer than :data:`MAX_EVEN_STEPS` in a run whose first
+    steps are short in sigma (:data:`SHORT_EARLY_STEPS_RATIO`). If more are computed, the first ``K^2 / 2N`` of ``N``
+    steps are, for ``K`` computed ones, then gaps grow (:func:`growing`), and skipped steps are forecast. If the last
+    step is skipped and few others are, it is every second one of the last steps instead.
 
     A last step that is too short to matter is skipped. Noise levels that are visited twice are all computed once before
     any is computed again. Where lengths of steps jump, the plan goes by these lengths.
