@@ -93,7 +93,6 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some five 
 	$(BIN)/python -m benchmarks.budget --prompts 32
 	$(BIN)/python -m benchmarks.promise
 	$(BIN)/python -m benchmarks.published
-	$(BIN)/python -m benchmarks.prediction
 	$(BIN)/python -m benchmarks.plans --prompts 4 --part parts
 	$(BIN)/python -m benchmarks.plans --prompts 4 --part override
 	$(BIN)/python -m benchmarks.plans --prompts 4 --part transfer --tuned-on 4 16

@@ -6,7 +6,7 @@ Tunes on captions of the training side (a profile in benchmarks/results/, kept a
 captions against the unaccelerated video of the same seed: the budget asked for 35 dB, and plans for everybody that cost
 about as much: default ones, even ones with linear forecasts, and fewer steps. Speed-ups are wall-clock of the denoising
 loop, against unaccelerated runs of the same prompt before and after. What the budget does at a speed is in
-benchmarks.compare, how well plans are predicted in benchmarks.prediction.
+benchmarks.compare.
 """
 
 from __future__ import annotations

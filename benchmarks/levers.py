@@ -13,7 +13,6 @@ Resumable: every video's figures are kept in ``benchmarks/results/levers.sqlite`
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -23,7 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
-from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -34,9 +32,9 @@ from benchmarks import common, zoo
 from unicp import BudgetConfig, ScheduleConfig, UniCPConfig
 from unicp.demo import scenes
 from unicp.policies import Config
-from unicp.policies.plans import step_plan
 from unicp.tensors import metrics
 
+MEMBERS = tuple(name for name in zoo.members() if name != "wan-image")  # of which each caption has a picture
 STEPS = 50
 SPEEDS = (2.0, 3.0)
 TUNED_ON = 4
@@ -53,7 +51,6 @@ LEVERS: dict[str, Callable[[float], Config]] = {
         target_speedup=None, stack=BudgetConfig(target_speedup=speed / 1.25), delta=0.05
     ),
 }
-CONDITIONAL = "the conditional branch alone at every second step"
 
 
 def shape_name(first: int, last: int, leap: float) -> str:
@@ -99,7 +96,6 @@ class Bench:
         """What is tried, but for fewer steps."""
         found: dict[str, Config] = {DEFAULT: BudgetConfig(target_speedup=speed)}
         found |= {name: make(speed) for name, make in LEVERS.items()}
-        found[CONDITIONAL] = BudgetConfig(target_speedup=speed)
         for first, last, leap in SHAPES:
             found[shape_name(first, last, leap)] = BudgetConfig(
                 target_speedup=speed, warmup_steps=first, cooldown_steps=last, leap=leap
@@ -115,23 +111,13 @@ class Bench:
         if config is None:
             steps = round(STEPS / speed)
             return {"share": steps / STEPS, "psnr": self._psnr(self.video(caption, num_inference_steps=steps), caption)}
-        plans = conditional() if name == CONDITIONAL else contextlib.nullcontext()
-        with plans, unicp.accelerate(self.pipe, config) as session:
+        with unicp.accelerate(self.pipe, config) as session:
             frames = self.video(caption)
             share = session.report().computed_fraction
         return {"share": share, "psnr": self._psnr(frames, caption)}
 
     def _psnr(self, frames: Any, caption: str) -> float:
         return min(float(metrics.psnr(frames, self.whole(caption))), 120.0)
-
-
-def conditional() -> Any:
-    """While this is entered, plans have growing gaps and cheap steps."""
-
-    def plan(sigmas: Any, computed: int, **_: Any) -> step_plan.StepPlan:
-        return step_plan.alternating(len(sigmas), computed, 2)
-
-    return patch.object(step_plan, "untuned", plan)
 
 
 def measure(member: str, captions: list[str], kept: sqlite3.Connection) -> None:
@@ -178,7 +164,7 @@ def at(table: list[dict[str, Any]], member: str, speed: float, row: str, which: 
 def lever_table(table: list[dict[str, Any]]) -> list[str]:
     """Markdown: what each lever, off or on, has over the default plan, in dB, by member."""
     names = list(dict.fromkeys(row["member"] for row in table))
-    rows = [*LEVERS, CONDITIONAL, FEWER]
+    rows = [*LEVERS, FEWER]
     lines = [f"| at {' / '.join(f'{s:g}x' for s in SPEEDS)} | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
     for row in rows:
         cells = [" / ".join(_over_default(table, name, speed, row) for speed in SPEEDS) for name in names]
@@ -216,7 +202,7 @@ def _said(table: list[dict[str, Any]], member: str, speed: float, row: str) -> s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", nargs="+", choices=zoo.members(), default=zoo.members())
+    parser.add_argument("--members", nargs="+", choices=MEMBERS, default=MEMBERS)
     parser.add_argument("--prompts", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -230,8 +216,8 @@ def main() -> None:
         for member in args.members:
             measure(member, captions, kept)
         table = tabled(kept, captions)
-    there = tuple(sorted({row["member"] for row in table}, key=zoo.members().index))  # by several commands, perhaps
-    made_by = "python -m benchmarks.levers" + (f" --members {' '.join(there)}" if there != zoo.members() else "")
+    there = tuple(sorted({row["member"] for row in table}, key=MEMBERS.index))  # by several commands, perhaps
+    made_by = "python -m benchmarks.levers" + (f" --members {' '.join(there)}" if there != MEMBERS else "")
     made_by += f" --prompts {args.prompts}" if args.prompts != 4 else ""
     common.save("levers", {"prompts": args.prompts, "steps": STEPS, "table": table}, made_by)
     print("\n".join([*lever_table(table), "", *tuning_table(table)]))

@@ -3,9 +3,8 @@
     python -m benchmarks.plans [--prompts 8] [--part parts|transfer|override|all] [--tuned-on 4 16]
 
 **Parts**: at two costs, held-out captions against the unaccelerated video of the same seed: even steps that reuse, that
-forecast, that are corrected, with leaps; then plans by search, with gains, with a choice of orders; gaps that grow, and
-at every second computed step the conditional branch alone, or UniCP inside, for as many steps more as that saves time;
-then the plans that real runs chose, with the override, and with UniCP inside of all their computed steps.
+forecast, that are corrected, with leaps; gaps that grow; then the plans that real runs chose, with the override, and
+with UniCP inside of all their computed steps.
 **Transfer**: plans tuned at 50 steps used at 30 and 40; at one size used at another; tuned on 8 captions, on fewer and
 on more (at 30 steps).
 **Override**: one plan with reserves of different size, and plans that compute as many steps more from the beginning; on
@@ -19,31 +18,21 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
-import torch
-from rich.progress import track
 
 import unicp
 from benchmarks import common
 from unicp import BudgetConfig, Profile, UniCPConfig
-from unicp.offline import search, trials
-from unicp.offline.candidates import EFFORTS
-from unicp.offline.replay import Player
-from unicp.offline.search import Limits, Trajectories, gain_curve, gram
 from unicp.policies import Config
 from unicp.policies.budget import PlanBook, Priced
-from unicp.policies.plans.step_plan import DAMPING, StepPlan, alternating, computing, default, growing, nearest
+from unicp.policies.plans.step_plan import StepPlan, computing, default, growing
 
 STEPS = unicp.demo.STEPS
 TUNED_ON = 8
 COMPUTED = {2.0: 25, 3.0: 17}
 AS_THEY_COME = 32
 OTHER_SIZE = {"width": 128}
-ATTENTION = UniCPConfig(delta=1e6, edcw="online", pcas=False)
-INSIDE = {"attention kept": ATTENTION, "cross-attention kept": ATTENTION.replace(delta=0.0, delta_cross=1e6)}
-"""What UniCP leaves out of the steps at which it acts: all modules of a kind, whatever they measure."""
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -54,27 +43,12 @@ def even(computed: int, order: int) -> StepPlan:
     return computing(STEPS, {0, 1, *np.linspace(1, STEPS - 1, computed - 1).round().astype(int).tolist()}, order)
 
 
-def trajectories(pipe: Any, profile: Profile) -> Trajectories:
-    """Of the captions that the profile was tuned on, with its gains."""
-    player = Player(pipe, {"transformer": pipe.transformer})
-    grams, weights, sigmas = [], None, []
-    for index, prompt in enumerate(track(common.training_prompts(TUNED_ON), "trajectories")):
-        call = {"prompt": prompt, **common.CALL, "output_type": "latent"}
-        take = player.run({**call, "generator": torch.Generator().manual_seed(index)}, record=index == 0)
-        weights, sigmas = weights or take.weights, take.sigmas
-        grams.append(gram(np.stack([t.double().numpy().ravel() for t in take.given])))
-    gains = gain_curve(list(profile.metadata["gains"].values()), STEPS)
-    return Trajectories(sigmas=np.array(sigmas), grams=np.array(grams), gains=gains, weights=np.array(weights))
-
-
-def playing(
-    profile: Profile, plan: StepPlan | Priced, inside: UniCPConfig | None = None, **fields: Any
-) -> BudgetConfig:
-    """A config that plays one plan: a profile that holds nothing else, but for what acts inside."""
+def playing(profile: Profile, plan: StepPlan | Priced, **fields: Any) -> BudgetConfig:
+    """A config that plays one plan: a profile that holds nothing else."""
     priced = replace(plan, speedup=1.0) if isinstance(plan, Priced) else Priced(plan=plan, speedup=1.0)
     book = PlanBook(sigmas=tuple(profile.metadata["budget"]["sigmas"]), plans=(priced,))
     path = common.RESULTS / f"plan-{len(list(common.RESULTS.glob('plan-*.safetensors')))}.safetensors"
-    metadata = {**profile.metadata, "budget": book.to_dict(), "inside": inside and inside.to_dict()}
+    metadata = {**profile.metadata, "budget": book.to_dict()}
     Profile(config=profile.config, metadata=metadata).save(path)
     return BudgetConfig(profile=str(path), target_speedup=1.0, **{"override_reserve": 0.0, **fields})
 
@@ -84,36 +58,12 @@ def tuned_plan(profile: Profile, computed: int) -> Priced:
     return min(PlanBook.from_dict(profile.metadata["budget"]).plans, key=lambda p: abs(STEPS * p.plan.cost - computed))
 
 
-def inside_cost(pipe: Any, inside: UniCPConfig) -> float:
-    """Time of a step at which it acts, as a share of a whole one's, as ``tune`` measures it."""
-    captions = common.training_prompts(5)  # the first half of them is timed
-    effort = replace(EFFORTS["low"], alternating=(2,), gain_prompts=3)
-    timed = trials.Tuner(pipe, {"transformer": pipe.transformer}, captions, common.CALL, 0, effort, inside, None)
-    for index in timed.first:
-        timed._trajectory(index, lambda *_: None)
-    return timed._inside_cost(STEPS, lambda *_: None)
-
-
 def parts(pipe: Any) -> dict[str, Config]:
     profile = Profile.load(common.tuned(pipe, TUNED_ON))
-    known = trajectories(pipe, profile)
-
-    def searched(limits: Limits, fills: tuple[tuple[int, float], ...] = search.FILLS) -> Callable[[int], StepPlan]:
-        with patch.object(search, "FILLS", fills):
-            found = search.plans(known, limits)
-        return lambda computed: nearest(found, computed)
-
-    linear = ((1, DAMPING),)
-    ways = {
-        "search, linear forecasts": searched(Limits(warmup=2), linear),
-        "search, gains": searched(Limits(warmup=2, tempering=0.5), linear),
-        "search, gains, choice of orders": searched(Limits(warmup=2, tempering=0.5)),
+    ways: dict[str, Callable[[int], StepPlan]] = {
         "growing gaps": lambda computed: growing(STEPS, computed, 2),
-        "growing gaps, conditional branch alone": lambda computed: alternating(STEPS, computed, 2),
         "growing gaps, first steps whole (default plan)": lambda computed: default(STEPS, computed),
     }
-    costs = {name: inside_cost(pipe, inside) for name, inside in INSIDE.items()}
-    print("cost of a step,", ", ".join(f"{name}: {cost:.0%}" for name, cost in costs.items()))
     windows = {"delta": 0.08, "delta_mlp": 0.08, "edcw": "online"}
     found: dict[str, Config] = {}
     for speed, computed in COMPUTED.items():
@@ -125,9 +75,6 @@ def parts(pipe: Any) -> dict[str, Config]:
         found[at + "even, corrected, leaps"] = playing(profile, even(computed, 1))
         for name, way in ways.items():
             found[at + name] = playing(profile, way(computed))
-        for name, inside in INSIDE.items():
-            plan = alternating(STEPS, computed, 2, inside_cost=costs[name])
-            found[f"{at}growing gaps, {name} ({costs[name]:.0%} a step)"] = playing(profile, plan, inside)
         chosen = tuned_plan(profile, computed)
         watched = playing(profile, chosen, override_reserve=2 / STEPS)
         found[at + "chosen by real runs"] = playing(profile, chosen)

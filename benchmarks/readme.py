@@ -283,49 +283,18 @@ def _budget(budget: dict[str, Any]) -> list[str]:
         "steps more than the plan has.",
         f"Tuned on {budget['tuning_prompts']} captions of the training side.",
         "",
-        *_prediction(),
-    ]
-
-
-def _prediction() -> list[str]:
-    prediction = figures.read(RESULTS / "prediction.json")
-    known = list(next(iter(prediction["table"].values())))
-    return [
-        "**Predicted against real error** of the final latents: Spearman's rank correlation over "
-        f"{prediction['plans']} random plans, mean of {len(prediction['prompts'])} captions",
-        "that tuning did not see, by how the plans are played and by what their prediction knows. It knows nothing of",
-        "leaps, which is the term that is missing in the last row.",
-        "",
-        f"| played with | {' | '.join(known)} |",
-        "|---|" + "---:|" * len(known),
-        *(f"| {way} | {' | '.join(f'{row[by]:.2f}' for by in known)} |" for way, row in prediction["table"].items()),
-        "",
-        _provenance(prediction),
-        "",
     ]
 
 
 def _parts() -> list[str]:
     plans, transfer, override = (figures.read(RESULTS / f"{name}.json") for name in ("plans", "transfer", "override"))
-    psnr = {row["method"]: row["psnr"] for row in plans["table"]}
-    whole, half = "growing gaps", "growing gaps, conditional branch alone"
-    lost = [f"{psnr[f'{x}: {whole}'] - psnr[f'{x}: {half}']:.0f} dB at {x}" for x in ("2x", "3x")]
-    kept = [name.split(", ") for name in psnr if " kept (" in name]
-    inside = [f"{psnr[f'{base}, {kind}'] - psnr[base]:+.0f} dB ({kind}, {base[:2]})" for base, kind in kept]
     lines = [
         "## The budget, part by part",
         "",
-        "Each plan computes as many steps as the others of its speed (25 or 17 of 50, and 16 where the search found 17",
-        "to be no better; alone, the conditional branch",
-        "counts half; with modules kept inside of every second computed step, a step there counts as much as it takes",
-        "time), but for what the override adds and UniCP's windows inside of every step save.",
+        "Each plan computes as many steps as the others of its speed (25 or 17 of 50), but for what the override adds",
+        "and UniCP's windows inside of every step save.",
         "",
         *_table(plans, "method"),
-        f"The conditional branch alone, at every second computed step, loses {' and '.join(lost)}",
-        "against whole steps at the same cost: guidance multiplies the error of the unconditional branch's forecast.",
-        "Modules kept inside of every second computed step, against whole steps for the same time:",
-        ", ".join(inside) + ".",
-        "",
         "## Where plans still hold",
         "",
         f"Plans asked for 2× and 3×, used elsewhere than where they were tuned; {len(transfer['prompts'])} held-out "

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -60,6 +60,7 @@ QUICK = (
 TITLES = {
     "wan": "Wan (the demo model)",
     "wan-two": "tiny Wan 2.2 (two denoisers)",
+    "wan-image": "tiny Wan, image to video",
     "wan-large-frame": "tiny Wan, large frames",
     "cogvideox": "tiny CogVideoX (DDIM)",
     "hunyuan": "tiny HunyuanVideo",
@@ -115,8 +116,8 @@ def euler(scheduler: Any) -> Any:
 
 
 def members() -> tuple[str, ...]:
-    """The demo model, and what the proving ground has besides; ``wan-image`` takes a picture for each caption."""
-    return ("wan", *(name for name in zoo.names() if name != "wan-image"))
+    """The demo model, and what the proving ground has besides."""
+    return ("wan", *zoo.names())
 
 
 def reading(rows: Sequence[Row], speed: float, measure: str = "psnr", worst: bool = False) -> float | None:
@@ -176,17 +177,61 @@ def measured(situation: Situation, prompts: list[str], methods: Sequence[Any], k
     """What a situation is measured to be."""
     pipe, call = situation.load()
     path = PARTS / situation.name.replace(", ", "_").replace(" ", "-")
-    comparison = unicp.compare(
-        pipe,
-        methods,
-        prompts,
-        results=path.with_suffix(".sqlite") if keep else None,
-        calibration_prompt=common.training_prompts(1)[0],
-        **call,
-    )
+
+    def compared(captions: list[str], **more: Any) -> unicp.Comparison:
+        return unicp.compare(
+            pipe,
+            methods,
+            captions,
+            results=path.with_suffix(".sqlite") if keep else None,
+            calibration_prompt=common.training_prompts(1)[0],
+            **call,
+            **more,
+        )
+
+    pictures = [zoo.inputs(situation.member, scene) for scene in drawn(prompts)] if situation.member != "wan" else []
+    if any(pictures):  # each caption has its own: a comparison for each of them
+        parts = [compared([text], **more) for text, more in zip(prompts, pictures, strict=True)]
+        comparison = together(parts)
+    else:
+        comparison = compared(prompts)
     if keep:
         comparison.report(path.with_suffix(".html"), fps=unicp.demo.FPS)
     return found_in(situation.name, comparison)
+
+
+def drawn(captions: Sequence[str]) -> list[scenes.Scene]:
+    """The scenes of held-out captions, as :func:`unicp.demo.scenes.prompts` finds them."""
+    found: dict[str, scenes.Scene] = {}
+    seed = 0
+    while not set(captions) <= found.keys():
+        scene = scenes.sample_scene(seed, held_out=True)
+        found.setdefault(scene.caption(), scene)
+        seed += 1
+    return [found[caption] for caption in captions]
+
+
+def together(comparisons: Sequence[unicp.Comparison]) -> unicp.Comparison:
+    """Comparisons of one caption each, of the same methods, as one of all captions."""
+    first = comparisons[0]
+
+    def point(places: Sequence[Any]) -> Any:
+        results = [replace(result, prompt=i) for i, place in enumerate(places) for result in place.results]
+        return replace(places[0], results=tuple(results))
+
+    points = []
+    for place in first.points:
+        key = (place.method, place.label)
+        same = [one for each in comparisons for one in each.points if (one.method, one.label) == key]
+        if len(same) == len(comparisons):
+            points.append(point(same))
+    return replace(
+        first,
+        baseline=point([each.baseline for each in comparisons]),
+        points=tuple(points),
+        failures=tuple(failure for each in comparisons for failure in each.failures),
+        prompts=tuple(text for each in comparisons for text in each.prompts),
+    )
 
 
 def margin(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str = BUDGET) -> float | None:

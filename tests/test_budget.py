@@ -245,13 +245,7 @@ def test_playing_a_recorded_run_back_gives_its_latents() -> None:
         handle.remove()
         assert torch.equal(first.latents, again.latents)
         assert len(ran) == 4 * 2
-        assert len(first.given) == len(first.deciding) == 10
-
-        def change(step: int, value: Any) -> Any:
-            return value + 1 if step == 4 else value
-
-        other = player.run({**call, "generator": torch.Generator().manual_seed(0)}, play_until=10**9, change=change)
-        assert not torch.equal(first.latents, other.latents)
+        assert first.given == len(first.deciding) == 10
 
     WAN.run(pipe, check)
     assert torch.equal(WAN.generate(pipe), plain("wan"))

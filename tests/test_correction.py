@@ -15,7 +15,7 @@ from unicp import AdaCacheConfig, BudgetConfig
 from unicp.engine.clock import Clock
 from unicp.engine.fills.kept import Kept
 from unicp.engine.fills.output import OutputFill
-from unicp.offline.replay import Player
+from unicp.engine.solver.response import Solver
 from unicp.policies import Decision, Needs, Step
 from unicp.tensors import extrapolation
 
@@ -115,12 +115,20 @@ def test_the_clock_knows_the_weights_that_the_run_will_show() -> None:
             seen.append(clock.tick(None, kwargs).step.weights)
 
         handle = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
-        take = Player(pipe, {"transformer": pipe.transformer}).run(
-            {**call, "generator": torch.Generator().manual_seed(0)}, record=True
-        )
+        own = pipe.scheduler.step
+        solver: list[Solver] = []
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            solver[:] = solver or [Solver(pipe.scheduler, own)]
+            solver[0].called(*args, **kwargs)
+            return own(*args, **kwargs)
+
+        pipe.scheduler.step = step
+        pipe(**call, generator=torch.Generator().manual_seed(0))
         handle.remove()
-        assert take.weights is not None
-        assert all(weights == pytest.approx(take.weights, rel=1e-5) for weights in seen)
+        shown = solver[0].response()
+        assert shown is not None
+        assert all(weights == pytest.approx(shown, rel=1e-5) for weights in seen)
 
     WAN.run(WAN.build(), check)
 

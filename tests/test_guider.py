@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +22,8 @@ from tests.contract import counting, quietly, traces
 from tests.family import part
 from tests.tiny import FAMILIES
 from tests.tiny_modular import GUIDED, Flux, assembled
-from unicp import BudgetConfig, Decision, Needs, Policy, ScheduleConfig, UnicpError
+from unicp import BudgetConfig, ScheduleConfig, UnicpError
 from unicp.hosts.guider import FillGuider
-from unicp.policies.config import _REGISTRY, Config, register
 
 CONFIGS = {"budget": BudgetConfig(target_speedup=2), "schedule": ScheduleConfig(interval=3, fill="linear")}
 SKIP = LayerSkipConfig([1], fqn="transformer_blocks")
@@ -172,51 +169,23 @@ def test_it_plays_a_profile() -> None:
 # --- whatever guider is used ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class TakesTurns(Config):
-    """At every second step the unconditional branch is left out."""
-
-    method: ClassVar[str] = "takes-turns"
-
-
-class TakingTurns(Policy):
-    def __init__(self, config: TakesTurns) -> None:
-        pass
-
-    def needs(self) -> Needs:
-        return Needs(keep="output", order=1)
-
-    def decide(self, step: Any) -> Decision:
-        return Decision(action="conditional" if step.index % 2 else "compute")
-
-    def why_idle(self) -> str:
-        return "never"
-
-
-@pytest.fixture
-def takes_turns() -> Iterator[Config]:
-    register(TakesTurns)(TakingTurns)
-    yield TakesTurns()
-    del _REGISTRY[TakesTurns]
-
-
 @pytest.mark.parametrize(
     "guider", [pytest.param(name, marks=pytest.mark.slow if place % 2 else ()) for place, name in enumerate(GUIDERS)]
 )
-def test_the_users_guider_goes_on_as_it_is(guider: str, takes_turns: Config) -> None:
+def test_the_users_guider_goes_on_as_it_is(guider: str) -> None:
     kind = GUIDED["ltx"]
     plain = generate(kind.build(GUIDERS[guider]()), kind)
     assert torch.equal(generate(filled(kind.build(GUIDERS[guider]()), BudgetConfig(target_speedup=1)), kind), plain)
-    for config in (CONFIGS["budget"], takes_turns):
-        wanted, decided = accelerated(kind, config, GUIDERS[guider]())
-        pipe = filled(kind.build(GUIDERS[guider]()), config)
-        made = generate(pipe, kind)
-        report = pipe.guider.report()
-        assert done(report) == decided
-        assert torch.equal(made, wanted) and not torch.equal(made, plain)
-        first = {branch: next(r for r in report.steps if r.branch == branch) for branch in report.timeline()}
-        assert {record.action for record in first.values()} == {"compute"}, "filled from nothing"
-        assert torch.equal(generate(pipe, kind), made)
+    config = CONFIGS["budget"]
+    wanted, decided = accelerated(kind, config, GUIDERS[guider]())
+    pipe = filled(kind.build(GUIDERS[guider]()), config)
+    made = generate(pipe, kind)
+    report = pipe.guider.report()
+    assert done(report) == decided
+    assert torch.equal(made, wanted) and not torch.equal(made, plain)
+    first = {branch: next(r for r in report.steps if r.branch == branch) for branch in report.timeline()}
+    assert {record.action for record in first.values()} == {"compute"}, "filled from nothing"
+    assert torch.equal(generate(pipe, kind), made)
 
 
 def test_a_condition_that_comes_again_is_not_filled_from_what_is_long_ago() -> None:

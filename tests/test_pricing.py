@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig
 from unicp.offline import candidates, trials
-from unicp.offline.expectation import PlanResult, book
-from unicp.offline.search import forecast_errors, gram
+from unicp.offline.expectation import PlanResult, book, forecast_errors, gram
 from unicp.policies.budget import PlanBook
 from unicp.policies.plans.step_plan import StepPlan, growing
 
@@ -88,6 +87,6 @@ def test_without_videos_and_measured_forecasts_it_knows_what_unaccelerated_runs_
 @pytest.mark.parametrize("kept", [True, False], ids=["default kept", "another one chosen"])
 def test_plans_are_judged_by_prompts_that_they_were_not_made_to_fit(kept: bool) -> None:
     pipe = FAMILIES["wan"].build()
-    run = trials.Tuner(pipe, {}, ["a", "b", "c", "d", "e"], {}, 0, candidates.EFFORTS["low"], None, None)
-    run.chosen = {"1.5x": "default", "2x": "default" if kept else "growing, warmup 3"}
-    assert list(run._judged()) == ([0, 1, 2, 3, 4] if kept else [3, 4])
+    run = trials.Tuner(pipe, {}, ["a", "b", "c", "d", "e"], {}, 0, candidates.EFFORTS["low"], None)
+    run.chosen = {"1.5x": "default", "2x": "default" if kept else "first 0%, last 1"}
+    assert list(run._judged()) == ([0, 1, 2, 3, 4] if kept else [4])

@@ -52,12 +52,12 @@ def changed(profile: Profile, change: Callable[[dict[str, Any]], None]) -> Profi
     return dataclasses.replace(profile, metadata=about)
 
 
-def in_all_plans(name: str = "", **fields: Any) -> Callable[[dict[str, Any]], None]:
-    """Changes fields of every plan; the one that is named gets the plan's last computed step."""
+def in_all_plans(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    """Changes fields of every plan."""
 
     def change(about: dict[str, Any]) -> None:
         for plan in about["budget"]["plans"]:
-            plan.update({name: plan["compute"][-1:], **fields} if name else fields)
+            plan.update(fields)
 
     return change
 
@@ -286,8 +286,6 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "scheduler": (by_ddim, "made with a DDIMScheduler, this server runs a FlowMatchEuler.*tune with a FlowMatchEuler"),
     "model": (of_another_model, f"does not fit the model that is served, .*{MODEL}: .*fingerprint 0123456789abcdef"),
     "no plans": (calibrated_only, "holds no plans; make one with: unicp tune"),
-    "inside": (in_all_plans("inside", inside_cost=0.6), "UniCP acts inside some of its steps.*tune without inside"),
-    "conditional": (in_all_plans("conditional"), "one branch of guidance alone.*tune with effort=low"),
 }
 
 

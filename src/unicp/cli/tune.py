@@ -11,9 +11,8 @@ from . import measuring, options
 
 SPEEDUP_HELP = "How much faster the denoising loop is to be; 2 if you give no target."
 PSNR_HELP = "Or: how close to the unaccelerated video, in dB, for four of five prompts."
-INSIDE_HELP = "A profile of unicp calibrate: try UniCP inside computed steps, too."
 LEAP_HELP = "Share of the run in which the solver may take longer steps; 0 makes plans that servers can play."
-EFFORT_HELP = "low, medium or high: how many runs the search may take."
+EFFORT_HELP = "low, medium or high: how many shapes of plans are compared."
 
 
 def tune(
@@ -23,7 +22,6 @@ def tune(
     target_speedup: float = typer.Option(None, metavar="X", help=SPEEDUP_HELP),
     min_psnr: float = typer.Option(None, metavar="X", help=PSNR_HELP),
     effort: str = typer.Option("medium", metavar="NAME", help=EFFORT_HELP),
-    inside: str = typer.Option(None, metavar="FILE", help=INSIDE_HELP),
     leap: float = typer.Option(0.6, min=0, max=1, metavar="X", help=LEAP_HELP),
     steps: int = typer.Option(None, min=1, metavar="N", help="Denoising steps."),
     seed: int = typer.Option(0, min=0, max=2**32 - 1, metavar="N", help=measuring.SEED_HELP),
@@ -50,8 +48,6 @@ def tune(
 
     unicp tune --prompts-file prompts.txt --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --min-psnr 32 -o wan.safetensors
 
-    unicp tune --inside calibrated.safetensors -o plans.safetensors
-
     unicp tune --leap 0 -o demo-server.safetensors
     """
     part = measuring.check_output(output).with_suffix(".json")
@@ -63,7 +59,6 @@ def tune(
 
     if effort not in candidates.EFFORTS:
         raise UnicpError(f"--effort must be one of {', '.join(candidates.EFFORTS)}, got {effort!r}")
-    acting = candidates.acting_inside(inside, effort) if inside is not None else None
     texts = measuring.read_prompts(prompts, prompts_file, model, 8)
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     pipe, call = measuring.load(model, given, device, dtype)
@@ -73,7 +68,6 @@ def tune(
         target_speedup=target_speedup,
         min_psnr=min_psnr,
         effort=effort,
-        inside=acting,
         leap=leap,
         seed=seed,
         checkpoint=part,

@@ -232,7 +232,7 @@ class Run:
                 shares = self._parts.units.shares(cost.units, cost.total)
                 self._policies[key].price(shares, self._ran / self._whole)
             self._decisions[key] = self._policies[key].decide(step)
-        decision = self._decisions[key].of_branch(branch)
+        decision = self._decisions[key]
         fill = self._fills.get(branch)
         ignored = decision.action == "leap" and branch in self._borrowed  # another denoiser's output will do
         if not decision.runs and (fill is None or not fill.kept) and not ignored:
@@ -406,13 +406,9 @@ class Run:
         return policy
 
     def _weight(self, step: Step, branch: str, decision: Decision) -> float | None:
-        """The solver's weight of a forecast, if a later step is to make good what it is off by.
-
-        Where the solver may take a longer step from a step by halves, the weights of its short steps say nothing.
-        """
-        halved = self._decisions[self._key(branch)].action == "conditional"
+        """The solver's weight of a forecast, if a later step is to make good what it is off by."""
         never = decision.action == "leap" or not self.needs.correct
-        return None if never or (halved and step.leaps) else step.weight
+        return None if never else step.weight
 
     def _operations(self, record: StepRecord) -> int:
         """Floating-point operations that ran in a call."""

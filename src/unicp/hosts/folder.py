@@ -121,15 +121,11 @@ def plans(
             f"the profile {profile} was made with a {made:.80}, this server runs a {runs:.80}, and a plan holds for "
             f'one solver; tune with a {SOLVERS.get(runs, runs):.80}, or ask without a profile ("profile": null)'
         )
-    what = ""
-    if plan.inside:
-        what = "UniCP acts inside some of its steps, and a server's blocks are not looked into: tune without inside"
-    elif plan.conditional:
-        what = "some of its steps run one branch of guidance alone, and a server runs all of them: tune with effort=low"
-    elif not leaps and (plan.places or _leaps(profile, plan, made)):
-        what = "its solver takes longer steps, and a server's takes each one: tune with leap=0 (--leap 0)"
-    if what:
-        raise UnicpError(f"the plan of the profile {profile} cannot be played in a server: {what}")
+    if not leaps and (plan.places or _leaps(profile, plan, made)):
+        raise UnicpError(
+            f"the plan of the profile {profile} cannot be played in a server: its solver takes longer steps, and a "
+            "server's takes each one: tune with leap=0 (--leap 0)"
+        )
     wrong = _wrong_model(profile, model, tuple(sorted((places or {}).items())))
     if wrong:
         raise UnicpError(f"the profile {profile} does not fit the model that is served, {name_of(model):.80}: {wrong}")

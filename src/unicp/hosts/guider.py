@@ -23,7 +23,7 @@ from ..engine.sources import Sources
 from ..errors import UnicpError
 from ..policies.base import Decision
 from ..policies.config import make_policy
-from ..profiles import acting_config, read, resolve_config
+from ..profiles import read, resolve_config
 from ..tensors import private
 from .diffusers import hooks
 from .diffusers.denoiser import STRAY_CALLS_NOTE, sound
@@ -139,7 +139,7 @@ class _Filling:
     """
 
     def __init__(self, config: Any, pipe: Any) -> None:
-        self.config = acting_config(read(resolve_config(config)))
+        self.config = read(resolve_config(config))
         self.needs = make_policy(self.config).needs()
         if self.needs.inside:
             raise UnicpError(

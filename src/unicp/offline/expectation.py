@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..policies.budget import BudgetConfig, PlanBook, Priced
 from ..policies.plans.step_plan import StepPlan, nearest
-from .search import Array, forecast_errors
+from ..tensors import extrapolation
 
 MAX_PSNR_DB = 120.0
 """PSNR in dB that stands for identical videos, so that a mean over prompts stays finite."""
 
+Array = NDArray[np.float64]
 Expected = dict[int, tuple[float, float]]
 
 
@@ -121,3 +123,35 @@ def _seen(one: PlanResult) -> Expected:
     steps = set.intersection(*(set(found) for found in one.forecasts)) if one.forecasts else set()
     values = {step: np.array([found[step] for found in one.forecasts]) for step in steps & set(one.plan.compute[1:])}
     return {step: (float(value.mean()), float(value.std())) for step, value in values.items()}
+
+
+def gram(outputs: Array) -> Array:
+    """Gram matrix of one run's outputs (N, D), divided by their mean square.
+
+    >>> gram(np.array([[2.0, 0.0], [0.0, 2.0]])).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    products = outputs @ outputs.T
+    return np.asarray(products / max(float(np.trace(products)) / len(products), 1e-30))
+
+
+def forecast_errors(grams: Array, sigmas: Array, compute: Sequence[int]) -> dict[int, tuple[float, float]]:
+    """Relative error of a linear forecast at each computed step: (mean, standard deviation) over runs.
+
+    Args:
+        grams: (P, N, N) inner products of the outputs of each of P runs.
+        sigmas: (N,) noise levels, or more.
+        compute: computed steps, rising; the first one cannot be forecast and is left out.
+
+    >>> forecast_errors(np.array([np.outer([2.0, 3.0, 5.0], [2.0, 3.0, 5.0])]), np.array([3.0, 2.0, 1.0]), (0, 1, 2))
+    {1: (0.333..., 0.0), 2: (0.2, 0.0)}
+    """
+    found = {}
+    for place, step in enumerate(compute[1:], 1):
+        nodes = compute[max(0, place - 2) : place][::-1]
+        c = np.zeros(grams.shape[1])
+        c[step] = -1.0
+        c[list(nodes)] += extrapolation.weights([float(sigmas[n]) for n in nodes], float(sigmas[step]))
+        squares = np.maximum(np.einsum("i,pij,j->p", c, grams, c), 0.0) / np.maximum(grams[:, step, step], 1e-30)
+        found[step] = (float(np.sqrt(squares).mean()), float(np.sqrt(squares).std()))
+    return found

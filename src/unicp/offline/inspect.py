@@ -129,14 +129,13 @@ def _plans(profile: Profile) -> str:
         "speed-up  PSNR of four in five  plan",
     ]
     for priced in book.plans:
-        cheap = dict.fromkeys(priced.plan.conditional, "c") | dict.fromkeys(priced.plan.inside, "u")
-        signs = [cheap.get(step, "#") for step in range(priced.plan.steps)]
+        signs = ["#"] * priced.plan.steps
         for segment in priced.plan.segments:
             for step in range(segment.after + 1, segment.until):
                 signs[step] = "~" if segment.order else "."
         psnr = f"{priced.safe_psnr:8.1f} dB" if priced.psnr else " " * 11
         lines.append(f"{priced.speedup:7.2f}x {psnr}  {''.join(thinned(signs, 56))}")
-    lines.append("# computed   c conditional branch alone   u UniCP inside   ~ forecast   . reused")
+    lines.append("# computed   ~ forecast   . reused")
     return "\n".join(lines)
 
 

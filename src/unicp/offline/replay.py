@@ -1,4 +1,4 @@
-"""Runs of a pipeline that are recorded, or replayed up to a step, with the outputs that the solver was given."""
+"""Runs of a pipeline that are recorded, or replayed up to a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from ..engine.arguments import named, parameters
 from ..engine.clock import Clock
 from ..engine.fills.output import leading
-from ..engine.solver.response import InPlace, Solver
+from ..engine.solver.response import InPlace
 from ..errors import UnicpError
 from ..hosts.diffusers import hooks
 from ..specs import find_spec
@@ -29,30 +29,24 @@ class Take:
     """One run.
 
     Attributes:
-        given: the output that the scheduler's ``step`` was given at each step (after guidance), on the host.
+        given: how many outputs the scheduler's ``step`` was given.
         deciding: output of the guidance branch that is called first, at each step, on the host.
         latents: latents after the last step.
-        branches: names of the guidance branches that were called.
         sigmas: noise level of each step, and that of the end of the run.
-        weights: the solver's weight of each output (:meth:`Solver.response`), if the run was recorded.
         result: what the pipeline returned.
         seconds: seconds of the denoising loop; without its first step if no denoiser is watched.
         forecasts: error of the forecasts at the computed steps of an accelerated run, by step.
-        operations: floating-point operations of each step of an accelerated run, by step.
         began: time in seconds at which the first step's output was there.
         ends: time in seconds after each step that the solver takes; a leap is one step.
     """
 
-    given: list[Any] = field(default_factory=list)
+    given: int = 0
     deciding: list[Any] = field(default_factory=list)
     latents: Any = None
-    branches: list[str] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)
-    weights: list[float] | None = None
     result: Any = None
     seconds: float = 0.0
     forecasts: dict[int, float] = field(default_factory=dict)
-    operations: dict[int, int] = field(default_factory=dict)
     began: float = 0.0
     ends: list[float] = field(default_factory=list)
 
@@ -75,7 +69,6 @@ class Player:
         *,
         record: bool = False,
         play_until: int = 0,
-        change: Callable[[int, Any], Any] | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Take:
         """Run the pipeline.
@@ -84,7 +77,6 @@ class Player:
             call: arguments of its call.
             record: keep every denoiser output, to replay it later.
             play_until: at steps before this one denoisers do not run: recorded outputs replace theirs.
-            change: takes the step and the output that the solver is about to get, and returns another for it.
             on_step: called with the number of steps done and the number of all steps.
 
         Raises:
@@ -107,8 +99,6 @@ class Player:
                 output = _moved(self.calls[place], device)
             else:
                 output = forward(*args, **kwargs)
-            if tick.branch not in take.branches:
-                take.branches.append(tick.branch)
             if record:
                 self.calls.append(_moved(output, "cpu"))
             if tick.new_step:
@@ -123,7 +113,7 @@ class Player:
                 hook.act = functools.partial(called, hook, Clock.of(self.pipe, spec), parameters(denoiser))
                 hooks.install(denoiser, hook, REPLAY_HOOK)
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
-            watched = stack.enter_context(_watched(self.pipe.scheduler, take, record, change, on_step))
+            stack.enter_context(_watched(self.pipe.scheduler, take, on_step))
             take.result = self.pipe(**call)
         if not take.ends:
             raise UnicpError(
@@ -131,41 +121,31 @@ class Player:
             )
         take.seconds = take.ends[-1] - (began[0] if began else take.began)
         take.sigmas.append(0.0)
-        if watched.solver is not None:
-            take.weights = watched.solver.response()
         return take
 
 
 class _watched:
-    """Watches the scheduler's ``step`` on the instance; with ``weigh``, also records its calls to find its weights."""
+    """Watches the scheduler's ``step`` on the instance."""
 
-    def __init__(self, scheduler: Any, take: Take, weigh: bool, change: Any, on_step: Any) -> None:
-        self.scheduler, self.take, self.weigh, self.change, self.on_step = scheduler, take, weigh, change, on_step
-        self.solver: Solver | None = None
+    def __init__(self, scheduler: Any, take: Take, on_step: Any) -> None:
+        self.scheduler, self.take, self.on_step = scheduler, take, on_step
 
-    def __enter__(self) -> _watched:
+    def __enter__(self) -> None:
         self.before = vars(self.scheduler).get("step")  # another replacement, on the instance too
         own = self.scheduler.step
 
         def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
-            index = len(self.take.given)
-            if index == 0:
+            if self.take.given == 0:
                 self.take.began = _now(model_output)
-            if self.weigh:
-                self.solver = self.solver or Solver(self.scheduler, own)
-                self.solver.called(model_output, *args, **kwargs)
-            if self.change is not None:
-                model_output = self.change(index, model_output)
-            self.take.given.append(model_output.detach().float().cpu())
+            self.take.given += 1
             result = own(model_output, *args, **kwargs)
             self.take.latents = leading(result).detach().float().cpu()
             self.take.ends.append(_now(model_output))
             if self.on_step is not None:
-                self.on_step(index + 1, len(self.scheduler.timesteps))
+                self.on_step(self.take.given, len(self.scheduler.timesteps))
             return result
 
         self.scheduler.step = InPlace(self.scheduler, step)
-        return self
 
     def __exit__(self, *_: object) -> None:
         del self.scheduler.step

@@ -7,7 +7,7 @@ enumerate :func:`config_types`.
 
 from __future__ import annotations
 
-from .base import ACTIONS, UNIT_ACTIONS, Decision, Needs, Policy, Step, no_numbers, unconditional
+from .base import ACTIONS, UNIT_ACTIONS, Decision, Needs, Policy, Step, no_numbers
 from .config import (
     Config,
     check_choice,
@@ -37,5 +37,4 @@ __all__ = [
     "make_policy",
     "no_numbers",
     "register",
-    "unconditional",
 ]

@@ -11,24 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ACTIONS = ("compute", "reuse", "forecast", "leap", "partial", "conditional")
+ACTIONS = ("compute", "reuse", "forecast", "leap", "partial")
 """What can be decided for a step, in this order: the whole denoiser runs; what was kept stands in; its output is
-extrapolated; the solver has gone beyond the step, so the output does not matter; some of its units run; it runs for all
-branches but the unconditional one, whose output is extrapolated."""
+extrapolated; the solver has gone beyond the step, so the output does not matter; some of its units run."""
 UNIT_ACTIONS = ("compute", "reuse", "forecast", "map", "slice")
 """What can happen to a unit in a partial call: it ran in full; its kept output was used; its output was extrapolated
 from the last two; it ran on its kept attention map; it ran sliced."""
 FILLED = ("reuse", "forecast")
 """Those in which it does not run."""
-
-
-def unconditional(branch: str) -> bool:
-    """Whether a guidance branch is the one without the prompt, by the name that pipelines and guiders give it.
-
-    >>> unconditional("uncond"), unconditional("cond_uncond"), unconditional("call 2")
-    (True, False, False)
-    """
-    return branch in ("uncond", "pred_uncond")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +91,6 @@ class Decision:
         units: action of each unit by module name, where ``action`` is ``"partial"``: one of :data:`UNIT_ACTIONS`.
         makeshift: whether the output counts as a forecast where units are filled: it is then no value to forecast from,
             and a later computed one corrects it (``Needs.correct``).
-        whole: whether a method that acts inside steps must leave this one whole.
         serves: whether later steps may be filled from this computed one. If not, its output is not kept, nor compared
             with others, and what was kept before is freed.
     """
@@ -114,19 +103,12 @@ class Decision:
     place: float | None = None
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     makeshift: bool = False
-    whole: bool = False
     serves: bool = True
 
     @property
     def runs(self) -> bool:
         """Whether the denoiser is computed, wholly or in part."""
         return self.action in ("compute", "partial")
-
-    def of_branch(self, branch: str) -> Decision:
-        """The decision for one guidance branch."""
-        if self.action != "conditional":
-            return self
-        return dataclasses.replace(self, action="forecast" if unconditional(branch) else "compute")
 
 
 @dataclass(frozen=True, kw_only=True)

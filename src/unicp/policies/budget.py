@@ -192,12 +192,9 @@ class PlanBook:
             gaps = [(a, b) for a, b in pairwise((*plan.compute, plan.steps)) if b > a + 1]
             inside = bool(plan.compute) and sorted((s.after, s.until) for s in plan.segments) == gaps
             inside &= all(0 <= s.order <= 1 for s in plan.segments)
-            cheap = (*plan.conditional, *plan.inside)
-            inside &= set(cheap) <= set(plan.compute[1:]) and len(set(cheap)) == len(cheap)
-            inside &= 0 < plan.inside_cost <= 1
             inside &= [int(place) for place in plan.places] == list(plan.compute if plan.places else ())
             rising = all(a < b for a, b in zip((-1, *plan.compute), (*plan.compute, plan.steps), strict=True))
-            numbers = [priced.speedup, plan.predicted, *plan.places, *(s.damping for s in plan.segments)]
+            numbers = [priced.speedup, *plan.places, *(s.damping for s in plan.segments)]
             if not (inside and rising and 1 <= plan.steps <= len(book.sigmas) and all(map(math.isfinite, numbers))):
                 raise UnicpError("the plans of the profile are damaged: steps outside of the run, or no numbers")
         if not book.plans or not all(map(math.isfinite, book.sigmas)):
@@ -218,12 +215,8 @@ class PlanBook:
                 steps=int(entry["steps"]),
                 compute=tuple(int(step) for step in entry["compute"]),
                 segments=segments,
-                conditional=tuple(int(step) for step in entry.get("conditional", ())),
-                inside=tuple(int(step) for step in entry.get("inside", ())),
-                inside_cost=float(entry.get("inside_cost", 1.0)),
                 places=tuple(float(place) for place in entry.get("places", ())),
                 default=bool(entry.get("default", False)),
-                predicted=float(entry["predicted"]),
             )
             expected = {int(step): (float(mean), float(dev)) for step, (mean, dev) in entry["expected"].items()}
             psnr = tuple(float(value) for value in entry["psnr"])
@@ -239,12 +232,8 @@ class PlanBook:
                     "steps": priced.plan.steps,
                     "compute": list(priced.plan.compute),
                     "segments": [[s.after, s.until, s.order, s.damping] for s in priced.plan.segments],
-                    "conditional": list(priced.plan.conditional),
-                    "inside": list(priced.plan.inside),
-                    "inside_cost": priced.plan.inside_cost,
                     "places": list(priced.plan.places),
                     "default": priced.plan.default,
-                    "predicted": priced.plan.predicted,
                     "speedup": priced.speedup,
                     "psnr": list(priced.psnr),
                     "expected": {str(step): list(pair) for step, pair in (priced.expected or {}).items()},
@@ -273,7 +262,6 @@ class BudgetPolicy(Policy):
         self.book: PlanBook | None = None
         self._plan: StepPlan | None = None
         self._compute: frozenset[int] = frozenset()
-        self._conditional = self._inside = self._compute
         self._expected: Mapping[int, tuple[float, float]] = {}
         self._segments: dict[int, Segment] = {}  # by skipped step, the segment that it belongs to
         self._places: dict[int, float] = {}  # by computed step, the place where it is evaluated, if not its own
@@ -404,11 +392,9 @@ class BudgetPolicy(Policy):
     def _follow(self, plan: StepPlan) -> None:
         self._plan = plan
         self._compute = frozenset(plan.compute)
-        self._conditional = frozenset(plan.conditional)
-        self._inside = frozenset(plan.inside)
         self._segments = {s: segment for segment in plan.segments for s in range(segment.after + 1, segment.until)}
         self._places = dict(zip(plan.compute, plan.places, strict=True)) if plan.places else {}
-        self._last_filled = max((*self._segments, *self._conditional), default=-1)
+        self._last_filled = max(self._segments, default=-1)
 
     def decide(self, step: Step) -> Decision:
         if self._plan is None or (self._leaping and not step.leaps):  # that turns out after the first step
@@ -417,28 +403,22 @@ class BudgetPolicy(Policy):
             return Decision(action="leap")
         segment = self._segments.get(step.index)
         if segment is None or not self._computed or step.index in self._compute:
-            return self._now(step, alone=step.index in self._conditional and not self._blind)
+            return self._now(step)
         if self._blind:  # a measurement that is not a number is never a reason to forecast, whatever the reserve
             return self._now(step)
         order = min(segment.order, len(self._computed) - 1)
         return Decision(action="forecast", order=order, damping=segment.damping) if order else Decision(action="reuse")
 
-    def _now(self, step: Step, alone: bool = False) -> Decision:
-        """Compute this step: all branches, or the conditional one alone."""
+    def _now(self, step: Step) -> Decision:
+        """Compute this step."""
         blind, self._blind = self._blind, False
         self._computed.append(step.index)
         # The place that the solver has come to, which may lie beyond this step's own noise level.
         place = self._until if self._until is not None and int(self._until) == step.index and self._until % 1 else None
         route = self._route(step) if step.leaps and not blind else None
         self._until, further = (None, ()) if route is None else (route[0], route[1:])
-        if alone:
-            from .plans.step_plan import DAMPING
-
-            return Decision(action="conditional", until=self._until, further=further, order=1, damping=DAMPING)
-        # A plan that names steps with UniCP inside excludes it from all others; any other plan leaves UniCP to decide.
-        whole = bool(self._inside) and (blind or step.index not in self._inside)
         serves = step.index < self._last_filled
-        return Decision(action="compute", until=self._until, further=further, whole=whole, place=place, serves=serves)
+        return Decision(action="compute", until=self._until, further=further, place=place, serves=serves)
 
     def _route(self, step: Step) -> tuple[float, ...] | None:
         """The places to which the solver goes from a computed step, or ``None`` if it goes to the next step.

@@ -214,7 +214,6 @@ class UniCPPolicy(Policy):
         self.target: Target | None = None
         self.places: list[Place] = []  # of all steps, where a target is to know the profile's errors there
         self.spent = 0.0  # share of the operations so far that ran
-        self.halved = False  # the unconditional branch did not run at this step
         self.smallest = math.inf
         self.broken = 0
         self.endless = False  # nobody says how many steps there are, and a plan was to be made
@@ -294,7 +293,6 @@ class UniCPPolicy(Policy):
         config = self.config
         if self.inner is not None:
             decided = self.inner.decide(step)
-            self.halved = decided.action == "conditional"
             if decided.action != "compute":
                 return decided
         else:
@@ -302,7 +300,7 @@ class UniCPPolicy(Policy):
         # Without a profile a target follows a plan, which wants the number of steps: nothing is measured in its place.
         planned = self.target is not None and (self.online or self.errors is None)
         self.endless |= planned and step.count is None
-        forced = decided.whole or step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
+        forced = step.position < config.warmup_steps or step.is_last(config.cooldown_steps)
         forced |= self.endless
         place = Place.of(step, self.errors)
         renewing = RENEWING_ACTIONS if not config.refreshes else (*RENEWING_ACTIONS, "slice")
@@ -391,8 +389,6 @@ class UniCPPolicy(Policy):
                 since it was before, and the error that what was kept then would have had
                 (``None`` at the first computation).
         """
-        if self.halved:
-            return  # what that branch keeps is as old as before, and windows are the branches' own
         found: dict[Window, list[tuple[float, int, float]]] = {}
         place = Place.of(step, None)
         for name, (age, change) in changes.items():

@@ -225,29 +225,6 @@ def resolve_config(config: Any) -> Config:
     )
 
 
-def acting_config(config: Config) -> Config:
-    """The config that really acts: for a budget whose plan has UniCP inside some steps, UniCP stacked on the budget.
-
-    Args:
-        config: a config whose profiles were read (:func:`read`); any other config is returned as it is.
-
-    Raises:
-        UnicpError: its profile is damaged, or has no plan that reaches the target.
-    """
-    if not isinstance(config, BudgetConfig) or config.profile is None:
-        return config
-    about = config.profile.metadata
-    if not isinstance(about.get("inside"), dict) or not isinstance(about.get("budget"), dict):
-        return config
-    if not PlanBook.from_dict(about["budget"]).choose(config).plan.inside:
-        return config
-    inside = config_from_dict(about["inside"])
-    if not isinstance(inside, UniCPConfig):
-        raise UnicpError(f"the profile {config.profile} is damaged: what acts inside is {inside.method!r}; tune again")
-    calibrated = any(part.get("units") for part in about["denoisers"].values())
-    return inside.replace(profile=config.profile if calibrated else None, stack=config)
-
-
 def content_of(config: Config) -> dict[str, Any]:
     """The values of a config, with digests of its profiles instead of their paths.
 

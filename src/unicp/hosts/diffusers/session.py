@@ -13,7 +13,7 @@ from ...engine.report import Generation, SessionReport, StepRecord
 from ...engine.turns import Turns
 from ...errors import UnicpError, UnicpWarning
 from ...policies import Config, Needs, make_policy
-from ...profiles import acting_config, read, resolve_config
+from ...profiles import read, resolve_config
 from ...specs import ModelSpec, find_spec, known_specs
 from ...specs.discovery import discover
 from . import hooks
@@ -258,7 +258,7 @@ def accelerate(pipe_or_module: Any, config: Any, *, spec: ModelSpec | None = Non
     """
     denoisers, pipe = find_denoisers(pipe_or_module)
     resolved = resolve_config(config)
-    acting = acting_config(read(resolved))
+    acting = read(resolved)
     needs = make_policy(acting).needs()
     for denoiser in denoisers.values():
         check_denoiser(denoiser, pipe, resolved.method, needs, group)

@@ -91,12 +91,7 @@ class StepPlan:
         steps: number of denoising steps.
         compute: the computed steps, rising.
         segments: one for every run of skipped steps.
-        conditional: steps of ``compute`` at which only the conditional guidance branch runs, and the unconditional
-            output is a forecast. Pipelines that call the branches together compute both.
-        inside: steps of ``compute`` at which UniCP acts inside; at the others it leaves everything whole.
-        inside_cost: cost of such a step as a share of a whole one, above 0 and at most 1.
         correct: whether computed steps correct for the errors of the forecasts before them.
-        predicted: predicted error at the end of the run, relative to the size of the outputs.
         places: place on the run's grid where each computed step is evaluated, in steps; the solver goes from one place
             to the next. Empty if each step is evaluated at its own index.
         default: whether it is what :func:`untuned` makes for its run, and is to be made anew for another one.
@@ -105,19 +100,14 @@ class StepPlan:
     steps: int
     compute: tuple[int, ...]
     segments: tuple[Segment, ...] = ()
-    conditional: tuple[int, ...] = ()
-    inside: tuple[int, ...] = ()
-    inside_cost: float = 1.0
     correct: bool = True
-    predicted: float = 0.0
     places: tuple[float, ...] = ()
     default: bool = False
 
     @property
     def cost(self) -> float:
-        """Share of the steps that is computed, 0 to 1; a step with the conditional branch alone counts half."""
-        saved = len(self.conditional) / 2 + len(self.inside) * (1 - self.inside_cost)
-        return (len(self.compute) - saved) / self.steps
+        """Share of the steps that is computed, 0 to 1."""
+        return len(self.compute) / self.steps
 
 
 def nearest(found: Mapping[int, StepPlan], computed: float) -> StepPlan:
@@ -421,29 +411,6 @@ def _by_length(lengths: Sequence[float], computed: int) -> tuple[int, ...]:
     return min((spent + cost[last][steps], path) for last, (spent, path) in best.items())[1]
 
 
-def alternating(
-    steps: int, computed: int, warmup: int, cooldown: int = 1, inside_cost: float | None = None
-) -> StepPlan:
-    """A plan that computes more steps for the same cost, with the conditional branch alone at every second one.
-
-    Args:
-        steps, warmup, cooldown: as for :func:`growing`.
-        computed: the cost, in whole steps.
-        inside_cost: if given, every second step has UniCP inside instead, and costs this share of a whole one, 0 to 1.
-
-    >>> plan = alternating(20, 9, 3)
-    >>> plan.compute, plan.conditional, 20 * plan.cost
-    ((0, 1, 2, 4, 6, 8, 10, 13, 15, 17, 19), (4, 8, 13, 17), 9.0)
-    """
-    ends = min(warmup + cooldown, steps)
-    pair = 1 + (0.5 if inside_cost is None else inside_cost)  # what two steps cost
-    plan = growing(steps, ends + round(2 * max(computed - ends, 0) / pair), warmup, cooldown)
-    cheap = tuple([step for step in plan.compute if warmup <= step < steps - cooldown][::2])
-    if inside_cost is None:
-        return replace(plan, conditional=cheap)
-    return replace(plan, inside=cheap, inside_cost=inside_cost)
-
-
 def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) -> StepPlan:
     """The plan for a run with other noise levels: it computes the same share of steps, as densely along sigma.
 
@@ -462,18 +429,13 @@ def resampled(plan: StepPlan, sigmas: Sequence[float], others: Sequence[float]) 
     numbers = np.linspace(0, count - 1, max(min(3, len(new)), round(count * len(new) / len(old))))
     free = np.ones(len(new), dtype=bool)
     free[[0, *last]] = False
-    like: dict[int, int] = {0: plan.compute[0], **dict.fromkeys(last, plan.compute[-1])}  # new step: the old one
+    compute = {0, *last}
     for number in numbers[1 : len(numbers) - len(last)]:
         wanted = np.interp(number, np.arange(count), plan.compute)
         step = int(np.argmin(np.where(free, np.abs(places - wanted), np.inf)))
         free[step] = False
-        like[step] = plan.compute[round(number)]
-    conditional, inside = (
-        tuple(sorted(step for step, old in like.items() if old in cheap)) for cheap in (plan.conditional, plan.inside)
-    )
-    compute = tuple(sorted(like))
-    moved = replace(plan, steps=len(new), compute=compute, conditional=conditional, inside=inside, places=())
-    return _refilled(moved, places)
+        compute.add(step)
+    return _refilled(replace(plan, steps=len(new), compute=tuple(sorted(compute)), places=()), places)
 
 
 def later(plan: StepPlan, first: int) -> StepPlan:
@@ -492,7 +454,7 @@ def beginning(plan: StepPlan, first: int) -> StepPlan:
     """The plan for a denoiser that begins at step ``first`` with nothing to forecast from, as the second of two does.
 
     That step and the next one are computed. From there on as many steps are computed as the plan has, at least three,
-    with growing gaps (:func:`growing`). If the plan has cheaper steps, the two steps are added to it instead.
+    with growing gaps (:func:`growing`).
 
     >>> default(20, 8).compute, beginning(default(20, 8), 8).compute
     ((0, 1, 3, 6, 10, 14, 17, 19), (0, 1, 3, 6, 8, 9, 14, 19))
@@ -500,15 +462,11 @@ def beginning(plan: StepPlan, first: int) -> StepPlan:
     start = {first, min(first + 1, plan.steps - 1)}
     if start <= set(plan.compute):
         return plan
-    compute = {*plan.compute, *start}
-    if not plan.conditional and not plan.inside:
-        rest = [step for step in plan.compute if step >= first]
-        ends = sum(step - plan.steps == i - len(rest) for i, step in enumerate(rest))  # computed one after another
-        anew = growing(plan.steps - first, len(rest), 2, ends)
-        compute = {*(set(plan.compute) - set(rest)), *(step + first for step in anew.compute)}
-    conditional, inside = (tuple([s for s in cheap if s not in start]) for cheap in (plan.conditional, plan.inside))
-    changed = replace(plan, compute=tuple(sorted(compute)), conditional=conditional, inside=inside, places=())
-    return _refilled(changed, range(plan.steps))
+    rest = [step for step in plan.compute if step >= first]
+    ends = sum(step - plan.steps == i - len(rest) for i, step in enumerate(rest))  # computed one after another
+    anew = growing(plan.steps - first, len(rest), 2, ends)
+    compute = {*(set(plan.compute) - set(rest)), *(step + first for step in anew.compute)}
+    return _refilled(replace(plan, compute=tuple(sorted(compute)), places=()), range(plan.steps))
 
 
 def halved(plan: StepPlan, after: int) -> StepPlan:
