@@ -266,8 +266,10 @@ def untuned(
     skipped, every second of the last ones is. If few are computed, these are spaced evenly and their outputs repeated,
     which for solvers of first order equals longer steps; so are fewer than :data:`MAX_EVEN_STEPS` in a run whose first
     steps are short in sigma (:data:`SHORT_EARLY_STEPS_RATIO`). If more are computed, the first ``K^2 / 2N`` of ``N``
-    steps are, for ``K`` computed ones, then gaps grow (:func:`growing`), and skipped steps are forecast. If the last
-    step is skipped and few others are, it is every second one of the last steps instead.
+    steps are, for ``K`` computed ones, then gaps grow (:func:`growing`), and skipped steps are forecast. Where these
+    leave neighbours to be skipped, and more first steps would be computed under a multistep solver (:func:`default`),
+    so many are, and the last :data:`DEFAULT_COOLDOWN_STEPS`; but not under a solver that leaps elsewhere (DDIM). If the
+    last step is skipped and few others are, it is every second one of the last steps instead.
 
     A last step that is too short to matter is skipped. Noise levels that are visited twice are all computed once before
     any is computed again. Where lengths of steps jump, the plan goes by these lengths.
@@ -298,7 +300,7 @@ def untuned(
     >>> untuned([1 - i / 20 for i in range(20)], 9).compute
     (0, 1, 3, 5, 8, 11, 14, 17, 19)
     """
-    steps, throughout = len(sigmas), throughout or switches
+    steps, throughout, never = len(sigmas), throughout or switches, not leaps
     if computed >= steps:
         return computing(steps, range(steps))
     visits = [i for i in range(steps) if i == 0 or sigmas[i] != sigmas[i - 1]]  # the first visit of each level
@@ -356,6 +358,9 @@ def untuned(
     # computed).
     if not trapezoid and body < steps and first <= body - 2 * skipped:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
+    more = _first_steps(steps, computed, first)
+    if never and more > first > steps - DEFAULT_COOLDOWN_STEPS - 2 * skipped:  # else no neighbours need be skipped
+        return computing(steps, growing(body, computed, more, DEFAULT_COOLDOWN_STEPS).compute)
     return computing(steps, growing(body, computed, first).compute)
 
 
