@@ -183,16 +183,32 @@ def _over_default(table: list[dict[str, Any]], member: str, speed: float, row: s
 
 
 def tuning_table(table: list[dict[str, Any]]) -> list[str]:
-    """Markdown: the default plan, a tuned one, and the best of the plain shapes on these very captions."""
-    lines = ["| | default plan | tuned | best plain shape of a dozen |", "|---|---:|---:|---|"]
-    for name in dict.fromkeys(row["member"] for row in table):
+    """Markdown: the default plan, a tuned one, and plain shapes: the best one of the other members, and of this one."""
+    lines = [
+        "| | default plan | tuned | the others' best shape | best shape of a dozen |",
+        "|---|---:|---:|---|---|",
+    ]
+    names = tuple(dict.fromkeys(row["member"] for row in table))
+    for name in names:
         for speed in SPEEDS:
-            shapes = {shape_name(*shape): at(table, name, speed, shape_name(*shape)) for shape in SHAPES}
-            known = {shape: psnr for shape, psnr in shapes.items() if psnr is not None}
-            best = max(known, key=lambda shape: known[shape], default="")
-            cells = [_said(table, name, speed, DEFAULT), _said(table, name, speed, TUNED)]
-            lines.append(f"| {name}, {speed:g}x | {' | '.join(cells)} | {_said(table, name, speed, best)} ({best}) |")
+            cells = [_said(table, name, speed, row) for row in (DEFAULT, TUNED)]
+            for chosen in (tuple(other for other in names if other != name), (name,)):
+                best = best_shape(table, chosen, speed)
+                cells.append(f"{_said(table, name, speed, best)} ({best})" if best else "–")
+            lines.append(f"| {name}, {speed:g}x | {' | '.join(cells)} |")
     return lines
+
+
+def best_shape(table: list[dict[str, Any]], members: tuple[str, ...], speed: float) -> str:
+    """The plain shape that is furthest above the default plan in the mean over these members; empty without any."""
+    scores: dict[str, float] = {}
+    for shape in SHAPES:
+        name = shape_name(*shape)
+        pairs = [(at(table, member, speed, name), at(table, member, speed, DEFAULT)) for member in members]
+        gains = [psnr - usual for psnr, usual in pairs if psnr is not None and usual is not None]
+        if gains and len(gains) == len(members):
+            scores[name] = mean(gains)
+    return max(scores, key=lambda name: scores[name], default="")
 
 
 def _said(table: list[dict[str, Any]], member: str, speed: float, row: str) -> str:
