@@ -106,7 +106,7 @@ class Bench:
             print(f"{self.member}: {error}")
         return found
 
-    def row(self, name: str, speed: float, config: Config | None, caption: str) -> dict[str, float]:
+    def row(self, speed: float, config: Config | None, caption: str) -> dict[str, float]:
         """Share of the operations, and PSNR."""
         if config is None:
             steps = round(STEPS / speed)
@@ -131,7 +131,7 @@ def measure(member: str, captions: list[str], kept: sqlite3.Connection) -> None:
                     "select 1 from made where (member, speed, row, caption) = (?, ?, ?, ?)", key
                 ).fetchone():
                     continue
-                found = bench.row(name, speed, config, caption)
+                found = bench.row(speed, config, caption)
                 kept.execute("insert into made values (?, ?, ?, ?, ?)", (*key, json.dumps(found)))
                 kept.commit()
                 print(f"{member} {speed:g}x {name}: {found['share']:.3f} {found['psnr']:.1f} dB", flush=True)

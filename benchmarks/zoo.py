@@ -57,6 +57,8 @@ QUICK = (
     "taylorseer=2:3",
 )
 """Methods of ``--quick``: what is near twice the speed, on either side."""
+SLOW = ("wan-large-frame",)
+"""Members that ``--quick`` leaves out, unless they are named: a video takes a minute on one core."""
 TITLES = {
     "wan": "Wan (the demo model)",
     "wan-two": "tiny Wan 2.2 (two denoisers)",
@@ -340,7 +342,7 @@ def curves(results: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", nargs="+", choices=members(), default=members())
+    parser.add_argument("--members", nargs="+", choices=members(), help="by default all of them")
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
     parser.add_argument(
         "--prompts", type=int, help=f"held-out captions (default {OF_THE_DEMO} on the demo model, {CAPTIONS} on others)"
@@ -351,13 +353,15 @@ def main() -> None:
     args = parser.parse_args()
     methods: Sequence[Any] = args.methods
     steps = args.steps
+    chosen = args.members or members()
     if args.quick:
         methods, steps = QUICK, STEPS[:1]
+        chosen = args.members or tuple(name for name in members() if name not in SLOW)
     PARTS.mkdir(parents=True, exist_ok=True)
     path = common.RESULTS / "zoo.json"
     known = {one["situation"]: one for one in figures.read(path)["situations"]} if path.exists() else {}
     new = []
-    for situation in [Situation(member, each, args.euler) for member in args.members for each in steps]:
+    for situation in [Situation(member, each, args.euler) for member in chosen for each in steps]:
         usual = OF_THE_DEMO if situation.member == "wan" else CAPTIONS
         count = args.prompts or (1 if args.quick else usual)
         new.append(measured(situation, scenes.prompts(count), methods, keep=not args.quick))

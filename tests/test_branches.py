@@ -15,6 +15,8 @@ import torch
 import unicp
 from tests.contract import CODEBOOK, FEW, FEW_PAIRS, FEWER, FULL, ONCE, case, quietly
 from tests.tiny import FAMILIES, Family, denoisers
+from unicp.policies.plans.step_plan import DAMPING, computing
+from unicp.tensors.extrapolation import extrapolate, share, steadiness, weights
 
 few = pytest.mark.parametrize(("family", "name"), FEW_PAIRS)
 families = pytest.mark.parametrize("family", ONCE)
@@ -337,3 +339,43 @@ def test_the_first_denoiser_keeps_nothing_once_the_second_works() -> None:
     assert all(first > 0 and second == 0 for first, second in owners[:5])
     assert all(first == 0 for first, _ in owners[5:])
     assert all(second > 0 for _, second in owners[5:9])
+
+
+PLAN = computing(10, {0, 1, 2, 4, 7, 9})
+
+
+@pytest.mark.parametrize("family", ["wan", "hunyuan-video-1.5"])
+def test_each_branch_is_forecast_from_its_own_outputs(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit what the same is by hand, on the pipeline without us."""
+    chosen = FAMILIES[family]
+    pipe = chosen.build()
+    plain = pipe.transformer.forward
+    kept: tuple[list[Any], list[Any]] = ([], [])  # (sigma, output, steadiness) of each branch, newest first
+    calls = 0
+
+    def by_hand(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        (step, branch), calls = divmod(calls, 2), calls + 1
+        sigma = float(pipe.scheduler.sigmas[step])
+        if step not in PLAN.compute:
+            (one, last, steady), (other, before, _) = kept[branch][:2]
+            part = torch.tensor(0.0) if steady is None else share(steady)
+            return (extrapolate([last, before], weights([one, other], sigma, DAMPING), part),)
+        output = plain(*args, **kwargs)
+        known = [tensor for _, tensor, _ in kept[branch][:2]]
+        steady = steadiness(output[0], *known) if len(known) > 1 else None
+        kept[branch].insert(0, (sigma, output[0].clone(), steady))
+        return output
+
+    pipe.transformer.forward = by_hand
+    wanted = chosen.generate(pipe)
+    del pipe.transformer.forward
+    assert calls == 20
+    monkeypatch.setattr("unicp.policies.plans.step_plan.untuned", lambda *_, **__: PLAN)
+    config = unicp.BudgetConfig(target_speedup=1.0, override_reserve=0.0, correct=False, leap=0.0)
+    with unicp.accelerate(pipe, config) as session:
+        made = chosen.generate(pipe)
+        report = session.report()
+    assert torch.equal(made, wanted)
+    assert {record.index for record in report.steps if record.action == "compute"} == set(PLAN.compute)
+    assert report.computed_fraction == pytest.approx(0.6)

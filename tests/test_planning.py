@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -17,10 +16,6 @@ from unicp.policies.plans.step_plan import (
     halved,
     resampled,
 )
-
-
-def sigmas_of(steps: int, rng: np.random.Generator) -> Any:
-    return np.concatenate([np.sort(rng.uniform(0.05, 1.0, steps))[::-1], [0.0]])
 
 
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 8), st.integers(0, 6))

@@ -90,3 +90,18 @@ def test_plans_are_judged_by_prompts_that_they_were_not_made_to_fit(kept: bool) 
     run = trials.Tuner(pipe, {}, ["a", "b", "c", "d", "e"], {}, 0, candidates.EFFORTS["low"], None)
     run.chosen = {"1.5x": "default", "2x": "default" if kept else "first 0%, last 1"}
     assert list(run._judged()) == ([0, 1, 2, 3, 4] if kept else [4])
+
+
+def test_the_error_of_a_forecast_is_that_of_the_vectors() -> None:
+    rng = np.random.default_rng(0)
+    sigmas = np.array([1.0, 0.8, 0.5, 0.4, 0.1])
+    runs = rng.normal(size=(3, 5, 7)).cumsum(1)
+    found = forecast_errors(np.stack([run @ run.T for run in runs]), sigmas, (0, 1, 3, 4))
+    for step, before in ((3, (1, 0)), (4, (3, 1))):
+        near, far = before
+        slope = (runs[:, near] - runs[:, far]) / (sigmas[near] - sigmas[far])
+        made = runs[:, near] + slope * (sigmas[step] - sigmas[near])
+        off = np.linalg.norm(made - runs[:, step], axis=1) / np.linalg.norm(runs[:, step], axis=1)
+        assert found[step] == pytest.approx((off.mean(), off.std()))
+    off = np.linalg.norm(runs[:, 0] - runs[:, 1], axis=1) / np.linalg.norm(runs[:, 1], axis=1)
+    assert found[1] == pytest.approx((off.mean(), off.std()))

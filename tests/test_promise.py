@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import pytest
@@ -15,6 +16,7 @@ import unicp
 from tests.contract import quietly
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig
+from unicp.policies.plans import step_plan
 from unicp.policies.plans.step_plan import MAX_EVEN_STEPS, MIN_COMPUTED_FOR_GROWING, affordable, untuned
 
 WAN = FAMILIES["wan"]
@@ -156,14 +158,41 @@ def test_eulers_own_noise_levels_are_no_uneven_list(steps: int, shift: float) ->
     assert max(gaps) <= 5 and (gaps[0] == 1 or (steps // 2 < MAX_EVEN_STEPS and shift >= 5))
 
 
-def test_where_neighbours_are_skipped_long_runs_compute_more_first_steps() -> None:
-    """As under multistep solvers; of fewer skipped steps, and under DDIM, it was worse."""
+def test_below_three_fifths_eulers_method_gets_more_first_steps() -> None:
+    """As a multistep solver does; of more computed steps, and under any other solver, it was worse."""
     sigmas = [1 - i / 50 for i in range(50)]
-    for computed, first, last in ((33, 14, 4), (28, 13, 3), (25, 10, 3), (20, 5, 3), (16, 3, 1)):
-        compute = untuned(sigmas, computed).compute
+    for computed, first, last in ((33, 14, 4), (28, 13, 3), (25, 10, 3), (20, 5, 2), (16, 3, 1)):
+        compute = untuned(sigmas, computed, euler=True).compute
         assert next(i for i, step in enumerate(compute) if step > i) == first, computed
         assert next(i for i, step in enumerate(reversed(compute)) if step < 49 - i) == last, computed
-    assert untuned(sigmas, 25, leaps=True, throughout=True).compute[:8] == (0, 1, 2, 3, 4, 5, 7, 9)
+    assert untuned(sigmas, 25).compute[:8] == (0, 1, 2, 3, 4, 5, 7, 9)
+
+
+@pytest.mark.parametrize(
+    ("family", "scheduler", "euler"),
+    [
+        ("wan", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), True),
+        ("wan", diffusers.UniPCMultistepScheduler(**FLOW), False),
+        ("cogvideox", diffusers.CogVideoXDDIMScheduler(), False),
+        ("latte", diffusers.EulerDiscreteScheduler(), False),
+    ],
+    ids=["euler", "unipc", "ddim", "euler of noise levels that grow without bound"],
+)
+@pytest.mark.parametrize("leap", [0.6, 0.0])
+def test_eulers_method_is_told_by_its_weights_whatever_may_leap(
+    family: str, scheduler: Any, euler: bool, leap: float
+) -> None:
+    asked, own = [], step_plan.untuned
+    pipe = FAMILIES[family].build()
+    pipe.scheduler = type(scheduler).from_config(scheduler.config)
+
+    def untuned(*args: Any, **more: Any) -> Any:
+        asked.append(more["euler"])
+        return own(*args, **more)
+
+    with patch.object(step_plan, "untuned", untuned), unicp.accelerate(pipe, BudgetConfig(leap=leap)):
+        FAMILIES[family].generate(pipe, steps=12)
+    assert set(asked) == {euler}
 
 
 def test_a_last_step_too_short_to_matter_is_skipped() -> None:

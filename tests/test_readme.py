@@ -53,10 +53,10 @@ def test_the_curves_are_drawn_from_the_committed_comparison(tmp_path: Path) -> N
 
 def test_what_tuning_takes_is_what_it_will_say() -> None:
     text = " ".join((readme.ROOT / "docs" / "choosing.md").read_text().split())
-    low, medium, high = (f"{round(cost_in_runs(8, effort), -1):.0f}" for effort in ("low", "medium", "high"))
+    low, medium, high = (f"{round(cost_in_runs(8, effort, True), -1):.0f}" for effort in ("low", "medium", "high"))
     assert f"as long as about {low} videos with `--effort low`, {medium} with `medium`, and {high} with `high`" in text
     shown = " ".join((readme.ROOT / "README.md").read_text().split())
-    low, medium = (f"{round(cost_in_runs(16, effort), -1):.0f}" for effort in ("low", "medium"))
+    low, medium = (f"{round(cost_in_runs(16, effort, True), -1):.0f}" for effort in ("low", "medium"))
     assert f"16 prompts or more: that takes as long as making {medium} videos ({low} with `--effort low`)" in shown
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,65 @@ def test_plans_are_chosen_on_some_of_the_prompts_and_judged_on_the_others(monkey
         assert names[3] == [] and [len(each) for each in names[:3]] == candidates.remaining(len(names[0]), 3)
         assert all("default" in each and set(each) <= set(before) for before, each in itertools.pairwise(names[:3]))
     assert set(profile.metadata["chosen"]) == {"1.5x", "2x", "3x", "4x"}
-    judged = {len(entry["psnr"]) for entry in profile.metadata["budget"]["plans"]}
-    assert judged == {0} or judged == {1 if set(profile.metadata["chosen"].values()) != {"default"} else 4}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["default kept", "another one chosen"])
+def test_quality_is_that_of_prompts_on_which_no_plan_was_chosen(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, judging = trials.Tuner._book, []
+
+    def book(self: Any, *args: Any) -> Any:
+        real = self._real
+
+        def seen(plan: Any, index: int, show: Any) -> Any:
+            judging.append(index)
+            return (*real(plan, index, show)[:1], 30.0 + index, {})
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self, "_real", seen)
+            return own(self, *args)
+
+    monkeypatch.setattr(trials.Tuner, "_book", book)
+    monkeypatch.setattr(trials, "ranked", lambda scores: sorted(scores, key=lambda kind: (kind == "default") != kept))
+    profile = tuned_on("abcd", monkeypatch, effort="low", target_speedup=1.5)
+    judges = [0, 1, 2, 3] if kept else [3]
+    assert sorted(set(judging)) == judges
+    about = profile.metadata["budget"]["plans"]
+    assert {tuple(entry["psnr"]) for entry in about if len(entry["compute"]) == 5} == {tuple(30.0 + i for i in judges)}
+    pipe = WAN.build()
+    with unicp.accelerate(pipe, BudgetConfig(profile=profile, min_psnr=20)) as session:
+        WAN.generate(pipe)
+        assert any(f"judged this plan: {len(judges)}, which promises little" in note for note in session.report().notes)
+
+
+def test_plans_that_do_the_same_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few steps many shapes are the same plan, which would fill the better half by itself."""
+    offers: list[list[Any]] = []
+    own = trials.Tuner._ranked
+
+    def ranked(self: Any, offered: Any, *more: Any) -> Any:
+        offers.append(list(offered.values()))
+        return own(self, offered, *more)
+
+    monkeypatch.setattr(trials.Tuner, "_ranked", ranked)
+    tuned(effort="high", steps=8)
+    assert offers and all(len(plans) == len({(p.compute, p.segments, p.places) for p in plans}) for plans in offers)
+    assert max(map(len, offers)) > 1
+
+
+def test_what_skipping_cannot_save_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow denoiser saves nearly everything; of the whole runs the median counts, as the first may be cold."""
+    overheads: list[float] = []
+    own = trials.Tuner._overhead
+
+    def overhead(self: Any) -> float:
+        overheads.append(own(self))
+        return overheads[-1]
+
+    monkeypatch.setattr(trials.Tuner, "_overhead", overhead)
+    pipe = WAN.build()
+    pipe.transformer.patch_embedding.register_forward_hook(lambda *_: time.sleep(0.02))
+    tuned(pipe=pipe, steps=8)
+    assert 0 < overheads[0] < 0.5
 
 
 @pytest.mark.parametrize(

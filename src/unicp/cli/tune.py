@@ -36,7 +36,7 @@ def tune(
     dtype: str = typer.Option(None, metavar="NAME", help="As for unicp generate."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
-    """Finds out which denoising steps matter most, and writes a profile with a plan for every speed.
+    """Compares ways to choose the steps that are computed, and writes a profile with a plan for every speed.
 
     The results so far are saved in FILE.part.json: after Ctrl-C the same command resumes from there.
 

@@ -306,7 +306,7 @@ class Run:
         if isinstance(fill, OutputFill) and not decision.runs:
             if decision.action != "leap":
                 record.action = "forecast" if fill.kept.used(decision) > 1 else "reuse"
-            output = fill.fill(step, decision, self._weight(step, branch, decision))
+            output = fill.fill(step, decision, self._weight(step, decision))
         else:
             output = self._called(step, branch, decision, fill, compute, batch, frames, record)
         record.operations = self._operations(record)
@@ -370,7 +370,7 @@ class Run:
         if decision.runs and isinstance(fill, OutputFill) and self.needs.keep == "output":
             filled = decision.makeshift and any(done in FILLED for done in record.units.values())
             if filled:
-                fill.passes(step, output, self._weight(step, branch, decision))
+                fill.passes(step, output, self._weight(step, decision))
             elif decision.serves or fill.kept.forecasts:
                 output = fill.keep(step, output)
             if not decision.serves and not filled:
@@ -405,7 +405,7 @@ class Run:
             (policy.inner or policy).attach({}, (), self._parts.book)
         return policy
 
-    def _weight(self, step: Step, branch: str, decision: Decision) -> float | None:
+    def _weight(self, step: Step, decision: Decision) -> float | None:
         """The solver's weight of a forecast, if a later step is to make good what it is off by."""
         never = decision.action == "leap" or not self.needs.correct
         return None if never else step.weight

@@ -93,7 +93,7 @@ def remaining(kinds: int, prompts: int) -> list[int]:
 
 
 def cost_in_runs(prompts: int, effort: str, min_psnr: bool = False) -> float:
-    """About how many runs of the pipeline a tuning takes at most.
+    """About how many runs of the pipeline a tuning takes at most; with ``min_psnr`` perhaps a few more, for its plan.
 
     Args:
         prompts: number of prompts.

@@ -1,4 +1,4 @@
-"""Runs of a pipeline that are recorded, or replayed up to a step."""
+"""Runs of a pipeline that are recorded, or replayed."""
 
 from __future__ import annotations
 
@@ -34,10 +34,8 @@ class Take:
         latents: latents after the last step.
         sigmas: noise level of each step, and that of the end of the run.
         result: what the pipeline returned.
-        seconds: seconds of the denoising loop; without its first step if no denoiser is watched.
+        seconds: seconds of the denoising loop, from the first call of a denoiser that is watched.
         forecasts: error of the forecasts at the computed steps of an accelerated run, by step.
-        began: time in seconds at which the first step's output was there.
-        ends: time in seconds after each step that the solver takes; a leap is one step.
     """
 
     given: int = 0
@@ -47,8 +45,6 @@ class Take:
     result: Any = None
     seconds: float = 0.0
     forecasts: dict[int, float] = field(default_factory=dict)
-    began: float = 0.0
-    ends: list[float] = field(default_factory=list)
 
 
 class Player:
@@ -68,7 +64,7 @@ class Player:
         call: dict[str, Any],
         *,
         record: bool = False,
-        play_until: int = 0,
+        replay: bool = False,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Take:
         """Run the pipeline.
@@ -76,7 +72,7 @@ class Player:
         Args:
             call: arguments of its call.
             record: keep every denoiser output, to replay it later.
-            play_until: at steps before this one denoisers do not run: recorded outputs replace theirs.
+            replay: denoisers do not run: the recorded outputs replace theirs.
             on_step: called with the number of steps done and the number of all steps.
 
         Raises:
@@ -94,7 +90,7 @@ class Player:
                 began.append(_now(next(value for value in call.values() if isinstance(value, torch.Tensor))))
             place = next(counter)
             tick = clock.tick(hook.contexts.current, call)
-            if not record and tick.step.index < play_until:
+            if replay:
                 device = next(value for value in call.values() if isinstance(value, torch.Tensor)).device
                 output = _moved(self.calls[place], device)
             else:
@@ -113,13 +109,12 @@ class Player:
                 hook.act = functools.partial(called, hook, Clock.of(self.pipe, spec), parameters(denoiser))
                 hooks.install(denoiser, hook, REPLAY_HOOK)
                 stack.callback(hooks.uninstall, denoiser, hook, REPLAY_HOOK)
-            stack.enter_context(_watched(self.pipe.scheduler, take, on_step))
+            stack.enter_context(_watched(self.pipe.scheduler, take, began, on_step))
             take.result = self.pipe(**call)
-        if not take.ends:
+        if not take.given:
             raise UnicpError(
                 f"{type(self.pipe).__name__} steps copies of its scheduler: what its solver is given cannot be watched"
             )
-        take.seconds = take.ends[-1] - (began[0] if began else take.began)
         take.sigmas.append(0.0)
         return take
 
@@ -127,20 +122,19 @@ class Player:
 class _watched:
     """Watches the scheduler's ``step`` on the instance."""
 
-    def __init__(self, scheduler: Any, take: Take, on_step: Any) -> None:
-        self.scheduler, self.take, self.on_step = scheduler, take, on_step
+    def __init__(self, scheduler: Any, take: Take, began: list[float], on_step: Any) -> None:
+        self.scheduler, self.take, self.began, self.on_step = scheduler, take, began, on_step
 
     def __enter__(self) -> None:
         self.before = vars(self.scheduler).get("step")  # another replacement, on the instance too
         own = self.scheduler.step
 
         def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.take.given == 0:
-                self.take.began = _now(model_output)
             self.take.given += 1
             result = own(model_output, *args, **kwargs)
-            self.take.latents = leading(result).detach().float().cpu()
-            self.take.ends.append(_now(model_output))
+            self.take.latents = leading(result).detach().float().cpu()  # which waits for the device
+            if self.began:
+                self.take.seconds = time.perf_counter() - self.began[0]
             if self.on_step is not None:
                 self.on_step(self.take.given, len(self.scheduler.timesteps))
             return result

@@ -19,7 +19,7 @@ from ..errors import UnicpError, UnicpWarning
 from ..files.checkpoint import Checkpoint
 from ..hosts.diffusers.session import accelerate
 from ..policies.base import Step
-from ..policies.budget import BudgetConfig, BudgetPolicy, PlanBook, Priced
+from ..policies.budget import MIN_PROMPTS_FOR_BOUND, BudgetConfig, BudgetPolicy, PlanBook, Priced
 from ..policies.plans.step_plan import StepPlan, computing, nearest
 from ..profiles import Profile
 from ..profiles.identity import fingerprint, identity, settings, weights_digest
@@ -28,9 +28,6 @@ from .candidates import CHOICE_SPEEDUPS, DEFAULT_KIND, Effort, choosing, ranked,
 from .expectation import MAX_PSNR_DB, PlanResult, book, gram
 from .replay import Player, Take
 from .runs import own_bar_hidden
-
-MIN_PROMPTS_FOR_BOUND = 8
-"""Prompts that it takes to know with 80% confidence what four of five reach (:attr:`Priced.safe_psnr`)."""
 
 MIN_STEPS = 4
 """Fewest steps of a run for which plans can be made: the default plan computes at least three."""
@@ -51,7 +48,7 @@ class Tuner:
         self.chosen: dict[str, str] = {}
         self.takes: dict[int, Take] = {}
         self.frames: dict[int, Any] = {}
-        self.state: dict[str, Any] = {"deciding": {}, "seconds": [], "real": {}}
+        self.state: dict[str, Any] = {"deciding": {}, "seconds": {}, "real": {}}
         models, scheduler = [fingerprint(d) for d in denoisers.values()], pipe.scheduler
         solver = [type(scheduler).__name__, sorted((k, repr(v)) for k, v in settings(scheduler).items())]
         about = [
@@ -129,8 +126,10 @@ class Tuner:
         self._keep_frames(index, take)
         self.state["sigmas"] = take.sigmas
         self.state["deciding"][name] = gram(np.stack([t.double().numpy().ravel() for t in take.deciding])).tolist()
+        self.state["seconds"][name] = take.seconds
         if first:
-            self.state["seconds"] = [take.seconds, self._idle(index, take).seconds]
+            self.state["idle"] = self._idle(index, take).seconds
+            self.player.calls.clear()
         self.checkpoint.save(self.state)
 
     def _idle(self, index: int, take: Take) -> Take:
@@ -145,7 +144,7 @@ class Tuner:
             if step == 1:  # the noise that the video begins with is drawn by now
                 arguments["generator"].manual_seed(self.seed + index + 1)
 
-        idle = self.player.run(arguments, play_until=10**9, on_step=other_noise)
+        idle = self.player.run(arguments, replay=True, on_step=other_noise)
         if float((idle.latents - take.latents).norm()) > 1e-4 * float(take.latents.norm()):
             raise UnicpError(
                 f"two runs with the same model outputs differ: the scheduler, a {type(self.pipe.scheduler).__name__}, "
@@ -179,7 +178,7 @@ class Tuner:
     ) -> tuple[float, float | None, dict[int, float]]:
         """Relative error of the final latents under a plan, PSNR of the video in dB, and errors of its forecasts."""
         fills = [[s.after, s.order, s.damping] for s in plan.segments]
-        key = json.dumps([plan.compute, fills, index])
+        key = json.dumps([plan.compute, plan.places, fills, index])
         if key not in self.state["real"]:
             if index not in self.takes:
                 self._keep_frames(index, self.player.run(self.arguments(index), on_step=show))
@@ -217,7 +216,7 @@ class Tuner:
         for speed in CHOICE_SPEEDUPS:
             offered = {name: nearest(plans, count / speed) for name, plans in known.items()}
             dearest = max(1 / speed + 0.5 / count, min(plan.cost for plan in offered.values()))
-            offered = {name: plan for name, plan in offered.items() if plan.cost <= dearest}
+            offered = _distinct({name: plan for name, plan in offered.items() if plan.cost <= dearest})
             order = self._ranked(offered, f"{speed:g}x", show)
             best[count / speed] = [*order, *(name for name in known if name not in order)]
             self.chosen[f"{speed:g}x"] = order[0]
@@ -280,8 +279,8 @@ class Tuner:
 
     def _overhead(self) -> float:
         """Share of a run's time that no skipped step saves."""
-        whole, idle = self.state["seconds"]
-        return float(np.clip(idle / whole, 0.0, 0.9))
+        whole = float(np.median(list(self.state["seconds"].values())))
+        return float(np.clip(self.state["idle"] / whole, 0.0, 0.9))
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -308,6 +307,14 @@ class Tuner:
             "budget": book.to_dict(),
         }
         return Profile(config=config, metadata=metadata)
+
+
+def _distinct(plans: dict[str, StepPlan]) -> dict[str, StepPlan]:
+    """Without those that do the same as an earlier one."""
+    found: dict[Any, str] = {}
+    for name, plan in plans.items():
+        found.setdefault((plan.compute, plan.segments, plan.places), name)
+    return {name: plans[name] for name in found.values()}
 
 
 def _frames(result: Any) -> Any:

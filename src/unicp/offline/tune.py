@@ -10,13 +10,13 @@ from typing import Any
 from ..errors import UnicpError, UnicpWarning
 from ..hosts.diffusers import hooks
 from ..hosts.diffusers.components import find_denoisers
-from ..policies.budget import BudgetConfig
+from ..policies.budget import MIN_PROMPTS_FOR_BOUND, BudgetConfig
 from ..policies.config import check_choice, check_number
 from ..profiles import Profile
 from ..progress import progress_bar
 from .candidates import EFFORTS, cost_in_runs
 from .runs import check_prompts
-from .trials import MIN_PROMPTS_FOR_BOUND, Tuner
+from .trials import Tuner
 
 
 def tune(
@@ -32,15 +32,15 @@ def tune(
     checkpoint: str | os.PathLike[str] | None = None,
     **call: Any,
 ) -> Profile:
-    """Find the plans of least error at every cost, for :class:`BudgetConfig`.
+    """Find good plans at every cost, for :class:`BudgetConfig`, and what quality they reach.
 
     Every prompt is run once unaccelerated. Then real runs on three quarters of the prompts (on half of them for
     ``min_psnr``) compare the default plan with plans of other shapes, by how many first and last steps they compute; at
     each prompt the worse half of the shapes drops out. At each cost the default plan is kept, unless another one is
-    ahead by two standard errors. The real quality of the chosen plans is measured on the other prompts or, where the
-    default plan is kept at all costs, on all of them, as nothing was fitted to them. With ``min_psnr``, the plan that
-    will be used for it is among those that were run. With a progress bar, ``tune`` first says how long it will take, in
-    unaccelerated videos.
+    ahead by two standard errors (where a single prompt chooses, by anything). The real quality of the chosen plans is
+    measured on the other prompts or, where the default plan is kept at all costs, on all of them, as nothing was fitted
+    to them. With ``min_psnr``, the plan that will be used for it is among those that were run. With a progress bar,
+    ``tune`` first says how long it will take, in unaccelerated videos.
 
     Args:
         pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.

@@ -114,6 +114,10 @@ class BudgetConfig(Config):
                 check_number(name, getattr(self, name), low=low, whole=True)
 
 
+MIN_PROMPTS_FOR_BOUND = 8
+"""Prompts that it takes to know with 80% confidence what four of five reach (:attr:`Priced.safe_psnr`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Priced:
     """A plan of a profile, with its results in ``tune``.
@@ -243,6 +247,17 @@ class PlanBook:
         }
 
 
+def _of_euler(sigmas: Sequence[float], weights: Sequence[float]) -> bool:
+    """Whether these weights of outputs are those of Euler's method on flow matching: the lengths of steps in sigma.
+
+    >>> _of_euler([1.0, 0.6], [-0.4, -0.6]), _of_euler([1.0, 0.6], [-0.2, -0.8]), _of_euler([1.0, 0.6], [])
+    (True, False, False)
+    """
+    lengths = [b - a for a, b in pairwise((*sigmas, 0.0))]
+    near = [abs(length - weight) <= 1e-3 * abs(length) for length, weight in zip(lengths, weights, strict=False)]
+    return 0 < len(sigmas) <= len(weights) and max(sigmas) <= 1 and all(near)
+
+
 def is_leap(segment: Segment, steps: int, share: float) -> bool:
     """Whether a solver that can takes one long step over these skipped steps, if ``leap`` is this share.
 
@@ -327,6 +342,12 @@ class BudgetPolicy(Policy):
                 "unicp tune"
             )
             plan = self._untuned(step)
+        judged = len(priced.psnr) if self.book is not None else 0
+        if config.min_psnr is not None and judged < MIN_PROMPTS_FOR_BOUND:
+            self._remarks.append(
+                f"prompts that judged this plan: {judged}, which promises little for others; tune(min_psnr=...) with "
+                f"{2 * MIN_PROMPTS_FOR_BOUND} prompts promises more"
+            )
         if config.correct and step.weights is None:
             self._remarks.append(
                 "forecasts were not corrected: what the scheduler makes of an output cannot be told (it may draw noise)"
@@ -384,6 +405,7 @@ class BudgetPolicy(Policy):
             switches=step.switch is not None,
             draws=step.noisy,
             cut=step.weights is not None and len(step.weights) > step.count,
+            euler=_of_euler(sigmas, (step.weights or ())[step.began :]),
             warmup=config.warmup_steps,
             cooldown=config.cooldown_steps,
         )

@@ -53,7 +53,7 @@ class Profile:
         tensors = {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
         about = known[denoiser]
         try:
-            steps = about.get("steps") or self.metadata.get("steps") or len(about.get("sigmas") or ())
+            steps = self.metadata.get("steps") or len(about.get("sigmas") or ())
             part = DenoiserProfile(name=denoiser, steps=steps, tensors=tensors, metadata=about)
             wrong = part.damage()
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

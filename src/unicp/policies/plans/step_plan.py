@@ -59,6 +59,11 @@ LONG_FIRST_STEP_RATIO = 0.5
 """Length in sigma of the first of few long steps, as a share of their mean, from which on a short step before it is
 worth its cost under UniPC and DEIS. With shift 1 it is; with 3 or more it depends on guidance and order."""
 
+MANY_COMPUTED_SHARE = 0.6
+"""Share of computed steps from which on the first ones are not more under Euler's method than elsewhere. Below it, at
+1.75x to 2.5x of 50 steps, the rule of multistep solvers was ahead on the demo model, HunyuanVideo, LTX and Open-Sora;
+at 1.5x it was so on one of four, and under DDIM it lost (``benchmarks/first_steps.py``)."""
+
 UNEVEN_LENGTHS_RATIO = 3.0
 """Ratio of neighbouring steps' lengths in sigma above which a plan goes by sigma and not by the index of steps."""
 
@@ -91,7 +96,6 @@ class StepPlan:
         steps: number of denoising steps.
         compute: the computed steps, rising.
         segments: one for every run of skipped steps.
-        correct: whether computed steps correct for the errors of the forecasts before them.
         places: place on the run's grid where each computed step is evaluated, in steps; the solver goes from one place
             to the next. Empty if each step is evaluated at its own index.
         default: whether it is what :func:`untuned` makes for its run, and is to be made anew for another one.
@@ -100,7 +104,6 @@ class StepPlan:
     steps: int
     compute: tuple[int, ...]
     segments: tuple[Segment, ...] = ()
-    correct: bool = True
     places: tuple[float, ...] = ()
     default: bool = False
 
@@ -250,6 +253,7 @@ def untuned(
     draws: bool = False,
     cut: bool = False,
     trapezoid: bool = False,
+    euler: bool = False,
     warmup: int | None = None,
     cooldown: int | None = None,
 ) -> StepPlan:
@@ -266,10 +270,10 @@ def untuned(
     skipped, every second of the last ones is. If few are computed, these are spaced evenly and their outputs repeated,
     which for solvers of first order equals longer steps; so are fewer than :data:`MAX_EVEN_STEPS` in a run whose first
     steps are short in sigma (:data:`SHORT_EARLY_STEPS_RATIO`). If more are computed, the first ``K^2 / 2N`` of ``N``
-    steps are, for ``K`` computed ones, then gaps grow (:func:`growing`), and skipped steps are forecast. Where these
-    leave neighbours to be skipped, and more first steps would be computed under a multistep solver (:func:`default`),
-    so many are, and the last :data:`DEFAULT_COOLDOWN_STEPS`; but not under a solver that leaps elsewhere (DDIM). If the
-    last step is skipped and few others are, it is every second one of the last steps instead.
+    steps are, for ``K`` computed ones, then gaps grow (:func:`growing`), and skipped steps are forecast. Under
+    Euler's method, below :data:`MANY_COMPUTED_SHARE`, as many first steps are computed as under a multistep solver
+    (:func:`default`) where these are more, and of the last ones three fewer, one to three. If the last step is skipped
+    and few others are, it is every second one of the last steps instead.
 
     A last step that is too short to matter is skipped. Noise levels that are visited twice are all computed once before
     any is computed again. Where lengths of steps jump, the plan goes by these lengths.
@@ -291,6 +295,7 @@ def untuned(
         cut: whether the loop leaves out timesteps at its end, so that no run of fewer steps is like this one; then the
             last step is computed.
         trapezoid: whether each output counts half for the step after it and half for the one before it (Heun's method).
+        euler: whether the solver's weights are the lengths of its steps in sigma (Euler's method on flow matching).
         warmup, cooldown: first and last steps that are computed; ``None`` leaves them to the plan.
 
     >>> untuned([1 - i / 12 for i in range(12)], 6, leaps=True).compute
@@ -300,7 +305,7 @@ def untuned(
     >>> untuned([1 - i / 20 for i in range(20)], 9).compute
     (0, 1, 3, 5, 8, 11, 14, 17, 19)
     """
-    steps, throughout, never = len(sigmas), throughout or switches, not leaps
+    steps, throughout = len(sigmas), throughout or switches
     if computed >= steps:
         return computing(steps, range(steps))
     visits = [i for i in range(steps) if i == 0 or sigmas[i] != sigmas[i - 1]]  # the first visit of each level
@@ -359,8 +364,9 @@ def untuned(
     if not trapezoid and body < steps and first <= body - 2 * skipped:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
     more = _first_steps(steps, computed, first)
-    if never and more > first > steps - DEFAULT_COOLDOWN_STEPS - 2 * skipped:  # else no neighbours need be skipped
-        return computing(steps, growing(body, computed, more, DEFAULT_COOLDOWN_STEPS).compute)
+    if euler and more > first and computed < MANY_COMPUTED_SHARE * steps:
+        last = max(1, min(DEFAULT_COOLDOWN_STEPS, more - DEFAULT_COOLDOWN_STEPS))
+        return computing(steps, growing(body, computed, more, last).compute)
     return computing(steps, growing(body, computed, first).compute)
 
 

@@ -1,0 +1,109 @@
+"""How many first and last steps to compute where the solver takes each step: two rules, leaving one family out.
+
+    python -m benchmarks.first_steps [--members ltx open-sora] [--prompts 8]
+
+``K`` of ``N = 50`` steps are computed: the first ``K^2 / 2N`` and the last one, or the first ``K - 2.08 sqrt(N)``, as
+under multistep solvers, and the last one to three; between them gaps grow. Captions of the training side, each against the
+unaccelerated video; under Euler, and under DDIM where that is the model's own. Both compute equally many steps.
+
+A member that was measured before is kept; ``--members`` measures the named ones again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from statistics import mean
+from typing import Any
+
+import torch
+
+from benchmarks import common, figures
+from benchmarks.promise import SAME, Maker, Situation
+from unicp import BudgetConfig
+from unicp.policies.plans.step_plan import LATE_STEPS_PER_ROOT
+from unicp.tensors import metrics
+
+STEPS = 50
+SPEEDS = (1.5, 1.75, 2.0, 2.5)
+EULER, DDIM = ("demo", "hunyuan", "ltx", "open-sora"), ("cogvideox", "latte")
+SHARE, ROOT = "first K²/2N, last 1", "first K − 2.08 √N, last 1 to 3"
+
+
+class OwnScheduler(Situation):
+    """A member of the proving ground under its own scheduler."""
+
+    def make(self, kinds: dict[str, Any]) -> Any:
+        return kinds[self.member].scheduler
+
+
+def rules(computed: int) -> dict[str, BudgetConfig]:
+    """Both rules, for so many computed steps."""
+    asked = BudgetConfig(target_speedup=STEPS / computed)
+    first = max(2, computed - round(LATE_STEPS_PER_ROOT * math.sqrt(STEPS)))
+    return {
+        SHARE: asked.replace(warmup_steps=max(1, round(computed**2 / (2 * STEPS))), cooldown_steps=1),
+        ROOT: asked.replace(warmup_steps=first, cooldown_steps=max(1, min(3, first - 3))),
+    }
+
+
+def measure(member: str, maker: Maker) -> list[dict[str, Any]]:
+    """A row for each speed."""
+    kind = OwnScheduler if member in DDIM else Situation
+    situation = kind("euler", STEPS, member="" if member == "demo" else member)
+    whole, rows = maker.plain(situation, STEPS), []
+    for speed in SPEEDS:
+        found = {}
+        for name, config in rules(math.floor(STEPS / speed)).items():
+            frames, _ = maker.videos(situation, STEPS, config)
+            found[name] = [min(float(metrics.psnr(a, b)), SAME) for a, b in zip(frames, whole, strict=True)]
+        rows.append({"member": member, "speed": speed, "psnr": found})
+        print(member, f"{speed:g}x", {name: f"{mean(v):.1f} / {min(v):.1f}" for name, v in found.items()}, flush=True)
+    return rows
+
+
+def gained(row: dict[str, Any]) -> tuple[float, float]:
+    """What the second rule has over the first, in dB: in the mean, and in the worst caption of each."""
+    before, after = row["psnr"][SHARE], row["psnr"][ROOT]
+    return mean(after) - mean(before), min(after) - min(before)
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: what the second rule has over the first on each member, and in the mean over the others."""
+    lines = ["| | " + " | ".join(f"{speed:g}x" for speed in SPEEDS) + " |", "|---|" + "---:|" * len(SPEEDS)]
+    for solver, members in (("Euler", EULER), ("DDIM", DDIM)):
+        for member in members:
+            cells = []
+            for speed in SPEEDS:
+                at = {row["member"]: gained(row) for row in rows if row["speed"] == speed and row["member"] in members}
+                others = [gain[0] for name, gain in at.items() if name != member]
+                if member not in at or not others:
+                    cells.append("–")
+                else:
+                    cells.append(f"{at[member][0]:+.1f} / {at[member][1]:+.1f} (others {mean(others):+.1f})")
+            lines.append(f"| {member}, {solver} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", nargs="+", choices=(*EULER, *DDIM), default=(*EULER, *DDIM))
+    parser.add_argument("--prompts", type=int, default=8)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    path = common.RESULTS / "first-steps.json"
+    known = figures.read(path)["results"] if path.exists() else []
+    maker = Maker(common.training_prompts(args.prompts))
+    for member in args.members:
+        known = [row for row in known if row["member"] != member] + measure(member, maker)
+        known.sort(key=lambda row: (*EULER, *DDIM).index(row["member"]))
+        common.save(
+            "first-steps",
+            {"prompts": args.prompts, "steps": STEPS, "results": known},
+            "python -m benchmarks.first_steps",
+        )
+    print("\n".join(table(known)))
+
+
+if __name__ == "__main__":
+    main()
