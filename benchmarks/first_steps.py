@@ -3,8 +3,8 @@
     python -m benchmarks.first_steps [--members ltx open-sora] [--prompts 8]
 
 ``K`` of ``N = 50`` steps are computed: the first ``K^2 / 2N`` and the last one, or the first ``K - 2.08 sqrt(N)``, as
-under multistep solvers, and the last one to three; between them gaps grow. Captions of the training side, each against the
-unaccelerated video; under Euler, and under DDIM where that is the model's own. Both compute equally many steps.
+under multistep solvers, and the last one to three; between them gaps grow. Captions of the training side, each against
+the unaccelerated video; under Euler, and under DDIM where that is the model's own. Both compute equally many steps.
 
 A member that was measured before is kept; ``--members`` measures the named ones again.
 """

@@ -7,12 +7,14 @@ same seed: the default budget; the same with one lever off or on; a dozen plain 
 last steps are computed, with leaps and without; a profile of ``unicp.tune`` at low effort, from four captions of the
 training side; fewer steps.
 
-Resumable: every video's figures are kept in ``benchmarks/results/levers.sqlite`` (not committed).
+Resumable: every video's figures, and what was tuned, are kept in ``benchmarks/results`` (not committed), under a name
+that changes with the code that makes plans.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -53,6 +55,15 @@ LEVERS: dict[str, Callable[[float], Config]] = {
 }
 
 
+def code() -> str:
+    """Eight characters for the code that makes and plays plans: what was measured with another one is another thing."""
+    made = hashlib.sha256()
+    for floor in ("policies", "engine", "tensors", "offline"):
+        for path in sorted((Path(unicp.__file__).parent / floor).rglob("*.py")):
+            made.update(path.read_bytes())
+    return made.hexdigest()[:8]
+
+
 def shape_name(first: int, last: int, leap: float) -> str:
     return f"first {first}, last {last}" + (", no leaps" if leap == 0 else "")
 
@@ -79,7 +90,7 @@ class Bench:
 
     def profile(self) -> Any:
         """A profile, tuned if it is not there."""
-        path = common.RESULTS / f"levers-{self.member}.safetensors"
+        path = common.RESULTS / f"levers-{self.member}-{code()}.safetensors"
         if not path.exists():
             made = unicp.tune(
                 self.pipe,
@@ -225,7 +236,7 @@ def main() -> None:
     warnings.simplefilter("ignore", unicp.UnicpWarning)
     common.RESULTS.mkdir(exist_ok=True)
     captions = scenes.prompts(args.prompts)
-    path: Path = common.RESULTS / "levers.sqlite"
+    path: Path = common.RESULTS / f"levers-{code()}.sqlite"
     with sqlite3.connect(path) as kept:
         key = "primary key (member, speed, row, caption)"
         kept.execute(f"create table if not exists made (member, speed, row, caption, figures, {key})")

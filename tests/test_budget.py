@@ -284,6 +284,7 @@ def test_at_each_cost_the_kind_of_plan_that_does_best_is_taken(count: int, monke
         return found
 
     monkeypatch.setattr(trials.Tuner, "_real", watched)
+    monkeypatch.setattr(candidates, "doubt", lambda _: 0.0)  # a single prompt would keep the default plan
     book = tuned(effort="medium", steps=count).metadata
     made = {tuple(entry["compute"]) for entry in book["budget"]["plans"]}
     for speed in candidates.CHOICE_SPEEDUPS:
@@ -302,7 +303,9 @@ def test_the_default_plan_loses_its_place_only_to_what_is_better_beyond_doubt() 
         "lucky",
         "better",
     ]  # of few steps it may be missing
-    assert candidates.ranked({default: [-40.0], "one prompt": [-41.0]}) == ["one prompt", default]
+    assert candidates.ranked({default: [-40.0], "one prompt": [-49.0]}) == [default, "one prompt"]
+    three = {default: [-40.0, -41.0, -42.0], "by two standard errors": [-45.0, -43.0, -44.5]}
+    assert candidates.ranked(three) == [default, "by two standard errors"]
 
 
 @pytest.mark.usefixtures("by_steps")

@@ -37,15 +37,15 @@ def tune(
     Every prompt is run once unaccelerated. Then real runs on three quarters of the prompts (on half of them for
     ``min_psnr``) compare the default plan with plans of other shapes, by how many first and last steps they compute; at
     each prompt the worse half of the shapes drops out. At each cost the default plan is kept, unless another one is
-    ahead by two standard errors (where a single prompt chooses, by anything). The real quality of the chosen plans is
-    measured on the other prompts or, where the default plan is kept at all costs, on all of them, as nothing was fitted
-    to them. With ``min_psnr``, the plan that will be used for it is among those that were run. With a progress bar,
-    ``tune`` first says how long it will take, in unaccelerated videos.
+    surely ahead, by a t-test of the prompts at 97.5%. The real quality of the chosen plans is measured on the other
+    prompts or, where the default plan is kept at all costs, on all of them, as nothing was fitted to them. With
+    ``min_psnr``, the plan that will be used for it is among those that were run. With a progress bar, ``tune`` first
+    says how long it will take, in unaccelerated videos.
 
     Args:
         pipe: a diffusers pipeline, not accelerated, with a deterministic scheduler.
-        prompts: eight or more prompts of the kind that the profile will be used for; ``None`` if ``call`` carries
-            ``prompt_embeds``.
+        prompts: four or more prompts of the kind that the profile will be used for, sixteen for ``min_psnr``; of one
+            to three, the default plan is kept or nearly always so. ``None`` if ``call`` carries ``prompt_embeds``.
         target_speedup: target of the profile's config, 1 or more; the profile serves any other target, too.
         min_psnr: target of the profile's config in dB, in place of ``target_speedup``.
         effort: ``"low"``, ``"medium"`` or ``"high"``: how many shapes of plans are compared.
