@@ -123,7 +123,7 @@ def _plans(profile: Profile) -> str:
     about = profile.metadata
     book = PlanBook.from_dict(about["budget"])
     lines = [
-        f"{about.get('pipeline')} with {about.get('scheduler')}, {about.get('steps')} steps, "
+        f"{about.get('pipeline')} with {about.get('scheduler')}, {about.get('steps')} steps",
         f"{about.get('prompts')} prompts, of which {max(len(priced.psnr) for priced in book.plans)} judged the plans",
         "",
         "speed-up  PSNR of four in five  plan",
