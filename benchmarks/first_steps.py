@@ -19,10 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks import common, figures
-from benchmarks.promise import SAME, Maker, Situation
+from benchmarks.promise import Maker, Situation, psnrs
 from unicp import BudgetConfig
-from unicp.policies.plans.step_plan import LATE_STEPS_PER_ROOT
-from unicp.tensors import metrics
+from unicp.policies.plans.step_plan import first_steps
 
 STEPS = 50
 SPEEDS = (1.5, 1.75, 2.0, 2.5)
@@ -40,7 +39,7 @@ class OwnScheduler(Situation):
 def rules(computed: int) -> dict[str, BudgetConfig]:
     """Both rules, for so many computed steps."""
     asked = BudgetConfig(target_speedup=STEPS / computed)
-    first = max(2, computed - round(LATE_STEPS_PER_ROOT * math.sqrt(STEPS)))
+    first = first_steps(STEPS, computed, 2)
     return {
         SHARE: asked.replace(warmup_steps=max(1, round(computed**2 / (2 * STEPS))), cooldown_steps=1),
         ROOT: asked.replace(warmup_steps=first, cooldown_steps=max(1, min(3, first - 3))),
@@ -55,8 +54,7 @@ def measure(member: str, maker: Maker) -> list[dict[str, Any]]:
     for speed in SPEEDS:
         found = {}
         for name, config in rules(math.floor(STEPS / speed)).items():
-            frames, _ = maker.videos(situation, STEPS, config)
-            found[name] = [min(float(metrics.psnr(a, b)), SAME) for a, b in zip(frames, whole, strict=True)]
+            found[name] = psnrs(maker.videos(situation, STEPS, config)[0], whole)
         rows.append({"member": member, "speed": speed, "psnr": found})
         print(member, f"{speed:g}x", {name: f"{mean(v):.1f} / {min(v):.1f}" for name, v in found.items()}, flush=True)
     return rows

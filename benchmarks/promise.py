@@ -130,6 +130,11 @@ def situations() -> list[Situation]:
     return [*found, *(Situation("euler", steps, member=member) for member in MEMBERS for steps in (20, 12, 8))]
 
 
+def psnrs(made: Any, wanted: Any) -> list[float]:
+    """PSNR in dB of each of these videos (N, F, C, H, W) against its own."""
+    return [min(float(metrics.psnr(a, b)), SAME) for a, b in zip(made, wanted, strict=True)]
+
+
 class Maker:
     """Makes videos of captions, and remembers the plain ones of the situation at hand."""
 
@@ -196,10 +201,7 @@ class Maker:
             "method": method,
             "evaluations": [report.computed_steps, report.count],
             "fewer_steps": asked,
-            **{
-                name: [round(min(float(metrics.psnr(a, b)), SAME), 2) for a, b in zip(made, wanted, strict=True)]
-                for name, made in ends.items()
-            },
+            **{name: [round(value, 2) for value in psnrs(made, wanted)] for name, made in ends.items()},
         }
 
 

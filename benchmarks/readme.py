@@ -282,7 +282,8 @@ def _budget(budget: dict[str, Any]) -> list[str]:
         f"the cheapest with which four of five reached it {among}; with those at {missed:.0%} and less they did not.",
         f"Where forecasts failed, {len(harder)} of {len(asked)} captions took {min(harder):.0f} to {max(harder):.0f} "
         "steps more than the plan has.",
-        f"Tuned on {budget['tuning_prompts']} captions of the training side.",
+        f"Tuned on {budget['tuning_prompts']} captions of the training side, by an older `tune`, which searched for "
+        "plans.",
         "",
     ]
 
@@ -298,7 +299,8 @@ def _parts() -> list[str]:
         *_table(plans, "method"),
         "## Where plans still hold",
         "",
-        f"Plans asked for 2× and 3×, used elsewhere than where they were tuned; {len(transfer['prompts'])} held-out "
+        "Plans asked for 2× and 3×, used elsewhere than where they were tuned, by an older `tune`, which searched for",
+        f"plans and went by two standard errors of the prompts; {len(transfer['prompts'])} held-out "
         "captions. Arithmetic, no wall-clock: equal plans take equal time, and of four captions it varied by more.",
         "",
     ]

@@ -191,7 +191,8 @@ def measured(situation: Situation, prompts: list[str], methods: Sequence[Any], k
             **more,
         )
 
-    pictures = [zoo.inputs(situation.member, scene) for scene in drawn(prompts)] if situation.member != "wan" else []
+    drawn = scenes.held_out_scenes(len(prompts)) if situation.member != "wan" else []
+    pictures = [zoo.inputs(situation.member, scene) for scene in drawn]
     if any(pictures):  # each caption has its own: a comparison for each of them
         parts = [compared([text], **more) for text, more in zip(prompts, pictures, strict=True)]
         comparison = together(parts)
@@ -200,17 +201,6 @@ def measured(situation: Situation, prompts: list[str], methods: Sequence[Any], k
     if keep:
         comparison.report(path.with_suffix(".html"), fps=unicp.demo.FPS)
     return found_in(situation.name, comparison)
-
-
-def drawn(captions: Sequence[str]) -> list[scenes.Scene]:
-    """The scenes of held-out captions, as :func:`unicp.demo.scenes.prompts` finds them."""
-    found: dict[str, scenes.Scene] = {}
-    seed = 0
-    while not set(captions) <= found.keys():
-        scene = scenes.sample_scene(seed, held_out=True)
-        found.setdefault(scene.caption(), scene)
-        seed += 1
-    return [found[caption] for caption in captions]
 
 
 def together(comparisons: Sequence[unicp.Comparison]) -> unicp.Comparison:

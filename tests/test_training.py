@@ -158,7 +158,7 @@ def test_export_refuses_what_it_must_not_do(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_judged_captions_are_the_held_out_prompts() -> None:
-    assert [scene.caption() for scene in evaluate.held_out_scenes(12, 3)] == scenes.prompts(12, 3)
+    assert [scene.caption() for scene in scenes.held_out_scenes(12, 3)] == scenes.prompts(12, 3)
 
 
 def test_tally_counts_videos_and_objects() -> None:

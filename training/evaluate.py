@@ -43,17 +43,6 @@ Figures = dict[str, dict[str, list[int]]]
 """Group of videos or objects -> criterion -> [right, asked]."""
 
 
-def held_out_scenes(count: int, seed: int) -> list[Scene]:
-    """The scenes behind ``scenes.prompts(count, seed)``."""
-    found: dict[str, Scene] = {}
-    offset = seed * 1_000_003
-    while len(found) < count:
-        scene = scenes.sample_scene(offset, held_out=True)
-        found[scene.caption()] = scene
-        offset += 1
-    return list(found.values())
-
-
 def generate(
     pipe: Any, captions: list[str], seeds: list[int], *, steps: int, guidance: float, tick: Callable[[], None]
 ) -> Any:
@@ -193,7 +182,7 @@ def main() -> None:
     device = models.pick_device(args.device)
     pipe = WanPipeline.from_pretrained(args.model, dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
-    drawn = held_out_scenes(args.count, args.seed)
+    drawn = scenes.held_out_scenes(args.count, args.seed)
     captions = [scene.caption() for scene in drawn]
     seeds = [args.seed * 1_000_003 + index for index in range(args.count)]
     checks: list[CaptionCheck] = []

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from training.evaluate import CRITERIA, held_out_scenes, machine, sheet, tally
+from training.evaluate import CRITERIA, machine, sheet, tally
 from training.zoo.data import RUNS
 from training.zoo.member import Member
 from training.zoo.members import NAMES, member
 from unicp.demo.check import CaptionCheck, check
-from unicp.demo.scenes import Scene
+from unicp.demo.scenes import Scene, held_out_scenes
 from zoo import FOLDER, parts
 
 SHEET_ROWS = 8

@@ -168,18 +168,24 @@ def sample_scene(seed: int, *, held_out: bool = False) -> Scene:
             return scene
 
 
+def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
+    """``count`` scenes with distinct captions that the demo model never saw in training."""
+    found: dict[str, Scene] = {}
+    offset = seed * 1_000_003
+    while len(found) < count:
+        scene = sample_scene(offset, held_out=True)
+        found[scene.caption()] = scene
+        offset += 1
+    return list(found.values())
+
+
 def prompts(count: int, seed: int = 0) -> list[str]:
-    """``count`` distinct captions that the demo model never saw in training.
+    """The captions of :func:`held_out_scenes`.
 
     >>> len(set(prompts(5)))
     5
     """
-    found: dict[str, None] = {}
-    offset = seed * 1_000_003
-    while len(found) < count:
-        found[sample_scene(offset, held_out=True).caption()] = None
-        offset += 1
-    return list(found)
+    return [scene.caption() for scene in held_out_scenes(count, seed)]
 
 
 def _smooth(x: Any, width: float) -> Any:

@@ -141,7 +141,7 @@ def ranked(scores: dict[str, list[float]]) -> list[str]:
     On one prompt a plan may be ten dB ahead of another, and on the next as far behind. So only a kind that is surely
     better ranks before the default plan, by Student's t-test of the prompts' differences at 97.5%: the best of many is
     easily just the luckiest. (By two standard errors of three prompts, one was chosen on the proving ground's Open-Sora
-    that lost 3 dB on others.)
+    that lost on others.)
 
     Args:
         scores: loss of every prompt under each kind; smaller is better.

@@ -181,7 +181,7 @@ def _gaps(total: int, count: int) -> list[int]:
 def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
     """The plan of long runs under a solver that leaps (:func:`untuned`).
 
-    The first steps are computed (:func:`_first_steps`), at least ``warmup``. After them gaps grow (:func:`growing`). If
+    The first steps are computed (:func:`first_steps`), at least ``warmup``. After them gaps grow (:func:`growing`). If
     few steps are skipped, no two of them are neighbours: every second step is skipped, as late in the run as possible
     but not among the last :data:`DEFAULT_COOLDOWN_STEPS`, provided that this skips at most two of those first steps.
     The rule was found on the demo model.
@@ -193,14 +193,14 @@ def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> St
     >>> default(50, 22).compute[:12]
     (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)
     """
-    first = _first_steps(steps, computed, warmup)
+    first = first_steps(steps, computed, warmup)
     first_of_last, skipped = steps - max(cooldown, DEFAULT_COOLDOWN_STEPS), steps - computed
     if max(warmup, first - 2) <= first_of_last + 1 - 2 * skipped:
         return computing(steps, set(range(steps)) - _every_second(first_of_last, skipped))
     return growing(steps, computed, first, max(cooldown, min(DEFAULT_COOLDOWN_STEPS, first - warmup)))
 
 
-def _first_steps(steps: int, computed: int, warmup: int) -> int:
+def first_steps(steps: int, computed: int, warmup: int) -> int:
     """All computed steps but :data:`LATE_STEPS_PER_ROOT` times the square root of the number of steps."""
     return max(warmup, computed - round(LATE_STEPS_PER_ROOT * math.sqrt(steps)))
 
@@ -211,7 +211,7 @@ def fronted(steps: int, computed: int, cooldown: int = 1) -> StepPlan:
     >>> fronted(50, 24).compute[:12]
     (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
     """
-    return growing(steps, computed, _first_steps(steps, computed, 2), cooldown)
+    return growing(steps, computed, first_steps(steps, computed, 2), cooldown)
 
 
 def affordable(steps: int, speedup: float) -> int:
@@ -363,7 +363,7 @@ def untuned(
     # computed).
     if not trapezoid and body < steps and first <= body - 2 * skipped:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
-    more = _first_steps(steps, computed, first)
+    more = first_steps(steps, computed, first)
     if euler and more > first and computed < MANY_COMPUTED_SHARE * steps:
         last = max(1, min(DEFAULT_COOLDOWN_STEPS, more - DEFAULT_COOLDOWN_STEPS))
         return computing(steps, growing(body, computed, more, last).compute)
