@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from . import private
 
@@ -26,6 +26,8 @@ KERNELS_HEADS_FIRST = (
     "_scaled_dot_product_attention_math_for_mps",
 )
 """Fused attention of torch itself, on (B, H, T, d), without a formula in torch's registry."""
+PRODUCTS = {aten.mm, aten.addmm, aten.bmm}
+"""Products of their last two arguments."""
 METADATA = ("size", "stride", "numel", "dim", "storage_offset", "is_contiguous", "layout", "device")
 """Queries of a tensor's metadata, which reach tensor subclasses as if they were operators."""
 LINEAR = {aten.mm, aten.addmm, aten.linear, aten._scaled_mm, aten.convolution}
@@ -41,7 +43,8 @@ def attention_operations(query: Any, key: Any, value: Any, heads_first: bool = T
     shapes = [tuple(shape) for shape in (query, key, value)]
     if not heads_first:
         shapes = [(b, h, t, d) for b, t, h, d in shapes]
-    return int(sdpa_flop_count(*shapes))
+    (b, h, t, d), s = shapes[0], shapes[1][2]
+    return 2 * b * h * t * s * (d + shapes[2][3])
 
 
 def _of_kernel(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -58,11 +61,18 @@ def _shapes(values: Iterable[Any]) -> list[Any]:
     return [tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in values]
 
 
+_UNCOUNTED: set[Any] = set()
+"""Operators that were seen to have no formula and to be made of no others: most of those that run."""
+
+
+def _is_foreign_attention(func: Any) -> bool:
+    name = func._schema.name.rpartition("::")[2].lower()
+    return func.namespace not in ("aten", "prims", "prim") and any(part in name for part in ATTENTION_NAMES)
+
+
 def _foreign_attention(func: Any, args: tuple[Any, ...]) -> int | None:
     """Operations of an attention kernel of another library, which all take (B, T, H, d); ``None`` for other kernels."""
-    name = func._schema.name.rpartition("::")[2].lower()
-    known = func.namespace in ("aten", "prims", "prim") or not any(part in name for part in ATTENTION_NAMES)
-    if known or len(args) < 3 or any(getattr(value, "ndim", 0) != 4 for value in args[:3]):
+    if not _is_foreign_attention(func) or len(args) < 3 or any(getattr(value, "ndim", 0) != 4 for value in args[:3]):
         return None
     query, key, value = _shapes(args[:3])
     return attention_operations(query, key, value, heads_first=False)
@@ -71,6 +81,8 @@ def _foreign_attention(func: Any, args: tuple[Any, ...]) -> int | None:
 def operations(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> int | None:
     """Operations of one call of an operator; ``None`` where there is no formula, as for elementwise operators."""
     packet = func._overloadpacket
+    if packet in PRODUCTS:  # torch's formulas would do, but take a hundred times longer
+        return 2 * args[-2].numel() * args[-1].shape[-1]
     if packet in flop_registry:  # those formulas look at tensors, and at the shape of the output
         return int(flop_registry[packet](*args, **kwargs, out_val=output))
     if packet in EXTRA:
@@ -122,14 +134,19 @@ class Counter(private.dispatch.TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(func, private.HigherOrderOperator):
             return func(*args, **kwargs)
+        if func in _UNCOUNTED:
+            return func(*args, **kwargs)
         packet = func._overloadpacket
         if packet.__name__.removeprefix("sym_") in METADATA:
             return NotImplemented
-        if packet not in flop_registry and packet not in EXTRA and packet is not aten.linear:
+        known = packet in flop_registry or packet in EXTRA or packet is aten.linear
+        if not known:
             with self:  # in inference mode operators arrive here before they are decomposed
                 made = func.decompose(*args, **kwargs)
             if made is not NotImplemented:
                 return made
+            if not _is_foreign_attention(func):
+                _UNCOUNTED.add(func)
         output = func(*args, **kwargs)
         count = operations(func, args, kwargs, output) if self._counting else None
         if count:
