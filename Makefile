@@ -7,6 +7,7 @@ COMPAT ?= .venv-compat
 OLD := $(COMPAT)/bin/python
 WORKERS ?= 2
 MEMBER ?= cogvideox
+unexport PYTHONDONTWRITEBYTECODE # hundreds of processes would compile every module anew
 PROMPT ?= a red ball bouncing fast over a gray striped background
 
 .DEFAULT_GOAL := help

@@ -97,7 +97,11 @@ def _folded(value: Any) -> Any:
             return {"bits": "".join("01"[item] for item in value)}
         if all(type(item) is int for item in value) and value == list(range(len(value))):
             return {"range": len(value)}
-        if isinstance(value[0], str) and [value[0]] == unicp.demo.prompts(1) and value == unicp.demo.prompts(len(value)):
+        if (
+            isinstance(value[0], str)
+            and [value[0]] == unicp.demo.prompts(1)
+            and value == unicp.demo.prompts(len(value))
+        ):
             return {"held_out": len(value)}
         runs = [[item, len(list(same))] for item, same in groupby(value)] if _plain(value) else []
         if runs and len(_compact({"runs": runs})) < len(_compact(value)):

@@ -13,7 +13,6 @@ import pytest
 from tests.browser import Browser, find
 from unicp.cli import studio as verb
 from unicp.studio import server
-from unicp.studio.page import build
 from unicp.studio.workshop import Workshop
 
 pytestmark = pytest.mark.slow
@@ -23,6 +22,8 @@ PLAYER = "document.querySelector('.unicp-player').player"
 
 @pytest.fixture(scope="module")
 def address(wan_folder: Path) -> Iterator[str]:
+    from unicp.studio.page import build  # loads gradio, which takes seconds wherever tests are collected
+
     page = server.launch(build(Workshop(verb.backend("cpu", None)), [str(wan_folder), "demo"]))
     yield page.local_url
     page.close(verbose=False)
