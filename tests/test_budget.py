@@ -188,7 +188,9 @@ def test_behind_what_is_no_number_no_leap_begins() -> None:
 
 
 @pytest.mark.usefixtures("by_steps")
-@pytest.mark.parametrize("family", PLANNED)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in ("wan2.2", "latte") else pytest.mark.slow) for name in PLANNED]
+)
 def test_tuning_leaves_the_pipeline_as_it_was_and_its_plans_are_played(family: str, tmp_path: Path) -> None:
     chosen = FAMILIES[family]
     pipe = chosen.build()

@@ -10,7 +10,7 @@ import torch
 from tests.contract import (
     CASES,
     FEW_STEPS,
-    ONCE,
+    FEWER,
     PAIRS,
     SLOW_PAIRS,
     actions,
@@ -177,7 +177,7 @@ def test_config_round_trip(name: str) -> None:
         assert config_from_dict(json.loads(config.to_json())) == config
 
 
-@pytest.mark.parametrize("family", ONCE)
+@pytest.mark.parametrize("family", FEWER)
 def test_calibration_leaves_the_pipeline_as_it_was(family: str) -> None:
     chosen, profile = FAMILIES[family], Profile.load(profile_of(family))
     pipe, fresh = calibrated(family), chosen.build()

@@ -38,7 +38,10 @@ def _video_transformers(folder: Path) -> set[str]:
             if model and re.search("3D(?!iT)|Video", node.name):
                 found.add(node.name)
     for path in sorted((folder / "pipelines").rglob("pipeline_*.py")):
-        for node in ast.parse(path.read_text("utf-8")).body:
+        source = path.read_text("utf-8")
+        if not any(name in source for name in CALLS):
+            continue
+        for node in ast.parse(source).body:
             methods = {part.name: part for part in getattr(node, "body", []) if isinstance(part, ast.FunctionDef)}
             if not {"__init__", "__call__"} <= methods.keys():
                 continue

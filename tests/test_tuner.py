@@ -189,8 +189,8 @@ def test_what_it_compares_with_is_the_default_plan_of_this_solver(
     pipe = WAN.build()
     if scheduler == "euler":
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    profile = tuned(pipe=pipe, steps=20)
-    for steps in (20, 30):
+    profile = tuned(pipe=pipe, steps=16)
+    for steps in (16, 24):
         timelines = []
         for config in (BudgetConfig(profile=profile, target_speedup=2), BudgetConfig(target_speedup=2)):
             with unicp.accelerate(pipe, config) as session:
