@@ -68,17 +68,29 @@ def gained(row: dict[str, Any]) -> tuple[float, float]:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown: what the second rule has over the first on each member, and in the mean over the others."""
-    lines = ["| | " + " | ".join(f"{speed:g}x" for speed in SPEEDS) + " |", "|---|" + "---:|" * len(SPEEDS)]
-    for solver, members in (("Euler", EULER), ("DDIM", DDIM)):
+    found = {(row["member"], f"{row['speed']:g}x"): gained(row) for row in rows}
+    return left_out({"Euler": EULER, "DDIM": DDIM}, [f"{speed:g}x" for speed in SPEEDS], found)
+
+
+def left_out(
+    groups: dict[str, tuple[str, ...]], columns: list[str], found: dict[tuple[str, str], tuple[float, float]]
+) -> list[str]:
+    """Markdown: the gain of each member, in the mean and in the worst caption, and that of the others of its group.
+
+    Args:
+        groups: members by solver.
+        columns: heads of the columns.
+        found: gains by member and column.
+    """
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for solver, members in groups.items():
         for member in members:
             cells = []
-            for speed in SPEEDS:
-                at = {row["member"]: gained(row) for row in rows if row["speed"] == speed and row["member"] in members}
-                others = [gain[0] for name, gain in at.items() if name != member]
-                if member not in at or not others:
-                    cells.append("–")
-                else:
-                    cells.append(f"{at[member][0]:+.1f} / {at[member][1]:+.1f} (others {mean(others):+.1f})")
+            for column in columns:
+                others = [found[other, column][0] for other in members if other != member and (other, column) in found]
+                own = found.get((member, column))
+                beside = f" (others {mean(others):+.1f})" if others else ""
+                cells.append("–" if own is None else f"{own[0]:+.1f} / {own[1]:+.1f}{beside}")
             lines.append(f"| {member}, {solver} | {' | '.join(cells)} |")
     return lines
 

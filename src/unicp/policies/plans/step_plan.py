@@ -30,21 +30,22 @@ which, under others, no two neighbours are skipped where that can be. Measured o
 LTX and Latte with 8 and 12 Euler steps: up to 12 dB nearer than even steps; with 20 and 30 steps it was 2 to 4 behind.
 """
 
-MIN_COMPUTED_FOR_FORECASTS = 12
-"""Computed steps from which on forecasts are better than longer steps of DDIM; measured on the proving ground's
-CogVideoX, at 20, 30 and 50 steps."""
+MIN_COMPUTED_FOR_FORECASTS, MIN_COMPUTED_OF_HALF = 7, 6
+"""Computed steps from which on forecasts over growing gaps are better than even steps, which fewer steps would be: in
+any run, and under other solvers than DDIM in one of which at least half is computed. Measured on the demo model and the
+proving ground (``benchmarks/few_steps.py``)."""
 
-MIN_COMPUTED_FOR_FORECASTS_OF_TWO = 16
-"""The same where a second denoiser takes over, whose forecasts begin anew; measured on the proving ground's Wan 2.2, at
-30 and 50 steps."""
+MIN_COMPUTED_FOR_FORECASTS_OF_TWO = 13
+"""The same where a second denoiser takes over, whose forecasts begin anew; measured on the proving ground's Wan 2.2
+(``benchmarks/few_steps.py``)."""
 
 MIN_COMPUTED_BESIDE_NOISE, MIN_STEPS_BESIDE_NOISE = 5, 10
 """Computed steps, and steps of a run, from which on repeated outputs are better than longer steps of a solver that
 draws noise. Longer steps draw less of it, and so make another video; measured with CogVideoX's DPM-Solver++ on the
 proving ground's CogVideoX, at 8, 12 and 20 steps."""
 
-MIN_COMPUTED_FOR_GROWING = 8
-"""Computed steps below which the default plan spaces them evenly, as fewer steps would be."""
+MIN_COMPUTED_FOR_SHORT_START = 8
+"""Computed steps from which on a solver that gains from a short first step gets one (demo model)."""
 
 SHORT_EARLY_STEPS_RATIO = 0.3
 """Length in sigma of the first of as many even steps as are computed, as a share of their mean, below which the first
@@ -260,20 +261,21 @@ def untuned(
     """The plan for a run without a profile, made from its noise levels and from what its solver can do.
 
     A multistep solver that can leap and has few steps takes the steps that a run of fewer steps would take, evenly
-    along the run. So does DDIM below :data:`MIN_COMPUTED_FOR_FORECASTS` computed steps; from there on, skipped steps
-    are forecast. A solver that gains from a short first step gets one if :data:`MIN_COMPUTED_FOR_GROWING` steps or more
-    are computed and the first long step would be long in sigma (:data:`LONG_FIRST_STEP_RATIO`): the first of its long
-    steps then uses two outputs instead of one. In a run of :data:`LONG_RUN_STEPS` steps or more, the plan of a
-    multistep solver is :func:`default`.
+    along the run. So does DDIM if few are computed; else skipped steps are forecast. A solver that gains from a
+    short first step gets one if :data:`MIN_COMPUTED_FOR_SHORT_START` or more are computed and the first long step
+    would be long in sigma (:data:`LONG_FIRST_STEP_RATIO`): the first of its long steps then uses two outputs
+    instead of one. In a run of :data:`LONG_RUN_STEPS` steps or more, the plan of a multistep solver is
+    :func:`default`.
 
     If the solver takes every step of a run of fewer than :data:`SHORT_RUN_STEPS` and fewer than half of them are
-    skipped, every second of the last ones is. If few are computed, these are spaced evenly and their outputs repeated,
-    which for solvers of first order equals longer steps; so are fewer than :data:`MAX_EVEN_STEPS` in a run whose first
-    steps are short in sigma (:data:`SHORT_EARLY_STEPS_RATIO`). If more are computed, the first ``K^2 / 2N`` of ``N``
-    steps are, for ``K`` computed ones, then gaps grow (:func:`growing`), and skipped steps are forecast. Under
-    Euler's method, below :data:`MANY_COMPUTED_SHARE`, as many first steps are computed as under a multistep solver
-    (:func:`default`) where these are more, and of the last ones three fewer, one to three. If the last step is skipped
-    and few others are, it is every second one of the last steps instead.
+    skipped, every second of the last ones is. If few are computed (:data:`MIN_COMPUTED_FOR_FORECASTS`), these are
+    spaced evenly and their outputs repeated, which for solvers of first order equals longer steps; so are fewer
+    than :data:`MAX_EVEN_STEPS` in a run whose first steps are short in sigma (:data:`SHORT_EARLY_STEPS_RATIO`). If
+    more are computed, the first ``K^2 / 2N`` of ``N`` steps are, for ``K`` computed ones, then gaps grow
+    (:func:`growing`), and skipped steps are forecast. Under Euler's method, below :data:`MANY_COMPUTED_SHARE`, as
+    many first steps are computed as under a multistep solver (:func:`default`) where these are more, and of the
+    last ones three fewer, one to three. If the last step is skipped and few others are, it is every second one of
+    the last steps instead.
 
     A last step that is too short to matter is skipped. Noise levels that are visited twice are all computed once before
     any is computed again. Where lengths of steps jump, the plan goes by these lengths.
@@ -324,11 +326,14 @@ def untuned(
     jumps = any(a > UNEVEN_LENGTHS_RATIO * b or b > UNEVEN_LENGTHS_RATIO * a for a, b in pairwise(lengths[:-1]))
     if jumps or (steps > 1 and lengths[-1] > UNEVEN_LENGTHS_RATIO * lengths[-2]):  # a short last step is no jump
         return computing(steps, _by_length(lengths[:body], computed))
-    few = MIN_COMPUTED_FOR_FORECASTS_OF_TWO if switches else MIN_COMPUTED_FOR_FORECASTS
+    early = _first_length(sigmas, steps, computed) < SHORT_EARLY_STEPS_RATIO and computed < MAX_EVEN_STEPS
+    first, skipped = max(1, round(computed**2 / (2 * steps))), body - computed
+    singly = body == steps < SHORT_RUN_STEPS and not trapezoid and not early and 2 * skipped <= body - 2
+    few = computed < MIN_COMPUTED_FOR_FORECASTS and not singly
     if draws:
         leaps &= computed < MIN_COMPUTED_BESIDE_NOISE or steps < MIN_STEPS_BESIDE_NOISE
     else:
-        leaps &= not throughout or not corrects or computed < few
+        leaps &= not throughout or not corrects or few or (switches and computed < MIN_COMPUTED_FOR_FORECASTS_OF_TWO)
     if leaps and throughout:
         places = [body * i / computed for i in range(computed)]
         places = places if free else [float(int(place)) for place in places]
@@ -336,7 +341,7 @@ def untuned(
     if leaps and steps >= LONG_RUN_STEPS and not evenly:
         return default(steps, computed)
     if leaps:
-        starts &= computed >= MIN_COMPUTED_FOR_GROWING
+        starts &= computed >= MIN_COMPUTED_FOR_SHORT_START
         if starts and computed > 0.55 * steps and steps >= SHORT_RUN_STEPS:
             return default(steps, computed)
         places = [body * i / computed for i in range(computed)]
@@ -346,11 +351,9 @@ def untuned(
             places = [float(int(place)) for place in places]
         even = computing(steps, {int(place) for place in places})
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
-    first, skipped = max(1, round(computed**2 / (2 * steps))), body - computed
-    early = _first_length(sigmas, steps, computed) < SHORT_EARLY_STEPS_RATIO and computed < MAX_EVEN_STEPS
-    if body == steps < SHORT_RUN_STEPS and not trapezoid and not early and 2 * skipped <= body - 2:
+    if singly:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
-    if computed < MIN_COMPUTED_FOR_GROWING:
+    if few and (early or computed < MIN_COMPUTED_OF_HALF or 2 * computed < steps):
         between = (steps - 1) / (computed - 1) if cut and computed > 1 else body / computed
         return computing(steps, {round(between * i) for i in range(computed)}, order=0)
     if early:

@@ -1,0 +1,91 @@
+"""From how many computed steps on forecasts are better than even steps, leaving one family out.
+
+    python -m benchmarks.few_steps [--members ltx open-sora] [--prompts 8]
+
+``K`` of ``N`` steps are computed: evenly, as fewer steps would be (outputs are repeated, or the solver takes longer
+steps where it can), or over growing gaps, with forecasts between them. Both are the default plan, with the constant
+that decides between them set to one side of ``K`` or the other. Captions of the training side, each against the
+unaccelerated video; under Euler, or under DDIM and UniPC with two denoisers, which are those models' own.
+
+A member that was measured before is kept; ``--members`` measures the named ones again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from statistics import mean
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks import common, figures
+from benchmarks.first_steps import DDIM, EULER, OwnScheduler, left_out
+from benchmarks.promise import Maker, Situation, psnrs
+from unicp import BudgetConfig
+from unicp.policies.plans import step_plan
+
+TWO = ("wan-two",)
+CELLS = {member: ((12, 5), (12, 6), (20, 6), (20, 7), (20, 8), (30, 10)) for member in (*EULER, *DDIM)}
+CELLS |= {member: ((20, 11), (20, 12), (20, 13), (30, 10), (30, 12), (30, 15)) for member in TWO}
+"""Numbers of steps, and of computed ones."""
+EVEN, FORECAST = "even", "forecast"
+CONSTANTS = ("MIN_COMPUTED_FOR_FORECASTS", "MIN_COMPUTED_OF_HALF", "MIN_COMPUTED_FOR_FORECASTS_OF_TWO")
+
+
+def measure(member: str, maker: Maker) -> list[dict[str, Any]]:
+    """A row for each cell."""
+    rows = []
+    for steps, computed in CELLS[member]:
+        kind = Situation if member in EULER else OwnScheduler
+        situation = kind("euler", steps, member="" if member == "demo" else member)
+        whole, found = maker.plain(situation, steps), {}
+        for name, least in ((EVEN, computed + 1), (FORECAST, computed)):
+            with patch.multiple(step_plan, **dict.fromkeys(CONSTANTS, least)):
+                frames, report = maker.videos(situation, steps, BudgetConfig(target_speedup=steps / computed))
+            if report.computed_steps != computed:
+                raise SystemExit(f"{member}: {report.computed_steps} of {steps} steps were computed, not {computed}")
+            found[name] = psnrs(frames, whole)
+        rows.append({"member": member, "steps": steps, "computed": computed, "psnr": found})
+        print(member, head(rows[-1]), {name: f"{mean(v):.1f} / {min(v):.1f}" for name, v in found.items()}, flush=True)
+    return rows
+
+
+def head(row: dict[str, Any]) -> str:
+    return f"{row['computed']} of {row['steps']}"
+
+
+def table(rows: list[dict[str, Any]], two: bool = False) -> list[str]:
+    """Markdown: what forecasts have over even steps on each member, and in the mean over the others.
+
+    Args:
+        rows: as :func:`measure` makes them.
+        two: of the members with two denoisers, or of the others.
+    """
+    chosen = [row for row in rows if (row["member"] in TWO) == two]
+    found = {}
+    for row in chosen:
+        before, after = row["psnr"][EVEN], row["psnr"][FORECAST]
+        found[row["member"], head(row)] = mean(after) - mean(before), min(after) - min(before)
+    groups = {"UniPC": TWO} if two else {"Euler": EULER, "DDIM": DDIM}
+    return left_out(groups, list(dict.fromkeys(head(row) for row in chosen)), found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", nargs="+", choices=tuple(CELLS), default=tuple(CELLS))
+    parser.add_argument("--prompts", type=int, default=8)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    path = common.RESULTS / "few-steps.json"
+    known = figures.read(path)["results"] if path.exists() else []
+    maker = Maker(common.training_prompts(args.prompts))
+    for member in args.members:
+        known = [row for row in known if row["member"] != member] + measure(member, maker)
+        known.sort(key=lambda row: list(CELLS).index(row["member"]))
+        common.save("few-steps", {"prompts": args.prompts, "results": known}, "python -m benchmarks.few_steps")
+    print("\n".join([*table(known), "", *table(known, two=True)]))
+
+
+if __name__ == "__main__":
+    main()
