@@ -26,11 +26,17 @@ from unicp import BudgetConfig
 from unicp.policies.plans import step_plan
 
 TWO = ("wan-two",)
-CELLS = {member: ((12, 5), (12, 6), (20, 6), (20, 7), (20, 8), (30, 10)) for member in (*EULER, *DDIM)}
+GROUPS = {"Euler": EULER, "DDIM": DDIM, "UniPC": TWO}
+CELLS = {member: ((12, 5), (12, 6), (20, 6), (20, 7), (20, 8), (30, 10)) for member in EULER}
+CELLS |= {member: ((12, 5), (12, 6), (20, 8), (20, 9), (20, 10), (30, 10)) for member in DDIM}
 CELLS |= {member: ((20, 11), (20, 12), (20, 13), (30, 10), (30, 12), (30, 15)) for member in TWO}
 """Numbers of steps, and of computed ones."""
 EVEN, FORECAST = "even", "forecast"
-CONSTANTS = ("MIN_COMPUTED_FOR_FORECASTS", "MIN_COMPUTED_OF_HALF", "MIN_COMPUTED_FOR_FORECASTS_OF_TWO")
+CONSTANTS = (
+    "MIN_COMPUTED_FOR_FORECASTS",
+    "MIN_COMPUTED_FOR_FORECASTS_OF_DDIM",
+    "MIN_COMPUTED_FOR_FORECASTS_OF_TWO",
+)
 
 
 def measure(member: str, maker: Maker) -> list[dict[str, Any]]:
@@ -55,20 +61,21 @@ def head(row: dict[str, Any]) -> str:
     return f"{row['computed']} of {row['steps']}"
 
 
-def table(rows: list[dict[str, Any]], two: bool = False) -> list[str]:
-    """Markdown: what forecasts have over even steps on each member, and in the mean over the others.
+def tables(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown, a table a solver: what forecasts have over even steps on each member, and in the mean over the others.
 
     Args:
         rows: as :func:`measure` makes them.
-        two: of the members with two denoisers, or of the others.
     """
-    chosen = [row for row in rows if (row["member"] in TWO) == two]
-    found = {}
-    for row in chosen:
-        before, after = row["psnr"][EVEN], row["psnr"][FORECAST]
-        found[row["member"], head(row)] = mean(after) - mean(before), min(after) - min(before)
-    groups = {"UniPC": TWO} if two else {"Euler": EULER, "DDIM": DDIM}
-    return left_out(groups, list(dict.fromkeys(head(row) for row in chosen)), found)
+    lines = []
+    for solver, members in GROUPS.items():
+        found = {}
+        for row in rows:
+            if row["member"] in members:
+                before, after = row["psnr"][EVEN], row["psnr"][FORECAST]
+                found[row["member"], head(row)] = mean(after) - mean(before), min(after) - min(before)
+        lines += [*left_out({solver: members}, list(dict.fromkeys(column for _, column in found)), found), ""]
+    return lines[:-1]
 
 
 def main() -> None:
@@ -84,7 +91,7 @@ def main() -> None:
         known = [row for row in known if row["member"] != member] + measure(member, maker)
         known.sort(key=lambda row: list(CELLS).index(row["member"]))
         common.save("few-steps", {"prompts": args.prompts, "results": known}, "python -m benchmarks.few_steps")
-    print("\n".join([*table(known), "", *table(known, two=True)]))
+    print("\n".join(tables(known)))
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def test_a_last_output_that_the_solver_makes_nothing_of_is_not_computed() -> Non
 
 @pytest.mark.parametrize(
     ("steps", "computed", "leaps"),
-    [(20, 10, False), (20, 7, False), (20, 6, True), (12, 6, True), (12, 7, False), (8, 5, False), (8, 4, True)],
+    [(20, 10, False), (20, 9, False), (20, 8, True), (12, 6, True), (12, 7, False), (8, 5, False), (8, 4, True)],
 )
 def test_where_more_than_a_few_steps_are_computed_ddim_gets_forecasts(steps: int, computed: int, leaps: bool) -> None:
     """It leapt below twelve, which on Latte was 11 dB further off at 2x of 20 steps."""
@@ -245,17 +245,17 @@ def test_where_more_than_a_few_steps_are_computed_ddim_gets_forecasts(steps: int
     assert len(bare.places) == computed
 
 
-@pytest.mark.parametrize(("steps", "computed", "even"), [(20, 7, False), (20, 6, True), (12, 6, False), (12, 5, True)])
+@pytest.mark.parametrize(("steps", "computed", "even"), [(20, 7, False), (20, 6, True), (12, 7, False), (12, 6, True)])
 def test_where_more_than_a_few_steps_are_computed_gaps_grow(steps: int, computed: int, even: bool) -> None:
     plan = untuned([1 - i / steps for i in range(steps)], computed, euler=True)
     assert all(segment.order == 0 for segment in plan.segments) == even
 
 
-@pytest.mark.parametrize(("steps", "computed", "leaps"), [(30, 13, False), (30, 12, True), (20, 13, False)])
+@pytest.mark.parametrize(("steps", "computed", "leaps"), [(30, 16, False), (30, 15, True), (20, 16, False)])
 def test_of_two_denoisers_more_steps_are_computed_before_there_are_forecasts(
     steps: int, computed: int, leaps: bool
 ) -> None:
-    """From sixteen on, 2x of 30 steps was 5 dB further off, and the worst of six captions 14."""
+    """Of fewer, forecasts of Wan 2.2 were below fewer steps."""
     plan = untuned([1 - i / steps for i in range(steps)], computed, leaps=True, free=True, switches=True)
     assert bool(plan.places) == leaps
 

@@ -30,14 +30,17 @@ which, under others, no two neighbours are skipped where that can be. Measured o
 LTX and Latte with 8 and 12 Euler steps: up to 12 dB nearer than even steps; with 20 and 30 steps it was 2 to 4 behind.
 """
 
-MIN_COMPUTED_FOR_FORECASTS, MIN_COMPUTED_OF_HALF = 7, 6
-"""Computed steps from which on forecasts over growing gaps are better than even steps, which fewer steps would be: in
-any run, and under other solvers than DDIM in one of which at least half is computed. Measured on the demo model and the
-proving ground (``benchmarks/few_steps.py``)."""
-
-MIN_COMPUTED_FOR_FORECASTS_OF_TWO = 13
-"""The same where a second denoiser takes over, whose forecasts begin anew; measured on the proving ground's Wan 2.2
+MIN_COMPUTED_FOR_FORECASTS = 7
+"""Computed steps from which on forecasts over growing gaps are better than even steps, which fewer steps would be.
+Measured under Euler on the demo model and the proving ground's HunyuanVideo, LTX and Open-Sora
 (``benchmarks/few_steps.py``)."""
+
+MIN_COMPUTED_FOR_FORECASTS_OF_DDIM = 9
+"""The same where even steps are longer steps of DDIM; measured on the proving ground's CogVideoX and Latte."""
+
+MIN_COMPUTED_FOR_FORECASTS_OF_TWO = 16
+"""The same where a second denoiser takes over, whose forecasts begin anew; measured on the proving ground's Wan 2.2. Of
+13 to 15 they had more in the mean over eight captions, and less over three others."""
 
 MIN_COMPUTED_BESIDE_NOISE, MIN_STEPS_BESIDE_NOISE = 5, 10
 """Computed steps, and steps of a run, from which on repeated outputs are better than longer steps of a solver that
@@ -329,11 +332,11 @@ def untuned(
     early = _first_length(sigmas, steps, computed) < SHORT_EARLY_STEPS_RATIO and computed < MAX_EVEN_STEPS
     first, skipped = max(1, round(computed**2 / (2 * steps))), body - computed
     singly = body == steps < SHORT_RUN_STEPS and not trapezoid and not early and 2 * skipped <= body - 2
-    few = computed < MIN_COMPUTED_FOR_FORECASTS and not singly
     if draws:
         leaps &= computed < MIN_COMPUTED_BESIDE_NOISE or steps < MIN_STEPS_BESIDE_NOISE
     else:
-        leaps &= not throughout or not corrects or few or (switches and computed < MIN_COMPUTED_FOR_FORECASTS_OF_TWO)
+        least = MIN_COMPUTED_FOR_FORECASTS_OF_TWO if switches else MIN_COMPUTED_FOR_FORECASTS_OF_DDIM
+        leaps &= not throughout or not corrects or (computed < least and (switches or not singly))
     if leaps and throughout:
         places = [body * i / computed for i in range(computed)]
         places = places if free else [float(int(place)) for place in places]
@@ -353,7 +356,7 @@ def untuned(
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
     if singly:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
-    if few and (early or computed < MIN_COMPUTED_OF_HALF or 2 * computed < steps):
+    if computed < MIN_COMPUTED_FOR_FORECASTS:
         between = (steps - 1) / (computed - 1) if cut and computed > 1 else body / computed
         return computing(steps, {round(between * i) for i in range(computed)}, order=0)
     if early:
