@@ -35,6 +35,9 @@ MIN_COMPUTED_FOR_FORECASTS = 7
 Measured under Euler on the demo model and the proving ground's HunyuanVideo, LTX and Open-Sora
 (``benchmarks/few_steps.py``)."""
 
+MIN_COMPUTED_FOR_FORECASTS_OF_HEUN = 8
+"""The same of levels that are visited twice, as Heun's method does; measured on the demo model at 8 steps."""
+
 MIN_COMPUTED_FOR_FORECASTS_OF_DDIM = 9
 """The same where even steps are longer steps of DDIM; measured on the proving ground's CogVideoX and Latte."""
 
@@ -356,7 +359,7 @@ def untuned(
         return replace(even, places=tuple(places)) if any(place % 1 for place in places) else even
     if singly:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
-    if computed < MIN_COMPUTED_FOR_FORECASTS:
+    if computed < (MIN_COMPUTED_FOR_FORECASTS_OF_HEUN if trapezoid else MIN_COMPUTED_FOR_FORECASTS):
         between = (steps - 1) / (computed - 1) if cut and computed > 1 else body / computed
         return computing(steps, {round(between * i) for i in range(computed)}, order=0)
     if early:
