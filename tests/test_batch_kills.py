@@ -141,9 +141,10 @@ def test_kills_at_random_moments_lose_no_clip(engine: str, wan_folder: Path, tmp
                 command(folder), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
         wanted = "driver" if kills["driver"] <= kills["worker"] else "worker"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300  # on a machine that has much else to do
         victims: list[int] = []
-        while process.poll() is None and not victims and time.monotonic() < deadline:
+        while process.poll() is None and not victims:
+            assert time.monotonic() < deadline, "no worker was started"
             time.sleep(0.1)
             victims = workers_of(process.pid)
         time.sleep(random.uniform(0, 3))
