@@ -136,3 +136,17 @@ def test_attention_whose_kernel_is_unknown_is_noted() -> None:
     assert any("operations of attention were not counted" in note for note in session.report().notes)
     unicp.restore(pipe)
     assert not any("not counted" in note for note in Meter(pipe.transformer, find_spec(pipe.transformer)).notes)
+
+
+def test_products_are_counted_as_torch_counts_them() -> None:
+    a, b = torch.randn(3, 4, 5), torch.randn(3, 5, 6)
+    products = (
+        lambda: a.bmm(b),
+        lambda: a[0].mm(b[0]),
+        lambda: torch.addmm(torch.zeros(6), a[0], b[0]),
+        lambda: torch.einsum("bij,bjk->bik", a, b),
+    )
+    for product in products:
+        with Counter() as ours, FlopCounterMode(display=False) as theirs:
+            product()
+        assert ours.total == theirs.get_total_flops() > 0

@@ -26,8 +26,8 @@ KERNELS_HEADS_FIRST = (
     "_scaled_dot_product_attention_math_for_mps",
 )
 """Fused attention of torch itself, on (B, H, T, d), without a formula in torch's registry."""
-PRODUCTS = {aten.mm, aten.addmm, aten.bmm}
-"""Products of their last two arguments."""
+PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1}
+"""Matrix products, and the place of their first factor; the second one follows it."""
 METADATA = ("size", "stride", "numel", "dim", "storage_offset", "is_contiguous", "layout", "device")
 """Queries of a tensor's metadata, which reach tensor subclasses as if they were operators."""
 LINEAR = {aten.mm, aten.addmm, aten.linear, aten._scaled_mm, aten.convolution}
@@ -82,7 +82,8 @@ def operations(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], outp
     """Operations of one call of an operator; ``None`` where there is no formula, as for elementwise operators."""
     packet = func._overloadpacket
     if packet in PRODUCTS:  # torch's formulas would do, but take a hundred times longer
-        return 2 * args[-2].numel() * args[-1].shape[-1]
+        first, second = args[PRODUCTS[packet] :][:2]
+        return 2 * int(first.numel()) * int(second.shape[-1])
     if packet in flop_registry:  # those formulas look at tensors, and at the shape of the output
         return int(flop_registry[packet](*args, **kwargs, out_val=output))
     if packet in EXTRA:
