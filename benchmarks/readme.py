@@ -520,9 +520,10 @@ def _proving_ground() -> list[str]:
         "Small trained models of other families ([zoo/README.md](../zoo/README.md)), each with its own scheduler:",
         f"the budget by its defaults, on {min(one['captions'] for one in found)} captions no model saw "
         f"({found[0]['captions']} on the demo model). The defaults were chosen on",
-        "the demo model; of the others, CogVideoX under its two schedulers in short runs, HunyuanVideo at high",
-        "shifts, Wan 2.2 at 30 and 50 steps, HunyuanVideo, LTX and Latte at 8 and 12 steps, and HunyuanVideo, LTX and",
-        "Open-Sora under Euler at 50 steps ([leaving one out](#how-many-first-steps-leaving-one-family-out)) were",
+        "the demo model; of the others, CogVideoX under its two schedulers and Latte in short runs, HunyuanVideo at",
+        "high shifts, Wan 2.2 at 20 to 50 steps, HunyuanVideo, LTX and Latte at 8 and 12 steps, and HunyuanVideo, LTX",
+        "and Open-Sora under Euler at 12 to 50 steps ([leaving one",
+        "out](#how-many-first-steps-leaving-one-family-out); [again](#how-few-computed-steps-forecasts-need)) were",
         "looked at.",
         "How much nearer its videos are to the unaccelerated ones than those of the best cache of diffusers or",
         "cache-dit, or of fewer steps, whichever is nearest, at the same share of the operations; of the mean PSNR",
