@@ -12,16 +12,12 @@ A member that was measured before is kept; ``--members`` measures the named ones
 
 from __future__ import annotations
 
-import argparse
 from statistics import mean
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
-from benchmarks import common, figures
-from benchmarks.first_steps import DDIM, EULER, OwnScheduler, left_out
-from benchmarks.promise import Maker, Situation, psnrs
+from benchmarks.first_steps import DDIM, EULER, left_out, run, situation_of
+from benchmarks.promise import Maker, gain, psnrs
 from unicp import BudgetConfig
 from unicp.policies.plans import step_plan
 
@@ -43,8 +39,7 @@ def measure(member: str, maker: Maker) -> list[dict[str, Any]]:
     """A row for each cell."""
     rows = []
     for steps, computed in CELLS[member]:
-        kind = Situation if member in EULER else OwnScheduler
-        situation = kind("euler", steps, member="" if member == "demo" else member)
+        situation = situation_of(member, steps)
         whole, found = maker.plain(situation, steps), {}
         for name, least in ((EVEN, computed + 1), (FORECAST, computed)):
             with patch.multiple(step_plan, **dict.fromkeys(CONSTANTS, least)):
@@ -72,27 +67,10 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
         found = {}
         for row in rows:
             if row["member"] in members:
-                before, after = row["psnr"][EVEN], row["psnr"][FORECAST]
-                found[row["member"], head(row)] = mean(after) - mean(before), min(after) - min(before)
+                found[row["member"], head(row)] = gain(row["psnr"][EVEN], row["psnr"][FORECAST])
         lines += [*left_out({solver: members}, list(dict.fromkeys(column for _, column in found)), found), ""]
     return lines[:-1]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", nargs="+", choices=tuple(CELLS), default=tuple(CELLS))
-    parser.add_argument("--prompts", type=int, default=8)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    path = common.RESULTS / "few-steps.json"
-    known = figures.read(path)["results"] if path.exists() else []
-    maker = Maker(common.training_prompts(args.prompts))
-    for member in args.members:
-        known = [row for row in known if row["member"] != member] + measure(member, maker)
-        known.sort(key=lambda row: list(CELLS).index(row["member"]))
-        common.save("few-steps", {"prompts": args.prompts, "results": known}, "python -m benchmarks.few_steps")
-    print("\n".join(tables(known)))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, "few_steps", tuple(CELLS), measure, tables)

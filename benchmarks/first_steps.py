@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
 import torch
 
 from benchmarks import common, figures
-from benchmarks.promise import Maker, Situation, psnrs
+from benchmarks.promise import Maker, Situation, gain, psnrs
 from unicp import BudgetConfig
 from unicp.policies.plans.step_plan import first_steps
 
@@ -36,6 +37,12 @@ class OwnScheduler(Situation):
         return kinds[self.member].scheduler
 
 
+def situation_of(member: str, steps: int) -> Situation:
+    """A member under Euler, or under its own scheduler if it is none of :data:`EULER`."""
+    kind = Situation if member in EULER else OwnScheduler
+    return kind("euler", steps, member="" if member == "demo" else member)
+
+
 def rules(computed: int) -> dict[str, BudgetConfig]:
     """Both rules, for so many computed steps."""
     asked = BudgetConfig(target_speedup=STEPS / computed)
@@ -48,8 +55,7 @@ def rules(computed: int) -> dict[str, BudgetConfig]:
 
 def measure(member: str, maker: Maker) -> list[dict[str, Any]]:
     """A row for each speed."""
-    kind = OwnScheduler if member in DDIM else Situation
-    situation = kind("euler", STEPS, member="" if member == "demo" else member)
+    situation = situation_of(member, STEPS)
     whole, rows = maker.plain(situation, STEPS), []
     for speed in SPEEDS:
         found = {}
@@ -60,15 +66,9 @@ def measure(member: str, maker: Maker) -> list[dict[str, Any]]:
     return rows
 
 
-def gained(row: dict[str, Any]) -> tuple[float, float]:
-    """What the second rule has over the first, in dB: in the mean, and in the worst caption of each."""
-    before, after = row["psnr"][SHARE], row["psnr"][ROOT]
-    return mean(after) - mean(before), min(after) - min(before)
-
-
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown: what the second rule has over the first on each member, and in the mean over the others."""
-    found = {(row["member"], f"{row['speed']:g}x"): gained(row) for row in rows}
+    found = {(row["member"], f"{row['speed']:g}x"): gain(row["psnr"][SHARE], row["psnr"][ROOT]) for row in rows}
     return left_out({"Euler": EULER, "DDIM": DDIM}, [f"{speed:g}x" for speed in SPEEDS], found)
 
 
@@ -95,25 +95,39 @@ def left_out(
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", nargs="+", choices=(*EULER, *DDIM), default=(*EULER, *DDIM))
+def run(
+    doc: str | None,
+    name: str,
+    members: Sequence[str],
+    measure: Callable[[str, Maker], list[dict[str, Any]]],
+    tables: Callable[[list[dict[str, Any]]], list[str]],
+    **more: Any,
+) -> None:
+    """Measure the members that the command line names, keep each as soon as it is measured, and print what there is.
+
+    Args:
+        doc: of the script.
+        name: of the script, and of the file of its figures.
+        members: all that there are, in the order of the tables.
+        measure: makes a member's rows.
+        tables: makes Markdown of all rows.
+        more: to be written beside them.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", nargs="+", choices=members, default=members)
     parser.add_argument("--prompts", type=int, default=8)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    path = common.RESULTS / "first-steps.json"
+    stem = name.replace("_", "-")
+    path = common.RESULTS / f"{stem}.json"
     known = figures.read(path)["results"] if path.exists() else []
     maker = Maker(common.training_prompts(args.prompts))
     for member in args.members:
         known = [row for row in known if row["member"] != member] + measure(member, maker)
-        known.sort(key=lambda row: (*EULER, *DDIM).index(row["member"]))
-        common.save(
-            "first-steps",
-            {"prompts": args.prompts, "steps": STEPS, "results": known},
-            "python -m benchmarks.first_steps",
-        )
-    print("\n".join(table(known)))
+        known.sort(key=lambda row: members.index(row["member"]))
+        common.save(stem, {"prompts": args.prompts, **more, "results": known}, f"python -m benchmarks.{name}")
+    print("\n".join(tables(known)))
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "first_steps", (*EULER, *DDIM), measure, table, steps=STEPS)

@@ -135,6 +135,11 @@ def psnrs(made: Any, wanted: Any) -> list[float]:
     return [min(float(metrics.psnr(a, b)), SAME) for a, b in zip(made, wanted, strict=True)]
 
 
+def gain(before: list[float], after: list[float]) -> tuple[float, float]:
+    """What one has over the other, in dB: in the mean over captions, and in the worst caption of each."""
+    return mean(after) - mean(before), min(after) - min(before)
+
+
 class Maker:
     """Makes videos of captions, and remembers the plain ones of the situation at hand."""
 
@@ -218,7 +223,7 @@ def configs(steps: int) -> dict[str, Config]:
 
 def margins(row: dict[str, Any]) -> tuple[float, float]:
     """Above fewer steps, in dB: in the mean, and of the worst caption of each."""
-    return mean(row["psnr"]) - mean(row["fewer"]), min(row["psnr"]) - min(row["fewer"])
+    return gain(row["fewer"], row["psnr"])
 
 
 def steps_of(row: dict[str, Any]) -> int:

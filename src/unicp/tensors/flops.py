@@ -140,8 +140,7 @@ class Counter(private.dispatch.TorchDispatchMode):
         packet = func._overloadpacket
         if packet.__name__.removeprefix("sym_") in METADATA:
             return NotImplemented
-        known = packet in flop_registry or packet in EXTRA or packet is aten.linear
-        if not known:
+        if packet not in flop_registry and packet not in EXTRA and packet is not aten.linear:
             with self:  # in inference mode operators arrive here before they are decomposed
                 made = func.decompose(*args, **kwargs)
             if made is not NotImplemented:
