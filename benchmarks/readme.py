@@ -81,8 +81,9 @@ def _on_the_demo() -> str:
     return (
         f"In dB of PSNR against the unaccelerated videos, mean / worst of {demo['captions']} of these captions, which "
         f"the demo model never saw; `budget`, fewer steps and the best of the other caches: {'; '.join(at)}. In runs "
-        "of 20 steps or fewer under UniPC (Wan's scheduler), DPM-Solver++ and DDIM, `budget` often only runs fewer "
-        "steps, and gains nothing over a lower `num_inference_steps`. Under Euler, Heun and DEIS it gains there, too."
+        "of 20 steps or fewer under UniPC (Wan's scheduler) and DPM-Solver++, and where few are computed under DDIM, "
+        "`budget` often only runs fewer steps, and gains nothing over a lower `num_inference_steps`. Under Euler, Heun "
+        "and DEIS it gains there, too."
     )
 
 
@@ -97,8 +98,9 @@ def _picture() -> list[str]:
         f"million parameters) that we trained with the architectures of {', '.join(names[:-1])} and {names[-1]}. "
         "Defaults for such runs were chosen on the demo model, with a look at CogVideoX's schedulers, at "
         "HunyuanVideo at a high "
-        "shift and at Wan 2.2 at 30 steps; how many first steps to compute was also tried on HunyuanVideo, LTX and "
-        "Open-Sora, and leaving any one of them out changes nothing. "
+        "shift and at Wan 2.2 at 20 to 50 steps; how many first steps to compute was also tried on HunyuanVideo, LTX "
+        "and Open-Sora, how few steps forecasts need on these, CogVideoX and Latte; leaving out any one of the former "
+        "three changes nothing. "
         f"At 2×, on the {len(found)} tiny models, `budget` is "
         f"{min(over):.0f} to {max(over):.0f} dB above the best other method in the mean of {found[0]['captions']} "
         f"captions; in the worst caption it is behind on {len(behind)} of the {len(found)} models, by up to "
