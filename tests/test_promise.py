@@ -247,6 +247,14 @@ def test_where_more_than_a_few_steps_are_computed_ddim_gets_forecasts(steps: int
     assert len(bare.places) == computed
 
 
+@pytest.mark.parametrize(("steps", "computed", "leaps"), [(30, 20, False), (50, 24, True), (50, 25, False), (12, 8, True)])
+def test_multistep_solvers_wait_longer_for_forecasts(steps: int, computed: int, leaps: bool) -> None:
+    """Where their longer steps gain nothing: on other schedules than flow matching's."""
+    sigmas = [1 - i / steps for i in range(steps)]
+    plan = untuned(sigmas, computed, leaps=True, free=True, throughout=True, evenly=True)
+    assert len(plan.places) == (computed if leaps else 0) and len(plan.compute) == computed
+
+
 @pytest.mark.parametrize(("steps", "computed", "even"), [(20, 7, False), (20, 6, True), (12, 7, False), (12, 6, True)])
 def test_where_more_than_a_few_steps_are_computed_gaps_grow(steps: int, computed: int, even: bool) -> None:
     plan = untuned([1 - i / steps for i in range(steps)], computed, euler=True)

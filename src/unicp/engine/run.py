@@ -14,7 +14,7 @@ import torch
 from ..errors import UnicpError
 from ..policies.base import FILLED, Decision, Policy, Step
 from ..policies.config import Config, make_policy
-from ..tensors.extrapolation import levels_at
+from ..tensors.extrapolation import levels_at, shares
 from ..tensors.groups import averaged
 from .fills.kept import Kept
 from .fills.output import OutputFill, leading
@@ -153,7 +153,7 @@ class Run:
             raise UnicpError(f"weights must be one a step: {len(levels)} steps, got {len(weights)}")
         if weights is not None and not all(math.isfinite(w) for w in weights):
             raise UnicpError(f"weights must be finite numbers, got {list(weights)!r:.80}")
-        return tuple(levels), None if weights is None else tuple([float(w) for w in weights])
+        return shares(levels), None if weights is None else tuple([float(w) for w in weights])
 
     def step(self, index: int, branch: str, compute: Callable[[], Any]) -> Any:
         """The output of the denoiser at a step: the real one, or what stands in for it.

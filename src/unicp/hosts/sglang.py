@@ -119,7 +119,9 @@ class _Clip:
                 f"{type(scheduler).__name__} draws noise at its steps, which no forecast can follow; choose another "
                 "scheduler, or leave unicp out"
             )
-        levels = [float(level) for level in torch.as_tensor(timesteps).tolist()]
+        most = max(1.0, float(torch.as_tensor(timesteps).max()))
+        of_training = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or most
+        levels = [float(level) / of_training for level in torch.as_tensor(timesteps).tolist()]
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is not None and len(sigmas) > len(levels):
             levels = [float(sigma) for sigma in torch.as_tensor(sigmas)[: len(levels)].tolist()]

@@ -144,12 +144,17 @@ class Leaper:
 
     @property
     def worth(self) -> dict[str, bool]:
-        """Which plans of longer steps are worth it with the solver of this run; see :class:`Step`."""
+        """Which plans of longer steps are worth it with the solver of this run; see :class:`Step`.
+
+        A multistep solver on another schedule than flow matching's gains by them only what fewer steps would: on the
+        proving ground's Latte, uneven ones lost up to 8 dB to as many even ones (benchmarks/promise.py).
+        """
         name, config = type(self._scheduler).__name__, getattr(self._scheduler, "config", {})
-        evenly = int(config.get("solver_order", 2)) > MAX_ORDER_AT_UNEVEN_DISTANCES
+        diffuses = name in SOLVERS and not config.get("use_flow_sigmas", False)
+        evenly = diffuses or int(config.get("solver_order", 2)) > MAX_ORDER_AT_UNEVEN_DISTANCES
         return {
             "starts": name in SOLVERS_WITH_A_SHORT_START and not evenly,
-            "throughout": name in VARIANCE_PRESERVING,
+            "throughout": diffuses or name in VARIANCE_PRESERVING,
             "evenly": evenly,
         }
 
