@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from unicp.engine.clock import Clock, Tick
 from unicp.errors import UnicpError
@@ -204,6 +211,31 @@ def test_the_scheduler_tells_index_count_and_sigma(scheduler: Any) -> None:
     sigmas = getattr(scheduler, "sigmas", scheduler.timesteps / 1000)
     assert [t.step.sigma for t in ticks] == pytest.approx(sigmas[:8].tolist())
     assert [t.step.is_last(2) for t in ticks] == [False] * 6 + [True] * 2
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DPMSolverMultistepScheduler(timestep_spacing="trailing"),
+        UniPCMultistepScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+        EulerDiscreteScheduler(),
+        DPMSolverMultistepScheduler(**FLOW),
+        UniPCMultistepScheduler(**FLOW),
+    ],
+    ids=lambda scheduler: f"{type(scheduler).__name__}-{scheduler.config.prediction_type}",
+)
+def test_noise_levels_are_those_that_the_model_is_told(scheduler: Any) -> None:
+    """Also where a solver goes by ratios of noise to signal, of up to 4,000, along which forecasts are bad."""
+    pipe = Pipe(scheduler)
+    scheduler.set_timesteps(8)
+    clock = Clock(pipe)
+    steps = [clock.tick(None, _call(t)).step for t in scheduler.timesteps]
+    shares = (scheduler.timesteps / 1000).tolist()
+    assert [step.sigma for step in steps] == pytest.approx(shares, abs=1e-3)
+    assert steps[0].sigmas == pytest.approx(shares, abs=1e-3)
 
 
 def test_a_run_that_begins_late() -> None:

@@ -550,9 +550,9 @@ class Clock:
                 levels = [float(sigma) for sigma in listed(torch.as_tensor(sigmas))[:steps]]
                 self._run_sigmas = shares([1.0 - sigma if self._rising else sigma for sigma in levels])
             else:
-                shares = max(self._levels()) <= 1.0  # timesteps are shares already
-                levels = [TRAINING_STEPS * level if shares else level for level in self._levels()]
-                self._run_sigmas = tuple([self._share(None if shares else scheduler, level) for level in levels])
+                already = max(self._levels()) <= 1.0  # timesteps are shares
+                levels = [TRAINING_STEPS * level if already else level for level in self._levels()]
+                self._run_sigmas = tuple([self._share(None if already else scheduler, level) for level in levels])
         return self._run_sigmas
 
     def _share(self, scheduler: Any, noise: float | None) -> float:
