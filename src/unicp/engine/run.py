@@ -83,7 +83,8 @@ class Run:
     Args:
         config: a config that fills whole outputs and measures nothing in blocks: ``BudgetConfig``,
             ``ScheduleConfig``. Others need the structure of the denoiser, and :func:`unicp.accelerate`.
-        sigmas: noise levels of the run (N,), falling; a 0 at the end, where the solver arrives, may follow.
+        sigmas: noise levels of the run (N,), falling; a 0 at the end, where the solver arrives, may follow. If they
+            begin above 1 they are ratios of noise to signal, and forecasts run along ``sigma / (1 + sigma)``.
         weights: how much of each output (N,) the solver adds to the latents, if it is of first order: for Euler the
             differences of neighbouring sigmas. With them computed steps make good what forecasts were off by.
         name: what records call the denoiser.

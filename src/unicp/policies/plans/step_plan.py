@@ -297,7 +297,8 @@ def untuned(
         free: whether it can go to noise levels between those of the run.
         starts: whether a short first step before the long ones is worth its cost.
         throughout: whether longer steps are worth it only where few steps are computed and all of them are long.
-        evenly: whether longer steps are worth it only at even distances.
+        evenly: whether longer steps are worth it only at even distances. With both, forecasts need more computed steps
+            (:data:`MIN_COMPUTED_FOR_FORECASTS_OF_MULTISTEP`).
         corrects: whether forecasts can be corrected; without correction they are worse than longer steps of such
             solvers.
         stays: whether the solver ignores the last output, because it ends at the last level and not at zero noise
