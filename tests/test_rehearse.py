@@ -211,8 +211,9 @@ def test_large_tensors_are_not_copied_whole_to_be_measured() -> None:
     assert device.memory.peak - held <= 5 * 4 * CHUNK  # a layer's size is twenty times 2 bytes
 
 
-def tiny(**fields: Any) -> rehearse.Rehearsal:
-    model = published.Published(**{**vars(WAN), "config": {**WAN.config, **TINY}, **fields})
+@functools.cache
+def tiny() -> rehearse.Rehearsal:
+    model = published.Published(**{**vars(WAN), "config": {**WAN.config, **TINY}})
     return rehearse.rehearse(
         model, published.configs(), width=64, height=64, frames=9, steps=20, device=device_named("h100")
     )
