@@ -68,8 +68,14 @@ MEMBERS = ("hunyuan", "latte", "ltx", "open-sora")
 """Models of the proving ground that are tried too: under Euler in short runs, and under multistep solvers. Of the
 defaults under Euler, only the plans of 8 and 12 steps at 1.5x were chosen on any of these: on the first three. Under
 multistep solvers, those of Latte were chosen on it; it is the only one here that was not trained by flow matching."""
-MULTISTEP_OF_MEMBERS = (*((member, 20) for member in MEMBERS), ("latte", 50))
-"""With which of them, and how many steps, multistep solvers are tried."""
+MULTISTEP_OF_MEMBERS = (
+    *(("unipc", 20, member) for member in MEMBERS),
+    ("unipc", 50, "latte"),
+    ("dpm++", 20, "latte"),
+    ("dpm++", 50, "latte"),
+)
+"""Multistep solvers, the number of steps and the member that they are tried with. HunyuanVideo's and LTX's pipelines
+choose their own sigmas, which DPM-Solver++ does not take."""
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("FlowMatchEulerDiscreteScheduler", {}),
@@ -135,8 +141,7 @@ def situations() -> list[Situation]:
         found += [Situation(scheduler, 50, strength=strength) for strength in (0.3, 0.6)]
     found += [Situation("euler", 8, levels="distilled"), Situation("euler", 12, levels="steep")]
     found += [Situation("euler", steps, member=member) for member in MEMBERS for steps in (20, 12, 8)]
-    solvers = ("unipc", "dpm++")
-    return [*found, *(Situation(name, steps, member=who) for name in solvers for who, steps in MULTISTEP_OF_MEMBERS)]
+    return [*found, *(Situation(name, steps, member=member) for name, steps, member in MULTISTEP_OF_MEMBERS)]
 
 
 def psnrs(made: Any, wanted: Any) -> list[float]:
