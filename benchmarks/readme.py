@@ -87,12 +87,20 @@ def _on_the_demo() -> str:
     )
 
 
+def _captions(situations: list[dict[str, Any]]) -> str:
+    """On how many captions models of the proving ground were measured."""
+    counts = [one["captions"] for one in situations if one["captions"] <= zoo.CAPTIONS]
+    return " to ".join(dict.fromkeys(str(count) for count in (min(counts), max(counts))))
+
+
 def _picture() -> list[str]:
     """The README's picture of quality against speed, and what it says in a sentence."""
     _, *found = _situations()
     over = [margin for one in found if (margin := zoo.margin(one, 2.0)) is not None]
     behind = [-margin for one in found if (margin := zoo.margin(one, 2.0, "worst")) is not None and margin < 0]
-    names = [zoo.TITLES[one["situation"].split(",")[0]].removeprefix("tiny ") for one in found]
+    names = [
+        zoo.TITLES[one["situation"].split(",")[0]].removeprefix("tiny ").replace("Wan, ", "Wan for ") for one in found
+    ]
     said = (
         "*Quality against speed-up (operations saved, not wall-clock) on the demo model and on tiny models (4 to 8 "
         f"million parameters) that we trained with the architectures of {', '.join(names[:-1])} and {names[-1]}. "
@@ -102,7 +110,7 @@ def _picture() -> list[str]:
         "and Open-Sora, how few steps forecasts need on these, CogVideoX and Latte; leaving out any one of the former "
         "three changes nothing. "
         f"At 2×, on the {len(found)} tiny models, `budget` is "
-        f"{min(over):.0f} to {max(over):.0f} dB above the best other method in the mean of {found[0]['captions']} "
+        f"{min(over):.0f} to {max(over):.0f} dB above the best other method in the mean of {_captions(found)} "
         f"captions; in the worst caption it is behind on {len(behind)} of the {len(found)} models, by up to "
         f"{max(behind):.0f} dB.*"
     )
@@ -520,7 +528,7 @@ def _proving_ground() -> list[str]:
         "## The proving ground",
         "",
         "Small trained models of other families ([zoo/README.md](../zoo/README.md)), each with its own scheduler:",
-        f"the budget by its defaults, on {min(one['captions'] for one in found)} captions no model saw "
+        f"the budget by its defaults, on {_captions(found[1:])} captions no model saw "
         f"({found[0]['captions']} on the demo model). The defaults were chosen on",
         "the demo model; of the others, CogVideoX under its two schedulers and Latte in short runs, HunyuanVideo at",
         "high shifts, Wan 2.2 at 20 to 50 steps, HunyuanVideo, LTX and Latte at 8 and 12 steps, and HunyuanVideo, LTX",
