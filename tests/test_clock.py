@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -223,7 +227,6 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shi
         UniPCMultistepScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
         EulerDiscreteScheduler(),
         DPMSolverMultistepScheduler(**FLOW),
-        UniPCMultistepScheduler(**FLOW),
     ],
     ids=lambda scheduler: f"{type(scheduler).__name__}-{scheduler.config.prediction_type}",
 )
@@ -236,6 +239,38 @@ def test_noise_levels_are_those_that_the_model_is_told(scheduler: Any) -> None:
     shares = (scheduler.timesteps / 1000).tolist()
     assert [step.sigma for step in steps] == pytest.approx(shares, abs=1e-3)
     assert steps[0].sigmas == pytest.approx(shares, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps"),
+    [
+        (UniPCMultistepScheduler(use_beta_sigmas=True), 50),
+        (DPMSolverMultistepScheduler(use_exponential_sigmas=True), 50),
+        (DEISMultistepScheduler(use_karras_sigmas=True), 150),
+        (KDPM2DiscreteScheduler(), 20),
+        (HeunDiscreteScheduler(), 20),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int) else str(value),
+)
+def test_noise_levels_are_equal_where_sigmas_are(scheduler: Any, steps: int) -> None:
+    """Timesteps are not: some schedulers round them, others put one between two visits of a level."""
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas[: len(scheduler.timesteps)].tolist()
+    pipe = Pipe(scheduler)
+    step = Clock(pipe).tick(None, _call(scheduler.timesteps[0])).step
+    assert step.sigmas is not None and step.sigmas[0] <= 1
+    pairs = zip(pairwise(sigmas), pairwise(step.sigmas), strict=True)
+    assert all((a > b) == (here > there) and here >= there for (a, b), (here, there) in pairs)
+
+
+def test_a_scheduler_whose_configuration_is_any_object() -> None:
+    scheduler = SimpleNamespace(
+        sigmas=torch.tensor([1.0, 0.5, 0.0]),
+        timesteps=torch.tensor([1000.0, 500.0]),
+        config=SimpleNamespace(num_train_timesteps=1000),
+    )
+    pipe = Pipe(scheduler)
+    assert Clock(pipe).tick(None, _call(scheduler.timesteps[0])).step.sigmas == (1.0, 0.5)
 
 
 def test_a_run_that_begins_late() -> None:

@@ -38,6 +38,7 @@ SOLVERS = {
     "dpm": DPMSolverMultistepScheduler(**FLOW),
     "dpm-3": DPMSolverMultistepScheduler(solver_order=3, **FLOW),
 }
+NO_SIGNAL = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 ALL = BudgetConfig(target_speedup=2.0, warmup_steps=2, leap=1.0)
 
 
@@ -187,19 +188,29 @@ def test_of_solvers_that_go_by_timestep_leaps_all_the_way_are_fewer_steps(
     assert torch.equal(family.generate(pipe, steps=steps), before)
 
 
-@pytest.mark.parametrize("scheduler", [UniPCMultistepScheduler, DPMSolverMultistepScheduler, DEISMultistepScheduler])
-def test_of_multistep_solvers_on_other_schedules_than_flow_matchings_leaps_are_fewer_steps(scheduler: Any) -> None:
+@pytest.mark.parametrize(
+    ("scheduler", "more"),
+    [
+        *((kind, {}) for kind in (UniPCMultistepScheduler, DPMSolverMultistepScheduler, DEISMultistepScheduler)),
+        *((kind, NO_SIGNAL) for kind in (UniPCMultistepScheduler, DPMSolverMultistepScheduler)),
+    ],
+)
+def test_of_multistep_solvers_on_other_schedules_than_flow_matchings_leaps_are_fewer_steps(
+    scheduler: Any, more: Any
+) -> None:
     """Short starts and growing gaps lost them up to 8 dB to as many even steps (Latte)."""
     family = FAMILIES["latte"]
     pipe = family.build()
-    pipe.scheduler = scheduler(timestep_spacing="trailing")
-    wanted = family.generate(pipe, steps=10)
+    pipe.scheduler = scheduler(timestep_spacing="trailing", **more)
+    for fewer, speed, tolerance in ((10, 2.0, 1e-4), (13, 1.5, 5e-3)):  # where they do not divide, they are rounded
+        wanted = family.generate(pipe, steps=fewer)
+        with unicp.accelerate(pipe, BudgetConfig(target_speedup=speed)) as session:
+            made = family.generate(pipe, steps=20)
+            report = session.report()
+        assert report.computed_steps == fewer and {record.action for record in report.steps} == {"compute", "leap"}
+        assert (made - wanted).norm() < tolerance * wanted.norm()
     with unicp.accelerate(pipe, BudgetConfig(target_speedup=2)) as session:
-        made = family.generate(pipe, steps=20)
-        report = session.report()
-        assert report.computed_steps == 10 and {record.action for record in report.steps} == {"compute", "leap"}
-        torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)  # levels are rounded another way
-        family.generate(pipe, steps=45)
+        family.generate(pipe, steps=44)
         assert {record.action for record in session.report().steps} == {"compute", "forecast"}
 
 

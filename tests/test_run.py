@@ -61,27 +61,6 @@ def test_nothing_is_kept_beyond_the_last_filled_step(config: unicp.Config) -> No
     assert all(held[: filled + 1]) and not any(held[filled + 1 :]), (done, held)
 
 
-def test_ratios_of_noise_to_signal_are_taken_as_shares_of_noise() -> None:
-    family = FAMILIES["cosmos"]
-    pipe = family.build()
-    with unicp.accelerate(pipe, BudgetConfig(target_speedup=2)) as session:
-        family.generate(pipe)
-        found = {record.index: record.sigma for record in session.report().steps}
-    ratios = pipe.scheduler.sigmas[:10]
-    assert ratios[0] > 79
-    assert [found[step] for step in range(10)] == pytest.approx((ratios / (1 + ratios)).tolist())
-
-
-def test_forecasts_of_a_loop_that_goes_by_ratios_of_noise_to_signal() -> None:
-    """An output that changes evenly along the share of noise is forecast without an error."""
-    ratios = [80.0, 20.0, 7.0, 3.0, 1.2, 0.4]
-    run = Run(ScheduleConfig(compute=(0, 1, 3), fill="linear", damping=1.0), ratios)
-    for step, ratio in enumerate(ratios):
-        share = ratio / (1 + ratio)
-        made = run.step(step, "cond", lambda share=share: torch.full((1, 4), 2 * share + 1))
-        torch.testing.assert_close(made, torch.full((1, 4), 2 * share + 1))
-
-
 @pytest.mark.parametrize(
     "config", [BudgetConfig(target_speedup=2), ScheduleConfig(interval=2, fill="linear")], ids=lambda c: c.method
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..bench.harness import Made, generate
 from ..engine.report import StepRecord
+from ..engine.solver.levels import noise_levels
 from ..policies.config import Config
 from .screen import steps
 
@@ -20,7 +21,9 @@ def _sigma(pipe: Any, index: int, records: list[StepRecord]) -> float | None:
     if records:
         return records[-1].sigma
     sigmas = getattr(pipe.scheduler, "sigmas", None)
-    return float(sigmas[index]) if sigmas is not None and len(sigmas) > index else None
+    if sigmas is None or len(sigmas) <= index:
+        return None
+    return noise_levels(pipe.scheduler, [float(sigma) for sigma in sigmas])[index]
 
 
 def _done(records: list[StepRecord]) -> str:

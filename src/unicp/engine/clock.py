@@ -19,8 +19,9 @@ import torch
 from ..errors import UnicpError
 from ..policies.base import Step
 from ..specs import TIMESTEPS, ModelSpec
-from ..tensors.extrapolation import levels_at, shares
+from ..tensors.extrapolation import levels_at
 from ..tensors.host import Point, listed
+from .solver.levels import noise_levels
 from .solver.response import response_and_noise
 
 LEFT_OUT = {"LTXI2VLongMultiPromptPipeline": 1}
@@ -437,12 +438,6 @@ class Clock:
         where = names.index(self._timestep)
         return (*args[:where], move(args[where]), *args[where + 1 :]), kwargs
 
-    def sigma_at(self, place: float) -> float:
-        """The noise level at a place of the grid, in steps."""
-        sigmas = self._sigmas(self.scheduler())
-        assert sigmas is not None
-        return levels_at([*sigmas, 0.0], [place])[0]
-
     def _shared_weights(self, timesteps: Any) -> tuple[float, ...] | None:
         """The solver's weights as another denoiser's clock found them; they can only be found before the first step."""
         return next((other._weights for other in self._of_this_run(timesteps)), None)
@@ -537,22 +532,16 @@ class Clock:
         return hasattr(type(scheduler), "step_index")
 
     def _sigmas(self, scheduler: Any) -> tuple[float, ...] | None:
-        """The noise levels of the whole run, read from the scheduler once a generation.
-
-        They are shares of noise. On a variance preserving schedule they are the timesteps, as shares: outputs change
-        evenly along these, while such a schedule's sigmas begin at 150 or at 4,000 and fall by a third from each step
-        to the next. Forecasts along its sigmas were up to 12 dB further off (CogVideoX under DPM-Solver++), and along
-        shares of its sigmas up to 2.
-        """
+        """The noise levels of the whole run, read from the scheduler once a generation."""
         if self._run_sigmas is None and not self._wave and self._timesteps is not None:
             steps, sigmas = len(self._timesteps), getattr(scheduler, "sigmas", None)
-            if self.follows_scheduler and sigmas is not None and len(sigmas) > steps and not _diffuses(scheduler):
-                levels = [float(sigma) for sigma in listed(torch.as_tensor(sigmas))[:steps]]
-                self._run_sigmas = shares([1.0 - sigma if self._rising else sigma for sigma in levels])
+            if self.follows_scheduler and sigmas is not None and len(sigmas) > steps:
+                levels = noise_levels(scheduler, [float(sigma) for sigma in listed(torch.as_tensor(sigmas))[:steps]])
+                self._run_sigmas = tuple([1.0 - sigma if self._rising else sigma for sigma in levels])
             else:
-                already = max(self._levels()) <= 1.0  # timesteps are shares
-                levels = [TRAINING_STEPS * level if already else level for level in self._levels()]
-                self._run_sigmas = tuple([self._share(None if already else scheduler, level) for level in levels])
+                shares = max(self._levels()) <= 1.0  # timesteps are shares already
+                levels = [TRAINING_STEPS * level if shares else level for level in self._levels()]
+                self._run_sigmas = tuple([self._share(None if shares else scheduler, level) for level in levels])
         return self._run_sigmas
 
     def _share(self, scheduler: Any, noise: float | None) -> float:
@@ -560,13 +549,6 @@ class Clock:
         levels = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or TRAINING_STEPS
         sigma = (noise or 0.0) / levels
         return 1.0 - sigma if self._rising else sigma
-
-
-def _diffuses(scheduler: Any) -> bool:
-    """Whether a scheduler's sigmas are ratios of noise to signal at the timesteps of a variance preserving schedule."""
-    config: Any = getattr(scheduler, "config", None) or {}
-    others = config.get("prediction_type") == "flow_prediction" or config.get("timestep_type") == "continuous"
-    return hasattr(scheduler, "alphas_cumprod") and not others
 
 
 def _near(level: float, noise: float, dtype: Any) -> bool:

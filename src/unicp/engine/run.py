@@ -14,7 +14,7 @@ import torch
 from ..errors import UnicpError
 from ..policies.base import FILLED, Decision, Policy, Step
 from ..policies.config import Config, make_policy
-from ..tensors.extrapolation import levels_at, shares
+from ..tensors.extrapolation import levels_at
 from ..tensors.groups import averaged
 from .fills.kept import Kept
 from .fills.output import OutputFill, leading
@@ -83,8 +83,7 @@ class Run:
     Args:
         config: a config that fills whole outputs and measures nothing in blocks: ``BudgetConfig``,
             ``ScheduleConfig``. Others need the structure of the denoiser, and :func:`unicp.accelerate`.
-        sigmas: noise levels of the run (N,), falling; a 0 at the end, where the solver arrives, may follow. If they
-            begin above 1 they are ratios of noise to signal, and forecasts run along ``sigma / (1 + sigma)``.
+        sigmas: noise levels of the run (N,), falling; a 0 at the end, where the solver arrives, may follow.
         weights: how much of each output (N,) the solver adds to the latents, if it is of first order: for Euler the
             differences of neighbouring sigmas. With them computed steps make good what forecasts were off by.
         name: what records call the denoiser.
@@ -154,7 +153,7 @@ class Run:
             raise UnicpError(f"weights must be one a step: {len(levels)} steps, got {len(weights)}")
         if weights is not None and not all(math.isfinite(w) for w in weights):
             raise UnicpError(f"weights must be finite numbers, got {list(weights)!r:.80}")
-        return shares(levels), None if weights is None else tuple([float(w) for w in weights])
+        return tuple(levels), None if weights is None else tuple([float(w) for w in weights])
 
     def step(self, index: int, branch: str, compute: Callable[[], Any]) -> Any:
         """The output of the denoiser at a step: the real one, or what stands in for it.

@@ -109,6 +109,7 @@ class _Clip:
         import torch
 
         from ..engine.run import Run
+        from ..engine.solver.levels import noise_levels
         from ..engine.solver.response import response_and_noise
 
         scheduler = batch.scheduler if getattr(batch, "scheduler", None) is not None else stage.scheduler
@@ -119,12 +120,10 @@ class _Clip:
                 f"{type(scheduler).__name__} draws noise at its steps, which no forecast can follow; choose another "
                 "scheduler, or leave unicp out"
             )
-        most = max(1.0, float(torch.as_tensor(timesteps).max()))
-        of_training = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or most
-        levels = [float(level) / of_training for level in torch.as_tensor(timesteps).tolist()]
+        levels = [float(level) for level in torch.as_tensor(timesteps).tolist()]
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is not None and len(sigmas) > len(levels):
-            levels = [float(sigma) for sigma in torch.as_tensor(sigmas)[: len(levels)].tolist()]
+            levels = noise_levels(scheduler, [float(s) for s in torch.as_tensor(sigmas)[: len(levels)].tolist()])
         weights = weights if weights and len(weights) == len(levels) else None
         self.run = Run(config, levels, weights=weights, book=_plans(config, scheduler, server))
         self._count, self._shape, self._at = len(levels), self._shape_of(latents), -1

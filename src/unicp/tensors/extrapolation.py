@@ -137,19 +137,6 @@ def extrapolate(values: Sequence[Any], factors: Sequence[float], part: Any = Non
     return total.to(values[0].dtype)
 
 
-def shares(sigmas: Sequence[float]) -> tuple[float, ...]:
-    """The share of noise in the sum of noise and signal, at falling noise levels.
-
-    Sigmas of flow matching, up to 1, are that already. Others are ratios of noise to signal, and span so much that what
-    changes evenly from step to step does not along them.
-
-    >>> shares([0.9, 0.5]), shares([80.0, 1.0])
-    ((0.9, 0.5), (0.9876543209876543, 0.5))
-    """
-    ratios = len(sigmas) > 0 and sigmas[0] > 1.0 + 1e-6
-    return tuple([sigma / (1.0 + sigma) if ratios else sigma for sigma in sigmas])
-
-
 def levels_at(levels: Sequence[float], places: Iterable[float]) -> list[float]:
     """Noise levels at places on the grid of a run, given in steps; a place may lie between two steps.
 

@@ -18,6 +18,7 @@ from ...policies.base import Decision
 from ...tensors import private
 from ...tensors.extrapolation import levels_at
 from ...tensors.host import Point, listed
+from .levels import Training, diffuses
 from .response import InPlace
 
 SOLVERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler")
@@ -150,11 +151,11 @@ class Leaper:
         proving ground's Latte, uneven ones lost up to 8 dB to as many even ones (benchmarks/promise.py).
         """
         name, config = type(self._scheduler).__name__, getattr(self._scheduler, "config", {})
-        diffuses = name in SOLVERS and not config.get("use_flow_sigmas", False)
-        evenly = diffuses or int(config.get("solver_order", 2)) > MAX_ORDER_AT_UNEVEN_DISTANCES
+        others = name in SOLVERS and diffuses(self._scheduler)
+        evenly = others or int(config.get("solver_order", 2)) > MAX_ORDER_AT_UNEVEN_DISTANCES
         return {
             "starts": name in SOLVERS_WITH_A_SHORT_START and not evenly,
-            "throughout": diffuses or name in VARIANCE_PRESERVING,
+            "throughout": others or name in VARIANCE_PRESERVING,
             "evenly": evenly,
         }
 
@@ -240,6 +241,7 @@ class ByIndex:
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self._grid = [[float(level) for level in listed(levels)] for levels in (scheduler.sigmas, scheduler.timesteps)]
+        self._training = Training(scheduler) if diffuses(scheduler) else None
         self._kind: Any = tuple  # of what ``step`` returns
 
     @property
@@ -266,7 +268,7 @@ class ByIndex:
         path = [*taken, *(place for place in ahead if place < count)]
         try:
             if path != list(range(int(path[0]), count)):
-                sigmas, timesteps = (levels_at(levels, path) for levels in self._grid)
+                sigmas, timesteps = self._levels(path)
                 scheduler.sigmas = torch.cat([known[0].new_tensor(sigmas), known[0][count:]])
                 scheduler.timesteps = torch.tensor(timesteps, device=known[1].device).to(known[1].dtype)
                 scheduler.num_inference_steps = len(path)
@@ -278,6 +280,20 @@ class ByIndex:
         private.set_step(scheduler, index + 1)
         self._kind = type(result)
         return result
+
+    def _levels(self, path: Sequence[float]) -> tuple[list[float], list[float]]:
+        """Sigmas and timesteps at places of the run's grid.
+
+        Ratios of noise to signal between two steps are those of the timestep there, which schedulers of such schedules
+        round: the model is told what the solver goes by.
+        """
+        sigmas, timesteps = (levels_at(levels, path) for levels in self._grid)
+        if self._training is not None:
+            for i, place in enumerate(path):
+                if place % 1:
+                    timesteps[i] = float(round(timesteps[i]))
+                    sigmas[i] = self._training.ratio(timesteps[i])
+        return sigmas, timesteps
 
 
 class ByTimestep:

@@ -21,7 +21,7 @@ from ...errors import UnicpError
 from ...policies.base import Step
 from ...policies.budget import BudgetConfig
 from ...policies.plans.step_plan import affordable, on_target
-from ...tensors.extrapolation import levels_at, shares
+from ...tensors.extrapolation import levels_at
 from .samplers import ENDS, FORECASTS, LONGER_STEPS, MIN_COMPUTED, SLACK, response, way_of
 
 KEY = "unicp"
@@ -149,7 +149,6 @@ class Sampling:
             self._way, self.sigmas = LONGER_STEPS, self._fewer(sigmas)
             return
         self._levels, self._weights = tuple(sigmas[:-1]), weights
-        self._shares = shares(self._levels)
         meter = Meter()
         meter.counted = True  # counting would run under a dispatch mode, which compiled models do not like
         self._run = Run(config, parts=Parts(book=book, meter=meter), name="model")
@@ -185,8 +184,8 @@ class Sampling:
             index=index,
             count=len(self._levels),
             position=index,
-            sigma=self._shares[index],
-            sigmas=self._shares,
+            sigma=sigma,
+            sigmas=self._levels,
             weights=self._weights,
         )
         decision = self._run.decide(step, BRANCH)
