@@ -31,8 +31,8 @@ class Step:
         position: how many steps of this generation this denoiser has seen before. It differs from ``index`` for the
             second of two denoisers (Wan 2.2), and where a run begins later.
         began: the run's first step, of any denoiser: above 0 for a video made from another one (``strength``).
-        sigma: noise level as a share of noise, falling over the run from 1 at most: sigma of flow matching, and on
-            other schedules the timestep as a share of the training steps.
+        sigma: noise level, falling over the run: sigma of flow matching; on a variance preserving schedule, and where a
+            scheduler has no sigmas, the timestep as a share of the training steps.
         sigmas: noise levels of all steps of the run, or ``None`` if they are unknown.
         weights: weight that the pipeline's solver gives to the output of each step (``engine/solver/response.py``);
             ``None`` if no policy asked for it or it is unknown.
