@@ -274,8 +274,8 @@ def untuned(
     along the run. So do DDIM, and multistep solvers on other schedules than flow matching's, if few are computed; else
     skipped steps are forecast (``throughout``). A solver that gains from a short first step gets one if
     :data:`MIN_COMPUTED_FOR_SHORT_START` or more are computed and the first long step would be long in sigma
-    (:data:`LONG_FIRST_STEP_RATIO`): the first of its long steps then uses two outputs instead of one. In a run of :data:`LONG_RUN_STEPS` steps or more, the plan of a multistep solver is
-    :func:`default`.
+    (:data:`LONG_FIRST_STEP_RATIO`): the first of its long steps then uses two outputs instead of one. In a run of
+    :data:`LONG_RUN_STEPS` steps or more, the plan of a multistep solver is :func:`default`.
 
     If the solver takes every step of a run of fewer than :data:`SHORT_RUN_STEPS` and fewer than half of them are
     skipped, every second of the last ones is. If few are computed (:data:`MIN_COMPUTED_FOR_FORECASTS`), these are
