@@ -27,7 +27,7 @@ import torch
 import unicp
 import zoo
 from benchmarks import common, figures
-from benchmarks.zoo import euler
+from benchmarks.zoo import euler, flow_shift
 from unicp import AdaCacheConfig, BudgetConfig
 from unicp.demo import scenes
 from unicp.policies import Config
@@ -114,20 +114,20 @@ class Situation:
 
     def make(self, kinds: dict[str, Any]) -> Any:
         """The scheduler."""
-        config = kinds[self.model].scheduler.config if self.member else {}
+        config: Any = kinds[self.member].scheduler.config if self.member else {"shift": self.shift}
+        shift = flow_shift(config)
         if self.member and self.scheduler == "euler":
             return euler(kinds[self.member].scheduler)
         if self.levels:
             return {"distilled": Listed, "steep": Steep}[self.levels](shift=1.0)
         kind, more = SCHEDULERS[self.scheduler]
         found = getattr(diffusers, kind)
-        if config.get("prediction_type", "flow_prediction") != "flow_prediction":
+        if shift is None:
             return found.from_config(config, timestep_spacing="trailing", **more)
         if self.scheduler in ("ddim", "cogvideox-dpm"):
             return found.from_config(kinds["cogvideox"].scheduler.config)
         if kind.startswith("FlowMatch"):
-            return found(shift=self.shift)
-        shift = config.get("flow_shift", config.get("shift", self.shift))
+            return found(shift=shift)
         flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
         return found(**flow, **more)
 

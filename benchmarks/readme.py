@@ -93,6 +93,12 @@ def _captions(situations: list[dict[str, Any]]) -> str:
     return " to ".join(dict.fromkeys(str(count) for count in (min(counts), max(counts))))
 
 
+def _range(margins: list[float]) -> str:
+    """From the least of margins in dB to the largest, in words."""
+    least, most = min(margins), max(margins)
+    return f"{-least:.0f} dB below to {most:.0f} dB above" if least < 0 else f"{least:.0f} to {most:.0f} dB above"
+
+
 def _picture() -> list[str]:
     """The README's picture of quality against speed, and what it says in a sentence."""
     _, *found = _situations()
@@ -109,8 +115,8 @@ def _picture() -> list[str]:
         "shift and at Wan 2.2 at 20 to 50 steps; how many first steps to compute was also tried on HunyuanVideo, LTX "
         "and Open-Sora, how few steps forecasts need on these, CogVideoX and Latte; leaving out any one of the former "
         "three changes nothing. "
-        f"At 2×, on the {len(found)} tiny models, `budget` is "
-        f"{min(over):.0f} to {max(over):.0f} dB above the best other method in the mean of {_captions(found)} "
+        f"At 2×, on the {len(found)} tiny models, `budget` is {_range(over)} the best other method in the mean of "
+        f"{_captions(found)} "
         f"captions; in the worst caption it is behind on {len(behind)} of the {len(found)} models, by up to "
         f"{max(behind):.0f} dB.*"
     )

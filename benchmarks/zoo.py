@@ -108,13 +108,18 @@ class Situation:
         return pipe, {**call, "num_inference_steps": self.steps}
 
 
+def flow_shift(config: Mapping[str, Any]) -> float | None:
+    """The shift that a scheduler's configuration has for flow matching; ``None`` if it is for something else."""
+    matched = config.get("prediction_type", "flow_prediction") == "flow_prediction"
+    return config.get("flow_shift", config.get("shift", 3.0)) if matched else None
+
+
 def euler(scheduler: Any) -> Any:
     """Euler's scheduler for a model that was trained with another one."""
-    config = scheduler.config
-    if config.get("prediction_type", "flow_prediction") == "flow_prediction":
-        shift = config.get("flow_shift", config.get("shift", 3.0))
+    shift = flow_shift(scheduler.config)
+    if shift is not None:
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
-    return diffusers.EulerDiscreteScheduler.from_config(config, timestep_spacing="trailing")
+    return diffusers.EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing="trailing")
 
 
 def members() -> tuple[str, ...]:

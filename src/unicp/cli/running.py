@@ -23,7 +23,7 @@ def _sigma(pipe: Any, index: int, records: list[StepRecord]) -> float | None:
     sigmas = getattr(pipe.scheduler, "sigmas", None)
     if sigmas is None or len(sigmas) <= index:
         return None
-    return noise_levels(pipe.scheduler, [float(sigma) for sigma in sigmas])[index]
+    return noise_levels(pipe.scheduler, [float(sigmas[index])])[0]
 
 
 def _done(records: list[StepRecord]) -> str:

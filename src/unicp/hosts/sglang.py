@@ -123,7 +123,7 @@ class _Clip:
         levels = [float(level) for level in torch.as_tensor(timesteps).tolist()]
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is not None and len(sigmas) > len(levels):
-            levels = noise_levels(scheduler, [float(s) for s in torch.as_tensor(sigmas)[: len(levels)].tolist()])
+            levels = noise_levels(scheduler, torch.as_tensor(sigmas)[: len(levels)].tolist())
         weights = weights if weights and len(weights) == len(levels) else None
         self.run = Run(config, levels, weights=weights, book=_plans(config, scheduler, server))
         self._count, self._shape, self._at = len(levels), self._shape_of(latents), -1

@@ -291,7 +291,7 @@ class ByIndex:
         if self._training is not None:
             for i, place in enumerate(path):
                 if place % 1:
-                    before, behind = self._grid[0][int(place)], [*self._grid[0], 0.0][int(place) + 1]
+                    before, behind = self._grid[0][int(place) : int(place) + 2]
                     timesteps[i] = float(round(timesteps[i]))
                     sigmas[i] = min(max(self._training.ratio(timesteps[i]), behind), before)
         return sigmas, timesteps
