@@ -267,12 +267,13 @@ def test_noise_levels_are_equal_where_sigmas_are(kind: Any, asked: str, steps: i
 
 def test_a_scheduler_whose_configuration_is_any_object() -> None:
     scheduler = SimpleNamespace(
-        sigmas=torch.tensor([1.0, 0.5, 0.0]),
+        sigmas=torch.tensor([1.0, 0.75, 0.0]),
         timesteps=torch.tensor([1000.0, 500.0]),
+        num_inference_steps=2,
         config=SimpleNamespace(num_train_timesteps=1000),
     )
     pipe = Pipe(scheduler)
-    assert Clock(pipe).tick(None, _call(scheduler.timesteps[0])).step.sigmas == (1.0, 0.5)
+    assert Clock(pipe).tick(None, _call(scheduler.timesteps[0])).step.sigmas == (1.0, 0.75)
 
 
 def test_a_run_that_begins_late() -> None:

@@ -148,7 +148,7 @@ class Leaper:
         """Which plans of longer steps are worth it with the solver of this run; see :class:`Step`.
 
         A multistep solver on another schedule than flow matching's gains by them only what fewer steps would: on the
-        proving ground's Latte, uneven ones lost up to 8 dB to as many even ones (benchmarks/promise.py).
+        proving ground's Latte, uneven ones lost to as many even ones.
         """
         name, config = type(self._scheduler).__name__, getattr(self._scheduler, "config", {})
         others = name in SOLVERS and diffuses(self._scheduler)

@@ -45,7 +45,7 @@ def noise_levels(scheduler: Any, sigmas: Sequence[float]) -> list[float]:
 
     For flow matching that is sigma, the share of noise. On a variance preserving schedule it is the timestep, as a
     share: outputs change evenly along it, while the sigmas of such a schedule begin at 150 or at 4,000 and fall by a
-    third from each step to the next. Forecasts along these were up to 12 dB further off (CogVideoX under DPM-Solver++).
+    third from each step to the next. Along these, forecasts are worse.
 
     Args:
         scheduler: whose sigmas they are.
