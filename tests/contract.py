@@ -327,7 +327,7 @@ def counting(modules: list[torch.nn.Module]) -> Iterator[list[int]]:
 
 @dataclass(kw_only=True)
 class Runs:
-    """Runs of one pipeline: two under a case, one restored, one that computes everything."""
+    """Runs of one pipeline: two under a case; one restored and one that computes everything, both of few steps."""
 
     family: Family
     case: Case
@@ -417,7 +417,7 @@ def runs(family_name: str, case_name: str) -> Runs:
     after = {name: traces(getattr(pipe, name)) for name in family.denoisers}
     restored = family.generate(pipe, steps=FEW_STEPS)
     session = unicp.accelerate(pipe, chosen.always_compute)
-    always = quietly(lambda: family.generate(pipe))
+    always = quietly(lambda: family.generate(pipe, steps=FEW_STEPS))
     return Runs(
         family=family,
         case=chosen,

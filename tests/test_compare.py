@@ -36,6 +36,8 @@ from unicp.policies import config_types
 
 PROMPTS = ["a red ball bouncing", "a blue star"]
 CALL: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 6, "guidance_scale": 3.0}
+FEW: dict[str, Any] = {**CALL, "num_inference_steps": 3}
+"""Where it does not matter what the videos are."""
 
 
 def frames(pipe: Any) -> np.ndarray:
@@ -136,7 +138,7 @@ def test_computing_everything_is_identical(pipe: Any) -> None:
 
 def test_a_setting_that_fails_is_not_run_again(pipe: Any) -> None:
     seen: list[module.Progress] = []
-    comparison = unicp.compare(pipe, [Late()], PROMPTS, repeats=2, progress=seen.append, **CALL)
+    comparison = unicp.compare(pipe, [Late()], PROMPTS, repeats=2, progress=seen.append, **FEW)
     assert [(failure.label, failure.error) for failure in comparison.failures] == [
         ("strength=1", "TypeError: not with this prompt")
     ]
@@ -162,12 +164,12 @@ def test_a_twin_shares_weights_and_nothing_else(pipe: Any) -> None:
 def test_a_pipeline_that_is_offloaded_model_by_model(pipe: Any, request: pytest.FixtureRequest) -> None:
     """The same figures as without, and afterwards the pipeline is offloaded as before."""
     methods = {"half": ScheduleConfig(interval=2)}
-    wanted = unicp.compare(pipe, methods, PROMPTS[:1], progress=False, **CALL)
+    wanted = unicp.compare(pipe, methods, PROMPTS[:1], progress=False, **FEW)
     before = frames(pipe)
     request.addfinalizer(pipe.remove_all_hooks)
     pipe.enable_model_cpu_offload(device="cpu")
     hooked = type(pipe.transformer._hf_hook)
-    found = unicp.compare(pipe, methods, PROMPTS[:1], progress=False, **CALL)
+    found = unicp.compare(pipe, methods, PROMPTS[:1], progress=False, **FEW)
     assert not found.failures
     (a,), (b,) = (each.rows() for each in (wanted, found))
     assert a.computed_fraction == b.computed_fraction and a.quality.keys() == b.quality.keys()

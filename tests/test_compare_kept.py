@@ -11,7 +11,7 @@ import pytest
 
 import unicp
 from benchmarks.compare import joined, table
-from tests.test_compare import CALL, PROMPTS
+from tests.test_compare import CALL, FEW, PROMPTS
 from unicp import ScheduleConfig
 from unicp.bench import compare as module
 from unicp.bench import peers, provenance, source
@@ -22,14 +22,14 @@ def test_an_interrupted_comparison_continues(pipe: Any, tmp_path: Path, monkeypa
     made: list[Any] = []
     real = module.generate
     monkeypatch.setattr(module, "generate", lambda *args, **more: made.append(1) or real(*args, **more))
-    methods = [ScheduleConfig(interval=2), "fewer-steps=3"]
+    methods = [ScheduleConfig(interval=2), "fewer-steps=2"]
 
     def stop(at: module.Progress) -> None:
         if at.done == 6:
             raise KeyboardInterrupt
 
     path = tmp_path / "kept.sqlite"
-    arguments: dict[str, Any] = {"results": path, **CALL}
+    arguments: dict[str, Any] = {"results": path, **FEW}
     with pytest.raises(KeyboardInterrupt):
         unicp.compare(pipe, methods, PROMPTS, progress=stop, **arguments)
     assert len(made) == 6
@@ -48,7 +48,7 @@ def test_an_interrupted_comparison_continues(pipe: Any, tmp_path: Path, monkeypa
 
 def test_another_process_goes_on_too(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a scheduler's configuration says of defaults is made from a set: in another order in every process."""
-    arguments: dict[str, Any] = {"results": tmp_path / "kept.sqlite", "progress": False, **CALL}
+    arguments: dict[str, Any] = {"results": tmp_path / "kept.sqlite", "progress": False, **FEW}
     pipe.scheduler.register_to_config(_use_default_values=["solver_order", "beta_start"])
     unicp.compare(pipe, ["control"], PROMPTS[:1], **arguments)
     monkeypatch.setattr(module, "generate", lambda *_, **__: pytest.fail("it is measured again"))

@@ -11,7 +11,7 @@ import pytest
 
 import unicp
 from benchmarks import compare, figures
-from tests.test_compare import CALL, PROMPTS
+from tests.test_compare import FEW, PROMPTS
 from tests.test_house import project_files
 from unicp import ScheduleConfig
 
@@ -86,7 +86,7 @@ def test_what_could_be_misread_is_not_written(tmp_path: Path, value: Any) -> Non
 
 
 def test_a_committed_comparison_says_the_same(pipe: Any, tmp_path: Path) -> None:
-    measured = unicp.compare(pipe, [ScheduleConfig(interval=2), "control"], PROMPTS, progress=False, **CALL)
+    measured = unicp.compare(pipe, [ScheduleConfig(interval=2), "control"], PROMPTS, progress=False, **FEW)
     path = figures.write_comparison(tmp_path / "compare.json", measured)
     read = figures.read_comparison(path)
     assert path.stat().st_size < 0.4 * measured.save(tmp_path / "whole.json").stat().st_size
