@@ -20,7 +20,7 @@ from unicp.offline import candidates, trials
 from unicp.offline.replay import Player
 from unicp.policies import Step
 from unicp.policies.budget import BudgetPolicy, PlanBook, Priced
-from unicp.policies.plans.step_plan import Segment, StepPlan, default, growing
+from unicp.policies.plans.step_plan import Segment, StepPlan, growing, untuned
 
 WAN = FAMILIES["wan"]
 PLANNED = ("wan", "wan2.2", "ltx", "cogvideox", "latte", "mochi")
@@ -54,9 +54,9 @@ def steps(count: int, leaps: bool = True) -> list[Step]:
         (1.42, sorted(set(range(50)) - set(range(18, 47, 2)))),  # 35 of them
         (1.5, growing(50, 33, 18, 3).compute),
         (2.0, growing(50, 25, 10, 3).compute),
-        (2.5, growing(50, 20, 5, 3).compute),
-        (3.0, growing(50, 16, 2).compute),
-        (5.0, growing(50, 10, 2).compute),
+        (2.5, growing(50, 20, 6, 3).compute),
+        (3.0, growing(50, 16, 5, 3).compute),
+        (5.0, growing(50, 10, 3, 2).compute),
     ],
 )
 def test_without_a_profile_the_default_plan_is_played(speed: float, compute: Sequence[int]) -> None:
@@ -116,7 +116,7 @@ def test_by_default_a_quality_that_is_asked_for_has_a_reserve_and_a_speed_has_no
 @pytest.mark.parametrize(("error", "more"), [(0.19, 0), (0.21, 1)])
 def test_without_a_profile_forecasts_fail_that_are_twice_as_bad_as_any_before(error: float, more: int) -> None:
     policy = BudgetPolicy(BudgetConfig(target_speedup=3.0, override_reserve=0.02))
-    plan = default(50, 16)
+    plan = untuned([1 - i / 50 for i in range(50)], 16, leaps=True)
     first = dict(zip(plan.compute, (0.02, 0.1, 0.04, 0.03, error), strict=False))
     computed = computed_by(policy, 50, {**dict.fromkeys(range(50), 0.05), **first})
     assert len(computed) == len(plan.compute) + more

@@ -17,7 +17,7 @@ from tests.contract import quietly
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig
 from unicp.policies.plans import step_plan
-from unicp.policies.plans.step_plan import MAX_EVEN_STEPS, affordable, untuned
+from unicp.policies.plans.step_plan import LATE_STEPS_PER_ROOT, MAX_EVEN_STEPS, affordable, growing, untuned
 
 WAN = FAMILIES["wan"]
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -320,6 +320,21 @@ def test_a_solver_of_third_order_takes_even_steps(steps: int) -> None:
         WAN.generate(PIPE, steps=steps)
         computed = sorted({record.index for record in session.report().steps if record.action == "compute"})
     assert computed == list(range(0, steps, 2))
+
+
+@pytest.mark.parametrize(
+    ("steps", "shift", "first", "last"),
+    [(50, 1.0, 5, 3), (50, 3.0, 1, 3), (50, 8.0, 1, 3), (30, 1.0, 3, 2), (30, 3.0, 2, 1), (30, 8.0, 1, 2)],
+)
+def test_first_steps_of_a_long_run_are_as_many_as_their_length_wants(
+    steps: int, shift: float, first: int, last: int
+) -> None:
+    """Where they are long at sigma, more of them are computed; where they are short, the solver leaps at once."""
+    levels = [shift * left / (steps + (shift - 1) * left) for left in range(steps, 0, -1)]
+    computed = affordable(steps, 3.0)
+    assert untuned(levels, computed, leaps=True) == growing(steps, computed, first, last)
+    before = growing(steps, computed + 10, max(2, computed + 10 - round(LATE_STEPS_PER_ROOT * steps**0.5)), 3)
+    assert untuned(levels, computed + 10, leaps=True).compute[:5] == before.compute[:5]
 
 
 @pytest.mark.parametrize(("shift", "even"), [(1.0, False), (3.0, False), (5.0, True), (8.0, True)])

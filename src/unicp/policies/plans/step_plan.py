@@ -70,6 +70,14 @@ LONG_FIRST_STEP_RATIO = 0.5
 """Length in sigma of the first of few long steps, as a share of their mean, from which on a short step before it is
 worth its cost under UniPC and DEIS. With shift 1 it is; with 3 or more it depends on guidance and order."""
 
+FIRST_STEPS_RATIO = 0.3
+"""Share of the computed steps that are the first ones of a long run, at least, if all are equally long in sigma; of
+shorter ones there are fewer."""
+
+SHORT_FIRST_LEAP_RATIO = 0.018
+"""Length in sigma of a step over the first two of a long run, as a share of the first level, below which a short step
+before it is not worth its cost: with 50 steps from shift 3 on, with 30 from 5 on (``benchmarks/long_runs.py``)."""
+
 MANY_COMPUTED_SHARE = 0.6
 """Share of computed steps from which on the first ones are not more under Euler's method than elsewhere. Below it, at
 1.75x to 2.5x of 50 steps, the rule of multistep solvers was ahead on the demo model, HunyuanVideo, LTX and Open-Sora;
@@ -209,6 +217,20 @@ def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> St
     if max(warmup, first - 2) <= first_of_last + 1 - 2 * skipped:
         return computing(steps, set(range(steps)) - _every_second(first_of_last, skipped))
     return growing(steps, computed, first, max(cooldown, min(DEFAULT_COOLDOWN_STEPS, first - warmup)))
+
+
+def _of_long_run(sigmas: Sequence[float], computed: int) -> StepPlan:
+    """The plan of a long run under a solver that leaps: :func:`default`, but for where its first steps are at sigma.
+
+    Where few steps are computed and steps begin short, as at high shifts, the solver leaps from the first one, and the
+    last ones are computed instead. Where they begin long, more of the first ones are computed.
+    """
+    steps, last = len(sigmas), min(DEFAULT_COOLDOWN_STEPS, computed // 5)
+    first = first_steps(steps, computed, 2)
+    if first == 2 and sigmas[0] - sigmas[2] < SHORT_FIRST_LEAP_RATIO * sigmas[0]:
+        return growing(steps, computed, 1, last)
+    more = round(FIRST_STEPS_RATIO * computed * _first_length(sigmas, steps, computed))
+    return growing(steps, computed, more, last) if more > first else default(steps, computed)
 
 
 def first_steps(steps: int, computed: int, warmup: int) -> int:
@@ -355,7 +377,7 @@ def untuned(
         places = places if free else [float(int(place)) for place in places]
         return replace(computing(steps, {int(place) for place in places}), places=tuple(places))
     if leaps and steps >= LONG_RUN_STEPS and not evenly:
-        return default(steps, computed)
+        return _of_long_run(sigmas, computed)
     if leaps:
         starts &= computed >= MIN_COMPUTED_FOR_SHORT_START
         if starts and computed > 0.55 * steps and steps >= SHORT_RUN_STEPS:

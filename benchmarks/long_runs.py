@@ -1,0 +1,79 @@
+"""The default plan of long runs under a multistep solver: its first steps, and its leaps, leaving one family out.
+
+    python -m benchmarks.long_runs [--members ltx open-sora] [--prompts 8]
+
+Under UniPC, at flow shifts of 1 to 8, as at shift 1 a run begins with long steps, and at shift 8 with short ones. What
+the default plan has over one that begins with two short steps at any shift (``warmup_steps=2, cooldown_steps=1``), and
+over the default without leaps (``leap=0``), which forecasts all skipped steps. All compute equally many. Models that
+were trained by flow matching; captions of the training side, each against the unaccelerated video.
+
+A member that was measured before is kept; ``--members`` measures the named ones again.
+"""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+from benchmarks.first_steps import left_out, run
+from benchmarks.promise import Maker, Situation, gain, psnrs
+from unicp import BudgetConfig
+
+MEMBERS = ("demo", "hunyuan", "ltx", "open-sora")
+OURS, SHORT, NONE = "default", "two short steps first", "no leaps"
+OTHERS: dict[str, dict[str, Any]] = {
+    SHORT: {"warmup_steps": 2, "cooldown_steps": 1},
+    NONE: {"leap": 0.0},
+}
+CELLS = tuple(
+    [(OURS, SHORT, steps, speed, shift) for steps, speed in ((50, 3.0), (30, 2.5)) for shift in (1.0, 3.0, 5.0, 8.0)]
+    + [(OURS, NONE, 50, speed, 3.0) for speed in (2.0, 2.5, 3.0)]
+)
+"""Two plans, the number of steps, the speed, and the flow shift."""
+
+
+class Shifted(Situation):
+    """A member at another flow shift than its own."""
+
+    def make(self, kinds: dict[str, Any]) -> Any:
+        return Situation(self.scheduler, self.steps, shift=self.shift).make(kinds)
+
+
+def measure(member: str, maker: Maker) -> list[dict[str, Any]]:
+    """A row for each cell."""
+    rows, known = [], {}
+    for one, other, steps, speed, shift in sorted(CELLS, key=lambda cell: (cell[2], cell[4])):  # one whole run for each
+        situation = Shifted("unipc", steps, shift=shift, member="" if member == "demo" else member)
+        for name in (one, other):
+            if (name, situation, speed) not in known:
+                config = BudgetConfig(target_speedup=speed, **OTHERS.get(name, {}))
+                frames, report = maker.videos(situation, steps, config)
+                known[name, situation, speed] = psnrs(frames, maker.plain(situation, steps)), report.computed_steps
+        (ours, computed), (theirs, others) = known[one, situation, speed], known[other, situation, speed]
+        if computed != others:
+            raise SystemExit(f"{member}, {situation.name}, {speed:g}x: {computed} and {others} steps were computed")
+        rows.append(
+            {"member": member, "steps": steps, "speed": speed, "shift": shift, "psnr": {one: ours, other: theirs}}
+        )
+        said = {name: f"{mean(values):.1f} / {min(values):.1f}" for name, values in rows[-1]["psnr"].items()}
+        print(member, steps, f"{speed:g}x, shift {shift:g}", said, flush=True)
+    return rows
+
+
+def tables(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown, a table each: what the default has over either other plan on each member, and over the others' mean."""
+    lines = []
+    for other in OTHERS:
+        found, columns = {}, []
+        for row in rows:
+            if other in row["psnr"]:
+                columns.append(
+                    f"{row['steps']} steps, {row['speed']:g}x" + f", shift {row['shift']:g}" * (other == SHORT)
+                )
+                found[row["member"], columns[-1]] = gain(row["psnr"][other], row["psnr"][OURS])
+        lines += [*left_out({"UniPC": MEMBERS}, sorted(set(columns), reverse=True), found), ""]
+    return lines[:-1]
+
+
+if __name__ == "__main__":
+    run(__doc__, "long_runs", MEMBERS, measure, tables)
