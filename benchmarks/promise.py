@@ -139,6 +139,7 @@ def situations() -> list[Situation]:
         found += [Situation(scheduler, 20, guidance=guidance) for guidance in (1.0, 7.0)]
         found += [Situation(scheduler, 20, shift=shift) for shift in (1.0, 5.0, 8.0)]
         found += [Situation(scheduler, 50, strength=strength) for strength in (0.3, 0.6)]
+    found += [Situation("unipc", 50, shift=shift) for shift in (1.0, 5.0, 8.0)]
     found += [Situation("euler", 8, levels="distilled"), Situation("euler", 12, levels="steep")]
     found += [Situation("euler", steps, member=member) for member in MEMBERS for steps in (20, 12, 8)]
     return [*found, *(Situation(name, steps, member=member) for name, steps, member in MULTISTEP_OF_MEMBERS)]
