@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 import unicp
-from benchmarks import compare, few_steps, figures, first_steps, levers, promise, zoo
+from benchmarks import compare, few_steps, figures, first_steps, levers, long_runs, promise, zoo
 from benchmarks import race as racing
 from benchmarks.budget import OURS
 from unicp.offline.candidates import DEFAULT_KIND
@@ -388,6 +388,7 @@ def page() -> str:
         *_published(),
         *_first_steps(),
         *_few_steps(),
+        *_long_runs(),
         *_levers(),
         *_budget(budget),
         *_parts(),
@@ -597,6 +598,22 @@ def _few_steps() -> list[str]:
         "denoisers from sixteen on.",
         "",
         *few_steps.tables(measured["results"]),
+        "",
+        _provenance(measured),
+        "",
+    ]
+
+
+def _long_runs() -> list[str]:
+    measured = figures.read(RESULTS / "long-runs.json")
+    return [
+        "## First steps and leaps of long runs",
+        "",
+        "Under UniPC: what the default plan has over one that begins with two short steps at any flow shift, and over",
+        "the default without leaps, which forecasts all skipped steps; in dB of the mean and of the worst of",
+        f"{measured['prompts']} training captions. In brackets what it has in the mean over the other models.",
+        "",
+        *long_runs.tables(measured["results"]),
         "",
         _provenance(measured),
         "",

@@ -198,7 +198,7 @@ def _gaps(total: int, count: int) -> list[int]:
 
 
 def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
-    """The plan of long runs under a solver that leaps (:func:`untuned`).
+    """The plan of long runs under a solver that leaps, but for where their first steps lie at sigma (:func:`untuned`).
 
     The first steps are computed (:func:`first_steps`), at least ``warmup``. After them gaps grow (:func:`growing`). If
     few steps are skipped, no two of them are neighbours: every second step is skipped, as late in the run as possible
@@ -297,7 +297,8 @@ def untuned(
     skipped steps are forecast (``throughout``). A solver that gains from a short first step gets one if
     :data:`MIN_COMPUTED_FOR_SHORT_START` or more are computed and the first long step would be long in sigma
     (:data:`LONG_FIRST_STEP_RATIO`): the first of its long steps then uses two outputs instead of one. In a run of
-    :data:`LONG_RUN_STEPS` steps or more, the plan of a multistep solver is :func:`default`.
+    :data:`LONG_RUN_STEPS` steps or more, the plan of a multistep solver is :func:`default`, with more first steps where
+    these are long in sigma, and without a short one where they are short.
 
     If the solver takes every step of a run of fewer than :data:`SHORT_RUN_STEPS` and fewer than half of them are
     skipped, every second of the last ones is. If few are computed (:data:`MIN_COMPUTED_FOR_FORECASTS`), these are
