@@ -333,6 +333,7 @@ def test_first_steps_of_a_long_run_are_as_many_as_their_length_wants(
     levels = [shift * left / (steps + (shift - 1) * left) for left in range(steps, 0, -1)]
     computed = affordable(steps, 3.0)
     assert untuned(levels, computed, leaps=True) == growing(steps, computed, first, last)
+    assert untuned(levels, 3, leaps=True).compute[-1] == steps - 1
     before = growing(steps, computed + 10, max(2, computed + 10 - round(LATE_STEPS_PER_ROOT * steps**0.5)), 3)
     assert untuned(levels, computed + 10, leaps=True).compute[:5] == before.compute[:5]
 

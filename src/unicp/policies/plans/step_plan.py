@@ -225,7 +225,7 @@ def _of_long_run(sigmas: Sequence[float], computed: int) -> StepPlan:
     Where few steps are computed and steps begin short, as at high shifts, the solver leaps from the first one, and the
     last ones are computed instead. Where they begin long, more of the first ones are computed.
     """
-    steps, last = len(sigmas), min(DEFAULT_COOLDOWN_STEPS, computed // 5)
+    steps, last = len(sigmas), max(1, min(DEFAULT_COOLDOWN_STEPS, computed // 5))
     first = first_steps(steps, computed, 2)
     if first == 2 and sigmas[0] - sigmas[2] < SHORT_FIRST_LEAP_RATIO * sigmas[0]:
         return growing(steps, computed, 1, last)
