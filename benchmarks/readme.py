@@ -375,6 +375,8 @@ def page() -> str:
         "how the methods behave, not what a large model on a GPU will show. Quality is against the unaccelerated video",
         "of the same caption and seed. Arithmetic: share of the denoiser's operations that ran; tables that",
         "are older than the counting of operations have that of its parameters, which here is nearly the same.",
+        "Tables that were measured before 2026-11-30 have the default plan of then: at 3x and more of 50 steps under",
+        "UniPC it began with [two short steps](#first-steps-and-leaps-of-long-runs).",
         "",
     ]
     budget, slicing = (figures.read(RESULTS / f"{name}.json") for name in ("budget", "slicing"))
@@ -474,7 +476,7 @@ def _promise() -> list[str]:
         "that evaluate the denoiser as often; of the mean PSNR over captions / of the worst one of each, in dB.",
         "`ddim` and `cogvideox-dpm` are the proving ground's CogVideoX, members its other models, all others the demo",
         "model. The plans were chosen on the demo model and CogVideoX; those for 8 and 12 steps at 1.5x on",
-        "HunyuanVideo, LTX and Latte, too.",
+        "HunyuanVideo, LTX and Latte, too, and how long runs under UniPC begin on HunyuanVideo, LTX and Open-Sora.",
         "",
         *promise.table(measured["results"]),
         "",
