@@ -4,7 +4,8 @@
 
 Under UniPC, at flow shifts of 1 to 8, as at shift 1 a run begins with long steps, and at shift 8 with short ones. What
 the default plan has over one that begins with two short steps at any shift (``warmup_steps=2, cooldown_steps=1``), and
-over the default without leaps (``leap=0``), which forecasts all skipped steps. All compute equally many. Models that
+over the default without leaps (``leap=0``), which forecasts all skipped steps and has other first and last ones. All
+compute equally many. Models that
 were trained by flow matching; captions of the training side, each against the unaccelerated video.
 
 A member that was measured before is kept; ``--members`` measures the named ones again.

@@ -375,8 +375,9 @@ def page() -> str:
         "how the methods behave, not what a large model on a GPU will show. Quality is against the unaccelerated video",
         "of the same caption and seed. Arithmetic: share of the denoiser's operations that ran; tables that",
         "are older than the counting of operations have that of its parameters, which here is nearly the same.",
-        "Tables that were measured before 2026-11-30 have the default plan of then: at 3x and more of 50 steps under",
-        "UniPC it began with [two short steps](#first-steps-and-leaps-of-long-runs).",
+        "The comparisons at the same speed and what follows from tuning were measured with the default plan of before:",
+        "at 3x and more of 50 steps under UniPC it began with",
+        "[two short steps](#first-steps-and-leaps-of-long-runs).",
         "",
     ]
     budget, slicing = (figures.read(RESULTS / f"{name}.json") for name in ("budget", "slicing"))
@@ -467,7 +468,7 @@ def _promise() -> list[str]:
         for row, over, worst in below
         if over < -0.05 or worst < -1
     ]
-    long_runs = [over for row, over, _ in below if promise.steps_of(row) >= 20]
+    of_twenty = [over for row, over, _ in below if promise.steps_of(row) >= 20]
     lines = [
         "## The default plan against fewer steps",
         "",
@@ -480,7 +481,7 @@ def _promise() -> list[str]:
         "",
         *promise.table(measured["results"]),
         "",
-        f"Over all cells of 20 steps and more: {mean(long_runs):+.1f} dB in the mean.",
+        f"Over all cells of 20 steps and more: {mean(of_twenty):+.1f} dB in the mean.",
         f"Below fewer steps in the mean, or by more than 1 dB in the worst caption: {'; '.join(short) or 'none'}.",
         *(["Situations that were not measured are missing here."] if measured["missing"] else []),
         "",
@@ -612,7 +613,8 @@ def _long_runs() -> list[str]:
         "## First steps and leaps of long runs",
         "",
         "Under UniPC: what the default plan has over one that begins with two short steps at any flow shift, and over",
-        "the default without leaps, which forecasts all skipped steps; in dB of the mean and of the worst of",
+        "the default without leaps, which forecasts all skipped steps and has other first and last ones, in dB of the",
+        "mean and of the worst of",
         f"{measured['prompts']} training captions. In brackets what it has in the mean over the other models.",
         "",
         *long_runs.tables(measured["results"]),

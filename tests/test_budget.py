@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,14 @@ def test_without_a_profile_the_default_plan_is_played(speed: float, compute: Seq
     done = [policy.decide(step).action for step in steps(50)]
     assert [i for i, action in enumerate(done) if action == "compute"] == list(compute)
     assert len(compute) == int(50 / speed)
+
+
+def test_where_a_run_begins_with_short_steps_the_solver_leaps_at_once() -> None:
+    levels = tuple(3 * left / (50 + 2 * left) for left in range(50, 0, -1))
+    policy = BudgetPolicy(BudgetConfig(target_speedup=3.0))
+    done = [policy.decide(dataclasses.replace(step, sigma=levels[step.index], sigmas=levels)) for step in steps(50)]
+    assert [i for i, one in enumerate(done) if one.action == "compute"] == list(growing(50, 16, 1, 3).compute)
+    assert (done[0].until, done[1].action) == (2, "leap")
 
 
 def test_a_speed_that_a_number_of_steps_makes_exactly_is_that_number() -> None:

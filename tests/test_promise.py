@@ -17,7 +17,7 @@ from tests.contract import quietly
 from tests.tiny import FAMILIES
 from unicp import BudgetConfig
 from unicp.policies.plans import step_plan
-from unicp.policies.plans.step_plan import LATE_STEPS_PER_ROOT, MAX_EVEN_STEPS, affordable, growing, untuned
+from unicp.policies.plans.step_plan import MAX_EVEN_STEPS, affordable, default, growing, untuned
 
 WAN = FAMILIES["wan"]
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -333,9 +333,20 @@ def test_first_steps_of_a_long_run_are_as_many_as_their_length_wants(
     levels = [shift * left / (steps + (shift - 1) * left) for left in range(steps, 0, -1)]
     computed = affordable(steps, 3.0)
     assert untuned(levels, computed, leaps=True) == growing(steps, computed, first, last)
-    assert untuned(levels, 3, leaps=True).compute[-1] == steps - 1
-    before = growing(steps, computed + 10, max(2, computed + 10 - round(LATE_STEPS_PER_ROOT * steps**0.5)), 3)
-    assert untuned(levels, computed + 10, leaps=True).compute[:5] == before.compute[:5]
+    assert untuned(levels, computed + 10, leaps=True) == default(steps, computed + 10)
+
+
+@given(
+    shift=st.floats(0.2, 12),
+    steps=st.integers(25, 120),
+    share=st.floats(0.1, 1),
+    free=st.booleans(),
+)
+def test_a_long_run_computes_as_many_steps_as_were_asked(shift: float, steps: int, share: float, free: bool) -> None:
+    levels = [shift * left / (steps + (shift - 1) * left) for left in range(steps, 0, -1)]
+    computed = max(3, round(share * steps))
+    plan = untuned(levels, computed, leaps=True, free=free)
+    assert len(plan.compute) == computed and plan.compute[0] == 0 and plan.compute[-1] == steps - 1
 
 
 @pytest.mark.parametrize(("shift", "even"), [(1.0, False), (3.0, False), (5.0, True), (8.0, True)])

@@ -71,8 +71,8 @@ LONG_FIRST_STEP_RATIO = 0.5
 worth its cost under UniPC and DEIS. With shift 1 it is; with 3 or more it depends on guidance and order."""
 
 FIRST_STEPS_RATIO = 0.3
-"""Share of the computed steps that are the first ones of a long run, at least, if all are equally long in sigma; of
-shorter ones there are fewer."""
+"""Share of the computed steps that a long run begins with, at least, if its steps are equally long in sigma; if the
+first ones are shorter it is smaller, and if they are longer it is the same (``benchmarks/long_runs.py``)."""
 
 SHORT_FIRST_LEAP_RATIO = 0.018
 """Length in sigma of a step over the first two of a long run, as a share of the first level, below which a short step
@@ -198,7 +198,7 @@ def _gaps(total: int, count: int) -> list[int]:
 
 
 def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> StepPlan:
-    """The plan of long runs under a solver that leaps, but for where their first steps lie at sigma (:func:`untuned`).
+    """The plan of long runs under a solver that leaps, unless their first steps are long or short (:func:`untuned`).
 
     The first steps are computed (:func:`first_steps`), at least ``warmup``. After them gaps grow (:func:`growing`). If
     few steps are skipped, no two of them are neighbours: every second step is skipped, as late in the run as possible
@@ -220,17 +220,19 @@ def default(steps: int, computed: int, warmup: int = 2, cooldown: int = 1) -> St
 
 
 def _of_long_run(sigmas: Sequence[float], computed: int) -> StepPlan:
-    """The plan of a long run under a solver that leaps: :func:`default`, but for where its first steps are at sigma.
+    """The plan of a long run under a solver that leaps: :func:`default`, with first steps by their length in sigma.
 
-    Where few steps are computed and steps begin short, as at high shifts, the solver leaps from the first one, and the
-    last ones are computed instead. Where they begin long, more of the first ones are computed.
+    Where a run begins with long steps, more of them are computed. Where few steps are computed and the first ones are
+    short, as at high shifts, the solver leaps from the first one, and a fifth of the computed ones, up to three, are
+    the last ones.
     """
     steps, last = len(sigmas), max(1, min(DEFAULT_COOLDOWN_STEPS, computed // 5))
     first = first_steps(steps, computed, 2)
-    if first == 2 and sigmas[0] - sigmas[2] < SHORT_FIRST_LEAP_RATIO * sigmas[0]:
-        return growing(steps, computed, 1, last)
-    more = round(FIRST_STEPS_RATIO * computed * _first_length(sigmas, steps, computed))
-    return growing(steps, computed, more, last) if more > first else default(steps, computed)
+    more = round(FIRST_STEPS_RATIO * computed * min(1.0, _first_length(sigmas, steps, computed)))
+    if more > first:
+        return growing(steps, computed, more, last)
+    short = sigmas[0] - sigmas[2] < SHORT_FIRST_LEAP_RATIO * sigmas[0]
+    return growing(steps, computed, 1, last) if short and first == 2 else default(steps, computed)
 
 
 def first_steps(steps: int, computed: int, warmup: int) -> int:
@@ -298,7 +300,7 @@ def untuned(
     :data:`MIN_COMPUTED_FOR_SHORT_START` or more are computed and the first long step would be long in sigma
     (:data:`LONG_FIRST_STEP_RATIO`): the first of its long steps then uses two outputs instead of one. In a run of
     :data:`LONG_RUN_STEPS` steps or more, the plan of a multistep solver is :func:`default`, with more first steps where
-    these are long in sigma, and without a short one where they are short.
+    these are long in sigma; where they are short and few steps are computed, the second one is skipped.
 
     If the solver takes every step of a run of fewer than :data:`SHORT_RUN_STEPS` and fewer than half of them are
     skipped, every second of the last ones is. If few are computed (:data:`MIN_COMPUTED_FOR_FORECASTS`), these are
@@ -310,8 +312,9 @@ def untuned(
     last ones three fewer, one to three. If the last step is skipped and few others are, it is every second one of
     the last steps instead.
 
-    A last step that is too short to matter is skipped. Noise levels that are visited twice are all computed once before
-    any is computed again. Where lengths of steps jump, the plan goes by these lengths.
+    A last step that is too short to matter is skipped, but not in long runs of multistep solvers. Noise levels that are
+    visited twice are all computed once before any is computed again. Where lengths of steps jump, the plan goes by
+    these lengths.
 
     Args:
         sigmas: noise levels of the run (N,), falling to 0 after the last.
