@@ -149,12 +149,18 @@ def main() -> None:
     if args.part in ("parts", "all"):
         rows = common.measured(pipe, prompts, parts(pipe), fewer=(25, 17))
         table = common.table("method", rows)
-        common.save("plans", {"prompts": prompts, "steps": STEPS, "table": table, "per_prompt": rows})
+        common.save("plans", {"prompts": prompts, "steps": STEPS, "table": table})
     if args.part in ("override", "all"):
         configs, chosen = reserves(pipe), groups(args.prompts)
         rows = {name: common.measured(pipe, captions, configs, fewer=()) for name, captions in chosen.items()}
         tables = {name: common.table(f"plan, {name}", found) for name, found in rows.items()}
-        common.save("override", {"prompts": chosen, "tables": tables, "per_prompt": rows})
+        spent = {
+            situation: {
+                name: [{key: run[key] for key in ("psnr", "fraction")} for run in runs] for name, runs in of.items()
+            }
+            for situation, of in rows.items()
+        }
+        common.save("override", {"prompts": chosen, "tables": tables, "per_prompt": spent})
     for leftover in common.RESULTS.glob("plan-*.safetensors"):
         leftover.unlink()
     if args.part in ("transfer", "all"):
