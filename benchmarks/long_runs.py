@@ -5,8 +5,8 @@
 Under UniPC, at flow shifts of 1 to 8, as at shift 1 a run begins with long steps, and at shift 8 with short ones. What
 the default plan has over one that begins with two short steps at any shift (``warmup_steps=2, cooldown_steps=1``), and
 over the default without leaps (``leap=0``), which forecasts all skipped steps and has other first and last ones. All
-compute equally many. Models that
-were trained by flow matching; captions of the training side, each against the unaccelerated video.
+compute equally many. Models that were trained by flow matching; captions of the training side, each against the
+unaccelerated video.
 
 A member that was measured before is kept; ``--members`` measures the named ones again.
 """
@@ -26,12 +26,12 @@ OTHERS: dict[str, dict[str, Any]] = {
     SHORT: {"warmup_steps": 2, "cooldown_steps": 1},
     NONE: {"leap": 0.0},
 }
-CELLS = tuple(
-    [(OURS, SHORT, 50, 3.0, shift) for shift in (1.0, 3.0, 5.0, 8.0)]
-    + [(OURS, SHORT, 30, 2.5, shift) for shift in (1.0, 5.0, 8.0)]  # at 3 it is that plan
-    + [(OURS, NONE, 50, speed, 3.0) for speed in (2.0, 2.5, 3.0)]
+CELLS = (
+    *((SHORT, 50, 3.0, shift) for shift in (1.0, 3.0, 5.0, 8.0)),
+    *((SHORT, 30, 2.5, shift) for shift in (1.0, 5.0, 8.0)),  # at 3 it is that plan
+    *((NONE, 50, speed, 3.0) for speed in (2.0, 2.5, 3.0)),
 )
-"""Two plans, the number of steps, the speed and the flow shift."""
+"""The other plan, the number of steps, the speed and the flow shift."""
 
 
 class Shifted(Situation):
@@ -44,37 +44,40 @@ class Shifted(Situation):
 def measure(member: str, maker: Maker) -> list[dict[str, Any]]:
     """A row for each cell."""
     rows, known = [], {}
-    for one, other, steps, speed, shift in sorted(CELLS, key=lambda cell: (cell[2], cell[4])):  # one whole run for each
+    for other, steps, speed, shift in sorted(CELLS, key=lambda cell: (cell[1], cell[3])):  # one whole run for each
         situation = Shifted("unipc", steps, shift=shift, member="" if member == "demo" else member)
-        for name in (one, other):
+        found, computed = {}, set()
+        for name in (OURS, other):
             if (name, situation, speed) not in known:
                 config = BudgetConfig(target_speedup=speed, **OTHERS.get(name, {}))
                 frames, report = maker.videos(situation, steps, config)
                 known[name, situation, speed] = psnrs(frames, maker.plain(situation, steps)), report.computed_steps
-        (ours, computed), (theirs, others) = known[one, situation, speed], known[other, situation, speed]
-        if computed != others:
-            raise SystemExit(f"{member}, {situation.name}, {speed:g}x: {computed} and {others} steps were computed")
-        rows.append(
-            {"member": member, "steps": steps, "speed": speed, "shift": shift, "psnr": {one: ours, other: theirs}}
-        )
-        said = {name: f"{mean(values):.1f} / {min(values):.1f}" for name, values in rows[-1]["psnr"].items()}
-        print(member, steps, f"{speed:g}x, shift {shift:g}", said, flush=True)
+            found[name], number = known[name, situation, speed]
+            computed.add(number)
+        rows.append({"member": member, "steps": steps, "speed": speed, "shift": shift, "psnr": found})
+        if len(computed) > 1:
+            raise SystemExit(f"{member}, {head(rows[-1])}: {sorted(computed)} steps were computed")
+        said = {name: f"{mean(values):.1f} / {min(values):.1f}" for name, values in found.items()}
+        print(f"{member}, {head(rows[-1])}", said, flush=True)
     return rows
+
+
+def head(row: dict[str, Any]) -> str:
+    return f"{row['steps']} steps, {row['speed']:g}x, shift {row['shift']:g}"
 
 
 def tables(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown, a table each: what the default has over either other plan on each member, and over the others' mean."""
     lines = []
     for other in OTHERS:
-        cells = [cell for cell in CELLS if other in cell]
-        columns = [f"{steps} steps, {speed:g}x, shift {shift:g}" for *_, steps, speed, shift in cells]
-        found = {}
-        for row in rows:
-            if other in row["psnr"]:
-                column = f"{row['steps']} steps, {row['speed']:g}x, shift {row['shift']:g}"
-                found[row["member"], column] = gain(row["psnr"][other], row["psnr"][OURS])
-        lines += [*left_out({"UniPC": MEMBERS}, columns, found), ""]
+        cells = sorted((row for row in rows if other in row["psnr"]), key=_place)
+        found = {(row["member"], head(row)): gain(row["psnr"][other], row["psnr"][OURS]) for row in cells}
+        lines += [*left_out({"UniPC": MEMBERS}, list(dict.fromkeys(map(head, cells))), found), ""]
     return lines[:-1]
+
+
+def _place(row: dict[str, Any]) -> tuple[float, ...]:
+    return -row["steps"], row["speed"], row["shift"]
 
 
 if __name__ == "__main__":

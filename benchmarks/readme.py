@@ -569,59 +569,52 @@ def _proving_ground() -> list[str]:
     return [*lines, "", _provenance(measured), ""]
 
 
+def _section(title: str, measured: dict[str, Any], tables: list[str], *said: str) -> list[str]:
+    """A section of the results: what is said, the tables, and where they come from."""
+    return [f"## {title}", "", *said, "", *tables, "", _provenance(measured), ""]
+
+
 def _first_steps() -> list[str]:
     measured = figures.read(RESULTS / "first-steps.json")
-    return [
-        "## How many first steps, leaving one family out",
-        "",
+    return _section(
+        "How many first steps, leaving one family out",
+        measured,
+        first_steps.table(measured["results"]),
         "Two rules for how many first and last steps to compute where the solver takes each step: what",
         f"*{first_steps.ROOT}* has over *{first_steps.SHARE}*, for `K` computed steps of `N`, in dB of the mean and of",
         f"the worst of {measured['prompts']} training captions; {measured['steps']} steps. In brackets what it has in "
         "the mean over the other models",
         "under that solver, by which the rule would be chosen if this family were left out. By default the former rule",
         "is taken under Euler's method where less than three fifths of the steps are computed, and else the latter.",
-        "",
-        *first_steps.table(measured["results"]),
-        "",
-        _provenance(measured),
-        "",
-    ]
+    )
 
 
 def _few_steps() -> list[str]:
     measured = figures.read(RESULTS / "few-steps.json")
-    return [
-        "## How few computed steps forecasts need",
-        "",
+    return _section(
+        "How few computed steps forecasts need",
+        measured,
+        few_steps.tables(measured["results"]),
         "Few steps are computed evenly, as fewer steps would be; more of them over growing gaps, with forecasts",
         "between them. What the latter has over the former at so many computed steps, in dB of the mean and of the",
         f"worst of {measured['prompts']} training captions, and in brackets what it has in the mean over the other "
         "models under that",
         "solver. By default there are forecasts from seven computed steps on, under DDIM from nine, and with two",
         "denoisers from sixteen on.",
-        "",
-        *few_steps.tables(measured["results"]),
-        "",
-        _provenance(measured),
-        "",
-    ]
+    )
 
 
 def _long_runs() -> list[str]:
     measured = figures.read(RESULTS / "long-runs.json")
-    return [
-        "## First steps and leaps of long runs",
-        "",
+    return _section(
+        "First steps and leaps of long runs",
+        measured,
+        long_runs.tables(measured["results"]),
         "Under UniPC: what the default plan has over one that begins with two short steps at any flow shift, and over",
         "the default without leaps, which forecasts all skipped steps and has other first and last ones, in dB of the",
-        "mean and of the worst of",
-        f"{measured['prompts']} training captions. In brackets what it has in the mean over the other models.",
-        "",
-        *long_runs.tables(measured["results"]),
-        "",
-        _provenance(measured),
-        "",
-    ]
+        f"mean and of the worst of {measured['prompts']} training captions. In brackets what it has in the mean over",
+        "the other models.",
+    )
 
 
 def _levers() -> list[str]:

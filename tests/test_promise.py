@@ -52,7 +52,7 @@ def ends(scheduler: str, steps: int, slope: Callable[[float], float], config: Bu
         PIPE.transformer.forward = plain
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     scheduler=st.sampled_from(list(SCHEDULERS)),
     steps=st.integers(4, 50),
