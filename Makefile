@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE # hundreds of processes would compile every mod
 PROMPT ?= a red ball bouncing fast over a gray striped background
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo studio docs test test-slow test-wheel test-compat format train-demo evaluate-demo train-zoo bench bench-compare clean
+.PHONY: help install demo studio docs test types tests test-slow test-wheel test-compat format train-demo evaluate-demo train-zoo bench bench-compare clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,7 +38,12 @@ docs: $(READY) ## the documentation as a site, in site/; links, anchors, command
 test: $(READY) ## linter, formatter, type checker, tests and doctests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory -j2 types tests # beside each other, as the type checker and collecting are slow starts
+
+types: $(READY)
 	$(BIN)/mypy
+
+tests: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not wheel" -n $(WORKERS) --dist loadfile
 
 test-slow: $(READY) ## the tests that take long

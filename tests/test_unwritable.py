@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import multiprocessing
 import os
-import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import unicp
 from unicp import cli
+from unicp.batch import driver
 from unicp.cli import pipelines
 
 VERBS = {
@@ -85,43 +86,39 @@ def modes(folder: Path, wan_folder: Path) -> Iterator[Path]:
 
 
 def test_no_permission(modes: Path, wan_folder: Path) -> None:
-    """As a user whom modes bind, which they do not root."""
+    """As a user whom modes bind, which they do not root: in a process of its own, which gives its rights away."""
     calls = [
         words(verb, modes / place, modes, wan_folder) for verb in VERBS for place in ("seen", "hidden", "hidden/deep")
     ]
     # What a refusal imports is imported before: nobody else may be able to read this Python.
     before_that = [words(verb, modes / "file", modes, wan_folder) for verb in VERBS]
-    code = textwrap.dedent(
-        f"""
-        import contextlib, io, os
-        from unicp import cli
-        from unicp.cli import batching, calls, jobs, outputs, pipelines
-        from unicp.batch import driver
-
-        def never(*_, **__):
-            raise AssertionError("weights were loaded")
-
-        pipelines.load = driver.Driver.run = never
-        for words in {before_that!r}:
-            with contextlib.redirect_stderr(io.StringIO()):
-                assert cli.main(words) == 2
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-        for words in {calls!r}:
-            said = io.StringIO()
-            with contextlib.redirect_stderr(said):
-                code = cli.main(words)
-            text = said.getvalue()
-            assert code == 2, (words, code, text)
-            assert text.startswith("error: cannot write ") and len(text.splitlines()) == 1, (words, text)
-            assert "ermission denied" in text or "there is no folder" in text, (words, text)
-        """
-    )
     before = everything(modes)
-    source = Path(unicp.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(source), "HOME": "/nonexistent"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = multiprocessing.get_context("fork").Process(target=_refused, args=(before_that, calls))
+    process.start()
+    process.join(timeout=240)
+    assert process.exitcode == 0  # otherwise it has said why
     assert everything(modes) == before
+
+
+def _refused(before_that: list[list[str]], calls: list[list[str]]) -> None:
+    """Gives the rights of root away; after that, each of these calls has to be refused in one line."""
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    pipelines.load = driver.Driver.run = never
+    for each in before_that:
+        with contextlib.redirect_stderr(io.StringIO()):
+            assert cli.main(each) == 2
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    for each in calls:
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            code = cli.main(each)
+        text = said.getvalue()
+        assert code == 2, (each, code, text)
+        assert text.startswith("error: cannot write ") and len(text.splitlines()) == 1, (each, text)
+        assert "ermission denied" in text or "there is no folder" in text, (each, text)
