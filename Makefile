@@ -44,7 +44,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 tests: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not wheel" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not wheel" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY) ## the tests that take long
 	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile

@@ -28,10 +28,21 @@ hypothesis.settings.register_profile("unicp", deadline=None)  # a busy machine i
 hypothesis.settings.load_profile("unicp")
 
 
+LONGEST = ("parallel", "contract", "rehearse", "compare", "compile", "tuner", "cli_batch", "lifecycle", "calibration")
+"""Files of tests that take longest. They are first, so that no worker is left with one when the other is done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first. That the order is kept is up to how xdist is called."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def pytest_collection_finish() -> None:
-    """What was imported stays: no collection of garbage need walk through it again."""
+    """What was imported stays: no collection of garbage need walk through it again, and the others are few."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture
