@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import unicp
+from tests.family import STEPS
 from tests.tiny import FAMILIES, Family, denoisers
 from tests.tiny_variants import VARIANTS
 from unicp.engine.report import SessionReport, StepRecord
@@ -235,7 +236,10 @@ def _calibrated(family: str) -> tuple[Any, str]:
     chosen = FAMILIES[family]
     pipe = chosen.build()
     config = unicp.UniCPConfig(delta=0.5, delta_prune=0.9, fill="reuse", windows="unit", delta_mlp=0.0, pcas=True)
-    profile = chosen.run(pipe, lambda run, **call: unicp.calibrate(run, None, config=config, progress=False, **call))
+    steps = STEPS if family in FULL or len(chosen.denoisers) > 1 else FEW_STEPS + 1
+    profile = chosen.run(
+        pipe, lambda run, **call: unicp.calibrate(run, None, config=config, progress=False, **call), steps=steps
+    )
     path = Path(tempfile.mkdtemp()) / f"{family}.safetensors"
     profile.save(path)
     return pipe, str(path)

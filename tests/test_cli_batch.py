@@ -175,6 +175,7 @@ def test_sixty_prompts_are_the_same_on_processes_and_on_ray(wan_folder: Path, tm
     assert len(set(stills(tmp_path / "local").values())) == 60
 
 
+@pytest.mark.slow
 def test_a_dead_ray_worker_is_replaced(tmp_path: Path) -> None:
     ray = ray_engine.connect(None)
     recipe = FakeRecipe(str(tmp_path / "log"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from ..errors import UnicpError
 from ..policies.config import Config
 from . import views
 from .job import DONE, Job, Result
-from .request import DEFAULT_METHOD, MAX_SPEEDUP, MIN_SPEEDUP, Request, configure, methods
+from .request import DEFAULT_METHOD, MAX_SPEEDUP, MIN_SPEEDUP, Request, configure, methods, read_number
 from .workshop import Workshop
 
 HERE = Path(__file__).parent
@@ -62,25 +61,6 @@ class Pages:
         page = self._pages.pop(str(request.session_hash), None)
         if page is not None and page.job is not None:
             page.job.cancel()
-
-
-def read_number(name: str, text: str | None, *, low: float, whole: bool = True) -> Any:
-    """The number in a field; ``None`` where it is empty.
-
-    >>> read_number("steps", " 30 ", low=1), read_number("guidance", "4.5", low=0, whole=False)
-    (30, 4.5)
-    """
-    text = (text or "").strip()
-    if not text:
-        return None
-    kind = "a whole number" if whole else "a number"
-    try:
-        value = int(text) if whole else float(text)
-    except ValueError:
-        raise UnicpError(f"{name} must be {kind}, got {text!r:.80}") from None
-    if not low <= value < math.inf:
-        raise UnicpError(f"{name} must be {kind} of at least {low:g}, got {text:.80}")
-    return value
 
 
 def read_config(

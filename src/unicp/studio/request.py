@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,3 +182,22 @@ def configure(method: str, speed: float, steps: int, settings: Mapping[str, Any]
 def takes_speed(config: Config) -> bool:
     """Whether a method was given a speed, and not a place between mild and bold."""
     return getattr(config, TARGET, None) is not None
+
+
+def read_number(name: str, text: str | None, *, low: float, whole: bool = True) -> Any:
+    """The number in a field; ``None`` where it is empty.
+
+    >>> read_number("steps", " 30 ", low=1), read_number("guidance", "4.5", low=0, whole=False)
+    (30, 4.5)
+    """
+    text = (text or "").strip()
+    if not text:
+        return None
+    kind = "a whole number" if whole else "a number"
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        raise UnicpError(f"{name} must be {kind}, got {text!r:.80}") from None
+    if not low <= value < math.inf:
+        raise UnicpError(f"{name} must be {kind} of at least {low:g}, got {text:.80}")
+    return value
