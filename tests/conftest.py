@@ -28,7 +28,12 @@ hypothesis.settings.register_profile("unicp", deadline=None)  # a busy machine i
 hypothesis.settings.load_profile("unicp")
 
 
-LONGEST = ("parallel", "contract", "rehearse", "compare", "compile", "tuner", "cli_batch", "lifecycle", "calibration")
+LONGEST = (
+    *("parallel", "contract", "compile", "rehearse", "tuner", "cli_batch", "lifecycle", "calibration", "compare"),
+    *("comfyui", "branches", "foreign_hooks", "cli_generate", "budget", "promise", "leap", "batch", "guider"),
+    *("interruptions", "training", "session", "host_contract", "compare_kept", "lora", "reference", "threads"),
+    *("which_step", "figures", "studio", "server_profiles", "modular", "feeds", "demo_scenes", "variants"),
+)
 """Files of tests that take longest. They are first, so that no worker is left with one when the other is done."""
 
 

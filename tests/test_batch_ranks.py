@@ -113,6 +113,17 @@ def test_a_rank_that_dies_while_it_waits_is_noticed(tmp_path: Path) -> None:
         os.kill(first, 0)
 
 
+def test_a_process_that_waits_has_more_time_to_end_than_one_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives a large model's memory back first. One that is killed leaves semaphores behind."""
+    monkeypatch.setattr(ranks, "PATIENCE", 0.0)
+    worker = Ranks(FakeRecipe(str(tmp_path / "log")), tmp_path, tmp_path, [None])
+    assert told(worker) == [("ready", "")]
+    worker.end(idle=True)
+    assert [process.exitcode for process in worker._processes] == [0]
+
+
 def told(worker: Ranks) -> list[tuple[str, Any]]:
     until = time.monotonic() + 60
     while not (said := worker.receive()) and time.monotonic() < until:

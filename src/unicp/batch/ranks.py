@@ -27,6 +27,8 @@ from .worker import Worker, is_broken
 
 PATIENCE = 5.0
 """Seconds that a process has to end by itself."""
+IDLE_PATIENCE = 60.0
+"""The same for one that waits for clips: it gives a model's memory back first, and if killed it leaves semaphores."""
 GRACE = 60.0
 """Seconds that the other ranks have to finish after one has failed; they might wait for it for ever."""
 
@@ -195,7 +197,7 @@ class Ranks:
         code = None if dead is None else self._processes[dead].exitcode
         self.release(idle=idle)
         for process in self._processes:
-            process.join(PATIENCE)
+            process.join(IDLE_PATIENCE if idle else PATIENCE)
             if process.exitcode is None:
                 process.kill()
                 process.join()
