@@ -38,7 +38,7 @@ docs: $(READY) ## the documentation as a site, in site/; links, anchors, command
 test: $(READY) ## linter, formatter, type checker, tests and doctests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@$(MAKE) --no-print-directory -j2 types tests # beside each other, as the type checker and collecting are slow starts
+	@$(MAKE) --no-print-directory -j2 types tests # beside each other: both begin with what keeps one core busy
 
 types: $(READY)
 	$(BIN)/mypy

@@ -135,7 +135,7 @@ def joined(new: unicp.Comparison, old: unicp.Comparison) -> unicp.Comparison:
 
     Their runs keep the time of the unaccelerated runs that were made beside them: machines differ.
     """
-    other = [name for name in ("model", "scheduler", "call", "seed") if new.provenance[name] != old.provenance[name]]
+    other = [name for name in ("model", "scheduler", "call", "seed") if _about(new, name) != _about(old, name)]
     other += [name for name in ("prompts", "repeats") if getattr(new, name) != getattr(old, name)]
     if other:
         raise SystemExit(f"--keep: that comparison is of another {' and '.join(other)}; leave it out")
@@ -160,6 +160,12 @@ def joined(new: unicp.Comparison, old: unicp.Comparison) -> unicp.Comparison:
         failures=(*new.failures, *failures),
         provenance={**new.provenance, "kept": [one for one in kept if one["methods"]]},
     )
+
+
+def _about(comparison: unicp.Comparison, name: str) -> Any:
+    """What a comparison is of, without what diffusers keeps for itself, which older ones have too."""
+    value = comparison.provenance[name]
+    return {k: v for k, v in value.items() if not k.startswith("_")} if isinstance(value, dict) else value
 
 
 def main() -> None:

@@ -186,9 +186,8 @@ def _same_speed() -> list[str]:
         f"any of {len(chosen)}" if set(chosen) == {DEFAULT_KIND} else f"{chosen.count(DEFAULT_KIND)} of {len(chosen)}"
     )
     places = [
-        "What was measured where: below the table. Speed-ups are over unaccelerated runs of the same hour.",
-        "`budget` and `adacache-forecast` are older than their present forecasts and corrections; those, against fewer",
-        "steps and under many schedulers: [below](#the-default-plan-against-fewer-steps).",
+        "What was measured where: below the table. Speed-ups are over unaccelerated runs of the same hour. Against",
+        "fewer steps under many schedulers: [below](#the-default-plan-against-fewer-steps).",
     ]
     return [
         "## At the same speed, 50 steps",
@@ -375,9 +374,8 @@ def page() -> str:
         "how the methods behave, not what a large model on a GPU will show. Quality is against the unaccelerated video",
         "of the same caption and seed. Arithmetic: share of the denoiser's operations that ran; tables that",
         "are older than the counting of operations have that of its parameters, which here is nearly the same.",
-        "The comparisons at the same speed and what follows from tuning were measured with the default plan of before:",
-        "at 3x and more of 50 steps under UniPC it began with",
-        "[two short steps](#first-steps-and-leaps-of-long-runs).",
+        "What follows from tuning was measured with the default plan of before: at 3x and more of 50 steps under UniPC",
+        "it began with [two short steps](#first-steps-and-leaps-of-long-runs).",
         "",
     ]
     budget, slicing = (figures.read(RESULTS / f"{name}.json") for name in ("budget", "slicing"))
@@ -396,6 +394,8 @@ def page() -> str:
         *_budget(budget),
         *_parts(),
         "## At the same speed, 30 steps",
+        "",
+        "Here `adacache-forecast` is older than its present forecasts and corrections.",
         "",
     ]
     lines += [

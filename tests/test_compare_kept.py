@@ -91,6 +91,7 @@ def test_the_benchmark_takes_over_what_it_does_not_measure(pipe: Any) -> None:
         unicp.compare(pipe, methods, PROMPTS[:1], seed=seed, progress=False, **CALL)
         for methods, seed in ((["control", "fewer-steps=2", "pab=0.5"], 0), (["control"], 0), (["control"], 1))
     )
+    old.provenance["scheduler"]["_use_default_values"] = ["trained_betas"]  # as older ones have it
     both = joined(new, old)
     assert [point.method for point in both.points] == ["control", "fewer-steps"]
     assert both.points[0] is new.points[0] and both.baseline is new.baseline
