@@ -23,6 +23,7 @@ import unicp
 from benchmarks import common, figures
 from unicp.bench.results import Row
 from unicp.bench.statistics import interpolate
+from unicp.profiles.identity import without_private
 
 SPEEDS = (1.5, 2.0, 2.5, 3.0)
 BUDGET = unicp.BudgetConfig.method
@@ -165,7 +166,7 @@ def joined(new: unicp.Comparison, old: unicp.Comparison) -> unicp.Comparison:
 def _about(comparison: unicp.Comparison, name: str) -> Any:
     """What a comparison is of, without what diffusers keeps for itself, which older ones have too."""
     value = comparison.provenance[name]
-    return {k: v for k, v in value.items() if not k.startswith("_")} if isinstance(value, dict) else value
+    return without_private(value) if name == "scheduler" else value
 
 
 def main() -> None:

@@ -236,7 +236,7 @@ def _calibrated(family: str) -> tuple[Any, str]:
     chosen = FAMILIES[family]
     pipe = chosen.build()
     config = unicp.UniCPConfig(delta=0.5, delta_prune=0.9, fill="reuse", windows="unit", delta_mlp=0.0, pcas=True)
-    steps = STEPS if chosen.primary or len(chosen.denoisers) > 1 else FEW_STEPS + 1
+    steps = STEPS if chosen.primary or len(chosen.denoisers) > 1 else FEW_STEPS
     profile = chosen.run(
         pipe, lambda run, **call: unicp.calibrate(run, None, config=config, progress=False, **call), steps=steps
     )

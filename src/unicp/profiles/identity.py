@@ -30,11 +30,16 @@ def _size(module: Any, name: str, parameter: Any) -> tuple[int, ...]:
 
 
 def settings(part: Any) -> dict[str, Any]:
-    """The configuration of a model or scheduler, without what diffusers keeps there for itself.
+    """The configuration of a model or scheduler, without what diffusers keeps there for itself."""
+    return without_private(dict(getattr(part, "config", {})))
+
+
+def without_private(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what diffusers keeps there for itself.
 
     ``_use_default_values`` among that is in another order in every process.
     """
-    return {name: value for name, value in dict(getattr(part, "config", {})).items() if not name.startswith("_")}
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def fingerprint(denoiser: Any) -> str:
