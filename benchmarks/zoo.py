@@ -40,7 +40,7 @@ METHODS = (
     "budget",
     "fewer-steps=0.67:0.5:0.4:0.33",
     "taylorseer=2:3",
-    "seacache=0.1:0.25",
+    "seacache=0.1:0.15:0.25",
     "magcache=0.06:0.12",
     "first-block-cache=0.1:0.2",
     "pab=2",
@@ -49,8 +49,8 @@ METHODS = (
     "cache-dit-taylorseer=0.1:0.2",
 )
 """What is compared unless other methods are named: ``"budget"`` is ours, by its defaults, without a profile."""
-CAPTIONS, OF_THE_DEMO = 3, 5
-"""How many captions a member is measured on, and the demo model, unless another number is asked for."""
+CAPTIONS, OF_SLOW = 8, 4
+"""How many captions a member is measured on, and one of :data:`SLOW`, unless another number is asked for."""
 QUICK = (
     Ours(BUDGET, {f"{speed:g}x": unicp.BudgetConfig(target_speedup=speed) for speed in (2, 2.5)}),
     "fewer-steps=0.5:0.4",
@@ -340,7 +340,7 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", choices=members(), help="by default all of them")
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
     parser.add_argument(
-        "--prompts", type=int, help=f"held-out captions (default {OF_THE_DEMO} on the demo model, {CAPTIONS} on others)"
+        "--prompts", type=int, help=f"held-out captions (default {CAPTIONS}, or {OF_SLOW} on {' and '.join(SLOW)})"
     )
     parser.add_argument("--methods", nargs="+", default=METHODS, help="as for unicp compare")
     parser.add_argument("--euler", action="store_true", help="under Euler's scheduler")
@@ -357,7 +357,7 @@ def main() -> None:
     known = {one["situation"]: one for one in figures.read(path)["situations"]} if path.exists() else {}
     new = []
     for situation in [Situation(member, each, args.euler) for member in chosen for each in steps]:
-        usual = OF_THE_DEMO if situation.member == "wan" else CAPTIONS
+        usual = OF_SLOW if situation.member in SLOW else CAPTIONS
         count = args.prompts or (1 if args.quick else usual)
         new.append(measured(situation, scenes.prompts(count), methods, keep=not args.quick))
         print("\n".join(table(new[-1:])), flush=True)
