@@ -14,7 +14,6 @@ A member that was measured before is kept; ``--members`` measures the named ones
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 from unittest.mock import patch
@@ -89,7 +88,7 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
     return [*lines, *_table(rows, "Euler", EULER, NEAREST, EVEN)]
 
 
-def _table(rows: list[dict[str, Any]], solver: str, members: Sequence[str], before: str, after: str) -> list[str]:
+def _table(rows: list[dict[str, Any]], solver: str, members: tuple[str, ...], before: str, after: str) -> list[str]:
     """What one kind of plan has over another on the members that were measured with both."""
     found = {
         (row["member"], head(row)): gain(row["psnr"][before], row["psnr"][after])

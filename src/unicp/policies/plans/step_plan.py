@@ -396,11 +396,10 @@ def untuned(
     if singly:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
     if computed < (MIN_COMPUTED_FOR_FORECASTS_OF_HEUN if trapezoid else MIN_COMPUTED_FOR_FORECASTS):
+        if body == steps and not cut:  # between two steps the earlier one: it is nearer (benchmarks/few_steps.py)
+            return computing(steps, {steps * i // computed for i in range(computed)}, order=0)
         between = (steps - 1) / (computed - 1) if cut and computed > 1 else body / computed
-        # Between two steps the earlier one, which was ahead of the nearest one on four models (benchmarks/few_steps.py);
-        # where the last step is left out, distances are shorter anyway.
-        nearest_to = int if body == steps and not cut else round
-        return computing(steps, {nearest_to(between * i + 1e-9) for i in range(computed)}, order=0)
+        return computing(steps, {round(between * i) for i in range(computed)}, order=0)
     if early:
         # A last step that is longer than their mean is one of them.
         between = (steps - 1) / (computed - 1) if lengths[-1] > sigmas[0] / computed else steps / computed
