@@ -245,7 +245,11 @@ def _at(found: Mapping[str, Any], speed: float, which: str = "psnr", method: str
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Markdown: the budget's margin over the best peer, a line a situation; of the mean and of the worst caption."""
+    """Markdown: the budget's margin over the best peer, a line a situation; of the mean and of the worst caption.
+
+    A situation that was measured on fewer captions than others has their number beside it.
+    """
+    most = max(found["captions"] for found in results)
     speeds = " | ".join(f"{speed:g}x" for speed in SPEEDS)
     lines = [
         f"| situation | {speeds} | best peer at 2x | motion at 2x | captions right at 2x |",
@@ -261,7 +265,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         cells.append("–" if own is None else f"{own['motion_ratio']:.3f}")
         plain = found["caption_unaccelerated"]
         cells.append("–" if own is None or plain is None else f"{own['caption']:.0%} ({plain:.0%} unaccelerated)")
-        lines.append(f"| {found['situation']} | {' | '.join(cells)} |")
+        few = f" ({found['captions']} captions)" if found["captions"] < most else ""
+        lines.append(f"| {found['situation']}{few} | {' | '.join(cells)} |")
     return lines
 
 
