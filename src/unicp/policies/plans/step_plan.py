@@ -396,7 +396,8 @@ def untuned(
     if singly:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
     if computed < (MIN_COMPUTED_FOR_FORECASTS_OF_HEUN if trapezoid else MIN_COMPUTED_FOR_FORECASTS):
-        if body == steps and not cut:  # between two steps the earlier one: it is nearer (benchmarks/few_steps.py)
+        if body == steps and not cut and skipped > 1:
+            # Between two steps the earlier one is nearer (benchmarks/few_steps.py); a single skipped one would be last.
             return computing(steps, {steps * i // computed for i in range(computed)}, order=0)
         between = (steps - 1) / (computed - 1) if cut and computed > 1 else body / computed
         return computing(steps, {round(between * i) for i in range(computed)}, order=0)
