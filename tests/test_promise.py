@@ -263,6 +263,23 @@ def test_where_more_than_a_few_steps_are_computed_gaps_grow(steps: int, computed
     assert all(segment.order == 0 for segment in plan.segments) == even
 
 
+@pytest.mark.parametrize(("steps", "computed", "wanted"), [(8, 3, (0, 2, 5)), (20, 6, (0, 3, 6, 10, 13, 16))])
+def test_few_even_steps_between_two_of_the_run_are_the_earlier_ones(
+    steps: int, computed: int, wanted: tuple[int, ...]
+) -> None:
+    """The nearest ones were up to 3 dB further off on the proving ground's LTX, HunyuanVideo and Latte."""
+    assert untuned([1 - i / steps for i in range(steps)], computed, euler=True).compute == wanted
+
+
+def test_a_single_skipped_level_of_heun_is_not_its_last() -> None:
+    """Skipping the last one was 5 dB further off on the demo model."""
+    scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(8)
+    sigmas = scheduler.sigmas.tolist()[:15]
+    assert untuned(sigmas, 7).compute == (0, 1, 3, 5, 9, 11, 13)
+    assert untuned(sigmas, 6).compute == (0, 1, 3, 7, 9, 11)
+
+
 @pytest.mark.parametrize(("steps", "computed", "leaps"), [(30, 16, False), (30, 15, True), (20, 16, False)])
 def test_of_two_denoisers_more_steps_are_computed_before_there_are_forecasts(
     steps: int, computed: int, leaps: bool
