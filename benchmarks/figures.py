@@ -5,6 +5,7 @@
     {"range": 32}                                                  0, 1, ..., 31
     {"bits": "1101"}                                               true, true, false, true
     {"runs": [["a", 2], ["b", 1]]}                                 "a", "a", "b", where that is shorter
+    {"decimals": 2, "digits": [3463, 2812]}                        34.63, 28.12, where that is shorter; of lists, too
     {"held_out": 32}                                               unicp.demo.prompts(32)
 
 :func:`read` undoes all of that but the rounding. What is measured in full, and what measuring goes on from, lies beside
@@ -32,7 +33,7 @@ LIMIT = 400_000
 """Bytes that all committed figures may take together."""
 MEASURES = ("psnr", "ssim", "lpips", "motion_ratio")
 """What a committed comparison keeps of the quality of each video: what the tables of the docs are made of."""
-FORMS = ({"columns"}, {"all", "count"}, {"range"}, {"bits"}, {"runs"}, {"held_out"})
+FORMS = ({"columns"}, {"all", "count"}, {"range"}, {"bits"}, {"runs"}, {"decimals", "digits"}, {"held_out"})
 SHORTEST = 3
 """Shorter lists stay as they are, but for tables."""
 
@@ -84,6 +85,31 @@ def _digits(key: str, around: int) -> int:
 
 
 def _folded(value: Any) -> Any:
+    folded = _by_item(value)
+    places = _places(value) if isinstance(value, list) else None
+    if places:
+        whole = _shifted(value, places)
+        digits = {"decimals": places, "digits": _by_item(whole)}
+        if len(_compact(digits)) < len(_compact(folded)) and repr(_pointed(whole, places)) == repr(value):
+            return digits
+    return folded
+
+
+def _places(value: Any) -> int | None:
+    """The most decimal places in a list of decimal numbers, or of lists of them; ``None`` if other things are in it."""
+    if isinstance(value, list):
+        found = [_places(item) for item in value]
+        return None if None in found else max(found, default=None)  # type: ignore[type-var]
+    part = repr(value).partition(".")[2]  # empty if there is no point
+    return len(part) if type(value) is float and part.isdecimal() else None
+
+
+def _shifted(value: Any, places: int) -> Any:
+    """Decimal numbers as whole ones, the point moved behind so many places."""
+    return [_shifted(item, places) for item in value] if isinstance(value, list) else round(value * 10**places)
+
+
+def _by_item(value: Any) -> Any:
     if isinstance(value, dict):
         if set(value) in FORMS:
             raise ValueError(f"figures cannot have the keys {', '.join(value)}: they mean a folded list")
@@ -132,6 +158,13 @@ def _unfolded(value: Any) -> Any:
         return unicp.demo.prompts(value["held_out"])
     if set(value) == {"runs"}:
         return [item for item, count in value["runs"] for _ in range(count)]
+    if set(value) == {"decimals", "digits"}:
+        return _pointed(_unfolded(value["digits"]), value["decimals"])
     if set(value) == {"bits"}:
         return [bit == "1" for bit in value["bits"]]
     return {key: _unfolded(item) for key, item in value.items()}
+
+
+def _pointed(value: Any, places: int) -> Any:
+    """What :func:`_shifted` shifted."""
+    return [_pointed(item, places) for item in value] if isinstance(value, list) else value / 10**places

@@ -600,9 +600,9 @@ def _few_steps() -> list[str]:
         f"worst of {measured['prompts']} training captions, and in brackets what it has in the mean over the other "
         "models under that",
         "solver. By default there are forecasts from seven computed steps on, under DDIM from nine, and with two",
-        "denoisers from sixteen on. The last table is about even steps under Euler's method that lie between two steps of",
-        "the run: what the earlier one of these, which is the default, has over the nearest one. (The demo model's last",
-        "step is too short to count. Even steps over the others fall on the same ones here.)",
+        "denoisers from sixteen on. The last table is about even steps under Euler's method that lie between two steps",
+        "of the run: what the earlier one of these, which is the default, has over the nearest one. (The demo model's",
+        "last step is too short to count. Even steps over the others fall on the same ones here.)",
     )
 
 

@@ -44,6 +44,9 @@ def test_each_is_written_as_measuring_writes_it(path: Path, tmp_path: Path) -> N
         [False, 1, 2, 3],
         [[13, 96, 96, 3]] * 32,
         [None, None, None, "inf", [], [[]], ""],
+        [[34.63, 28.1, -0.25], [120.0, 7.5, 31.07], [34.63, 28.1, -0.25]],
+        [0.1 + 0.2, 1e-7, 1e16, 0.25, 0.5, 123456.789012345678, 1 / 3],
+        [0.25, -0.0, 0.5, 0.75, 0.125, 0.375, 0.625, 0.875, 0.0625],
         {"of one": {"rows": [{"x": [{"y": 1}, {"y": 2}]}, {"x": [{"y": 3}, {"y": 4}]}]}},
     ],
 )
@@ -76,7 +79,16 @@ def test_equal_values_in_a_row_are_written_once(tmp_path: Path) -> None:
     assert back == values and [type(value) for value in back["mixed"]] == [int, int, int, float, float, bool]
 
 
-@pytest.mark.parametrize("value", [{"columns": []}, [{"count": 1, "all": 2}], {"x": {"bits": "1"}}])
+def test_decimal_numbers_are_written_without_their_points(tmp_path: Path) -> None:
+    values = {"psnr": [[34.6, 28.1, 31.0, 27.5]] + [[33.4, 25.9, 30.2, 26.0], [35.1, 29.9, 31.7, 28.8]] * 4}
+    path = figures.write(tmp_path / "some.json", values)
+    assert '"psnr":{"decimals":1,"digits":[[346,281,310,275],' in path.read_text()
+    assert figures.read(path) == values
+
+
+@pytest.mark.parametrize(
+    "value", [{"decimals": 1, "digits": [2]}, {"columns": []}, [{"count": 1, "all": 2}], {"x": {"bits": "1"}}]
+)
 def test_what_could_be_misread_is_not_written(tmp_path: Path, value: Any) -> None:
     with pytest.raises(ValueError, match="a folded list"):
         figures.write(tmp_path / "some.json", {"value": value})
