@@ -547,7 +547,6 @@ def _proving_ground() -> list[str]:
         "How much nearer its videos are to the unaccelerated ones than those of the best cache of diffusers or",
         "cache-dit, or of fewer steps, whichever is nearest, at the same share of the operations; of the mean PSNR",
         "over captions / of the worst one of each, in dB. A dash: no method of the others is as fast, or ours is not.",
-        "What was measured on fewer captions is older, and has two thresholds of SeaCache and not three.",
         "",
         *zoo.table(found),
         "",
