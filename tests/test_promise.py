@@ -67,7 +67,7 @@ def test_on_linear_problems_a_corrected_run_is_no_further_off_and_bounded(
     """With a slope of its own, or that of what lies off the data, ``stiff / sigma``: the solver's own bounds hold.
 
     No denoiser that predicts the mean of the data has a slope above ``1 / sigma``. With one of 3 a corrected run is
-    bounded, but can be further off. Heun's last level lies so close to zero noise that ``0.5 / sigma`` is too steep there.
+    bounded, but can be further off. Heun's last level is so close to zero noise that ``0.5 / sigma`` is too steep.
     """
     problem = (lambda _: slope) if stiff is None else (lambda sigma: stiff / sigma)
     plain = ends(scheduler, steps, problem, None)
