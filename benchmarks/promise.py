@@ -67,7 +67,8 @@ class Steep(Listed):
 MEMBERS = ("hunyuan", "latte", "ltx", "open-sora")
 """Models of the proving ground that are tried too: under Euler in short runs, and under multistep solvers. Of the
 defaults under Euler, the plans of 8 and 12 steps at 1.5x were chosen on the first three of these, and few even steps
-(2.5x and 3x of 8, 2.5x of 12, 3x of 20) on all four, each on captions of the training side. Under multistep solvers, those of Latte were chosen on it; it is the only one here that was not trained by flow matching."""
+(2.5x and 3x of 8, 2.5x of 12, 3x of 20) on all four, each on captions of the training side. Under multistep solvers,
+those of Latte were chosen on it; it is the only one here that was not trained by flow matching."""
 MULTISTEP_OF_MEMBERS = (
     *(("unipc", 20, member) for member in MEMBERS),
     ("unipc", 50, "latte"),
