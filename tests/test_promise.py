@@ -66,8 +66,9 @@ def test_on_linear_problems_a_corrected_run_is_no_further_off_and_bounded(
 ) -> None:
     """With a slope of its own, or that of what lies off the data, ``stiff / sigma``: the solver's own bounds hold.
 
-    No denoiser that predicts the mean of the data has a slope above ``1 / sigma``. With one of 3 a corrected run is
-    bounded, but can be further off. Heun's last level is so close to zero noise that ``0.5 / sigma`` is too steep.
+    No denoiser that predicts the mean of the data has a slope above ``1 / sigma``. With one of 3 a corrected run can be
+    further off, by a part of the latents that it began with. Heun's last level is so close to zero noise that
+    ``0.5 / sigma`` is too steep.
     """
     problem = (lambda _: slope) if stiff is None else (lambda sigma: stiff / sigma)
     plain = ends(scheduler, steps, problem, None)
@@ -75,9 +76,10 @@ def test_on_linear_problems_a_corrected_run_is_no_further_off_and_bounded(
     corrected, bare = (ends(scheduler, steps, problem, config.replace(correct=on)) for on in (True, False))
     off, without = float((corrected - plain).norm()), float((bare - plain).norm())
     size = float(plain.norm())
-    aside = 1.4 if scheduler == "heun" and stiff else 1.03
-    least = 0.01 * STARTED[0]  # timesteps of multistep solvers are whole numbers
-    assert (slope > 1 and not stiff) or off <= aside * without + 0.02 * max(size, least)
+    whole = scheduler in ("unipc", "unipc-3", "dpm++")  # whole timesteps, which are rounded
+    aside = 1.4 if scheduler == "heun" and stiff == 0.5 else 1.03
+    steep = 0.4 * STARTED[0] if stiff is None and slope > 1 else 0.0
+    assert off <= aside * without + 0.02 * max(size, (1e-2 if whole else 1e-3) * STARTED[0]) + steep
     STARTED.clear()
     longer = float(ends(scheduler, max(2, int(steps / speed)), problem, None).norm())
     assert float(corrected.norm()) <= 3 * max(size, longer, STARTED[0])
@@ -273,7 +275,7 @@ def test_where_more_than_a_few_steps_are_computed_gaps_grow(steps: int, computed
 def test_few_even_steps_between_two_of_the_run_are_the_earlier_ones(
     steps: int, computed: int, wanted: tuple[int, ...]
 ) -> None:
-    """The nearest ones were up to 3 dB further off on the proving ground's LTX, HunyuanVideo and Latte."""
+    """The nearest ones were 3 dB further off on the proving ground's LTX, with 8 steps (benchmarks/few_steps.py)."""
     assert untuned([1 - i / steps for i in range(steps)], computed, euler=True).compute == wanted
 
 
