@@ -47,9 +47,14 @@ def pipeline() -> WanPipeline:
     return pipe
 
 
+def training_scenes(count: int) -> list[scenes.Scene]:
+    """Scenes from the side of the split that the model was trained on: for calibration only."""
+    return [scenes.sample_scene(20_000_000 + i) for i in range(count)]
+
+
 def training_prompts(count: int) -> list[str]:
-    """Captions from the side of the split that the model was trained on: for calibration only."""
-    return [scenes.sample_scene(20_000_000 + i).caption() for i in range(count)]
+    """Their captions."""
+    return [scene.caption() for scene in training_scenes(count)]
 
 
 def generate(pipe: Any, prompt: str, **call: Any) -> Made:

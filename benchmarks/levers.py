@@ -5,7 +5,7 @@
 At twice and three times the speed by steps, 50 steps, held-out captions, each against the unaccelerated video of the
 same seed: the default budget; the same with one lever off or on; a dozen plain shapes of plans, by how many first and
 last steps are computed, with leaps and without; a profile of ``unicp.tune`` at low effort, from four captions of the
-training side; fewer steps.
+training side (and from one picture, for image to video); fewer steps.
 
 Resumable: every video's figures, and what was tuned, are kept in ``benchmarks/results`` (not committed), under a name
 that changes with the code that makes plans.
@@ -30,13 +30,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 import unicp
-from benchmarks import common, zoo
+import zoo
+from benchmarks import common
+from benchmarks.zoo import Situation, members
 from unicp import BudgetConfig, ScheduleConfig, UniCPConfig
 from unicp.demo import scenes
 from unicp.policies import Config
 from unicp.tensors import metrics
 
-MEMBERS = tuple(name for name in zoo.members() if name != "wan-image")  # of which each caption has a picture
+MEMBERS = members()
 STEPS = 50
 SPEEDS = (2.0, 3.0)
 TUNED_ON = 4
@@ -73,19 +75,23 @@ class Bench:
 
     def __init__(self, member: str) -> None:
         self.member = member
-        self.pipe, self.call = zoo.Situation(member, STEPS).load()
+        self.pipe, self.call = Situation(member, STEPS).load()
         self._whole: tuple[str, Any] = ("", None)
 
-    @torch.inference_mode()
-    def video(self, caption: str, **call: Any) -> Any:
-        """Frames (F, C, H, W) in [0, 1]; every caption has the same noise."""
-        call = {**self.call, "output_type": "pt", "generator": torch.Generator().manual_seed(0), **call}
-        return self.pipe(prompt=caption, **call).frames[0].float()
+    def given(self, scene: scenes.Scene) -> dict[str, Any]:
+        """What a call takes for a scene: a picture, or nothing."""
+        return {} if self.member == "wan" else zoo.inputs(self.member, scene)
 
-    def whole(self, caption: str) -> Any:
+    @torch.inference_mode()
+    def video(self, scene: scenes.Scene, **call: Any) -> Any:
+        """Frames (F, C, H, W) in [0, 1]; every caption has the same noise."""
+        call = {**self.call, **self.given(scene), "generator": torch.Generator().manual_seed(0), **call}
+        return self.pipe(prompt=scene.caption(), output_type="pt", **call).frames[0].float()
+
+    def whole(self, scene: scenes.Scene) -> Any:
         """The unaccelerated video."""
-        if self._whole[0] != caption:
-            self._whole = (caption, self.video(caption))
+        if self._whole[0] != scene.caption():
+            self._whole = (scene.caption(), self.video(scene))
         return self._whole[1]
 
     def profile(self) -> Any:
@@ -99,6 +105,7 @@ class Bench:
                 progress=False,
                 checkpoint=path.with_suffix(".part.json"),
                 **self.call,
+                **self.given(common.training_scenes(1)[0]),
             )
             made.save(path)
         return unicp.Profile.load(path)
@@ -117,32 +124,32 @@ class Bench:
             print(f"{self.member}: {error}")
         return found
 
-    def row(self, speed: float, config: Config | None, caption: str) -> dict[str, float]:
+    def row(self, speed: float, config: Config | None, scene: scenes.Scene) -> dict[str, float]:
         """Share of the operations, and PSNR."""
         if config is None:
             steps = round(STEPS / speed)
-            return {"share": steps / STEPS, "psnr": self._psnr(self.video(caption, num_inference_steps=steps), caption)}
+            return {"share": steps / STEPS, "psnr": self._psnr(self.video(scene, num_inference_steps=steps), scene)}
         with unicp.accelerate(self.pipe, config) as session:
-            frames = self.video(caption)
+            frames = self.video(scene)
             share = session.report().computed_fraction
-        return {"share": share, "psnr": self._psnr(frames, caption)}
+        return {"share": share, "psnr": self._psnr(frames, scene)}
 
-    def _psnr(self, frames: Any, caption: str) -> float:
-        return min(float(metrics.psnr(frames, self.whole(caption))), 120.0)
+    def _psnr(self, frames: Any, scene: scenes.Scene) -> float:
+        return min(float(metrics.psnr(frames, self.whole(scene))), 120.0)
 
 
-def measure(member: str, captions: list[str], kept: sqlite3.Connection) -> None:
+def measure(member: str, held_out: list[scenes.Scene], kept: sqlite3.Connection) -> None:
     bench = Bench(member)
     tried = {speed: {**bench.configs(speed), FEWER: None} for speed in SPEEDS}
-    for caption in captions:
+    for scene in held_out:
         for speed, rows in tried.items():
             for name, config in rows.items():
-                key = (member, speed, name, caption)
+                key = (member, speed, name, scene.caption())
                 if kept.execute(
                     "select 1 from made where (member, speed, row, caption) = (?, ?, ?, ?)", key
                 ).fetchone():
                     continue
-                found = bench.row(speed, config, caption)
+                found = bench.row(speed, config, scene)
                 kept.execute("insert into made values (?, ?, ?, ?, ?)", (*key, json.dumps(found)))
                 kept.commit()
                 print(f"{member} {speed:g}x {name}: {found['share']:.3f} {found['psnr']:.1f} dB", flush=True)
@@ -235,14 +242,14 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", unicp.UnicpWarning)
     common.RESULTS.mkdir(exist_ok=True)
-    captions = scenes.prompts(args.prompts)
+    held_out = scenes.held_out_scenes(args.prompts)
     path: Path = common.RESULTS / f"levers-{code()}.sqlite"
     with sqlite3.connect(path) as kept:
         key = "primary key (member, speed, row, caption)"
         kept.execute(f"create table if not exists made (member, speed, row, caption, figures, {key})")
         for member in args.members:
-            measure(member, captions, kept)
-        table = tabled(kept, captions)
+            measure(member, held_out, kept)
+        table = tabled(kept, [scene.caption() for scene in held_out])
     there = tuple(sorted({row["member"] for row in table}, key=MEMBERS.index))  # by several commands, perhaps
     made_by = "python -m benchmarks.levers" + (f" --members {' '.join(there)}" if there != MEMBERS else "")
     made_by += f" --prompts {args.prompts}" if args.prompts != 4 else ""
