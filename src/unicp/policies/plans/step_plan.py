@@ -308,8 +308,8 @@ def untuned(
     than :data:`MAX_EVEN_STEPS` in a run whose first steps are short in sigma (:data:`SHORT_EARLY_STEPS_RATIO`). If
     more are computed, the first ``K^2 / 2N`` of ``N`` steps are, for ``K`` computed ones, then gaps grow
     (:func:`growing`), and skipped steps are forecast. Under Euler's method, below :data:`MANY_COMPUTED_SHARE`, as
-    many first steps are computed as under a multistep solver (:func:`default`) where these are more, and half as many
-    last ones, one to three. If the last step is skipped and few others are, it is every second one of
+    many first steps are computed as under a multistep solver (:func:`default`) where these are more, and of the
+    last ones three fewer, one to three. If the last step is skipped and few others are, it is every second one of
     the last steps instead.
 
     A last step that is too short to matter is skipped, but not in long runs of multistep solvers. Noise levels that are
@@ -411,10 +411,11 @@ def untuned(
     # computed).
     if not trapezoid and body < steps and first <= body - 2 * skipped:
         return computing(steps, set(range(body)) - _every_second(body - 1, skipped))
-    more, last = first_steps(steps, computed, first), 1
-    if euler and computed < MANY_COMPUTED_SHARE * steps and (more > first or body == steps):
-        first, last = more, max(1, min(DEFAULT_COOLDOWN_STEPS, round(more / 2)))
-    return computing(steps, growing(body, computed, first, last).compute)
+    more = first_steps(steps, computed, first)
+    if euler and more > first and computed < MANY_COMPUTED_SHARE * steps:
+        last = max(1, min(DEFAULT_COOLDOWN_STEPS, more - DEFAULT_COOLDOWN_STEPS))
+        return computing(steps, growing(body, computed, more, last).compute)
+    return computing(steps, growing(body, computed, first).compute)
 
 
 def _first_length(sigmas: Sequence[float], body: int, computed: int) -> float:
