@@ -108,7 +108,7 @@ bench: $(READY) ## measure on the demo model: wall-clock and quality (some five 
 	$(BIN)/python -m benchmarks.first_steps
 	$(BIN)/python -m benchmarks.few_steps
 	$(BIN)/python -m benchmarks.long_runs
-	$(BIN)/python -m benchmarks.levers --members cogvideox hunyuan latte ltx open-sora --prompts 2
+	$(BIN)/python -m benchmarks.levers
 	$(BIN)/python -m benchmarks.timeline
 	$(BIN)/python -m benchmarks.compiled
 	$(BIN)/python -m benchmarks.batch --steps 10

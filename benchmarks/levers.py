@@ -158,7 +158,8 @@ def measure(member: str, held_out: list[scenes.Scene], kept: sqlite3.Connection)
 def tabled(kept: sqlite3.Connection, captions: list[str]) -> list[dict[str, Any]]:
     """A line for each member, speed and row that is there for all captions."""
     found: dict[tuple[str, float, str], list[dict[str, float]]] = {}
-    for member, speed, row, caption, made in kept.execute("select * from made"):
+    made_rows = sorted(kept.execute("select * from made order by rowid"), key=lambda row: MEMBERS.index(row[0]))
+    for member, speed, row, caption, made in made_rows:
         if caption in captions:
             found.setdefault((member, speed, row), []).append(json.loads(made))
     return [
