@@ -84,6 +84,20 @@ def test_what_begins_in_the_middle_of_a_run_computes_two_steps_first(first: int)
     assert computed_by(policy, steps(50))[1] > 1
 
 
+def test_first_steps_that_cost_the_target_are_named() -> None:
+    policy = BudgetPolicy(BudgetConfig(target_speedup=4, warmup_steps=4))
+    assert len(computed_by(policy, steps(8))) == 5
+    said = "target_speedup=4 cannot be had with warmup_steps=4: 5 of 8 steps are computed, for 1.6x by the steps"
+    assert said in policy.notes()
+    policy = BudgetPolicy(BudgetConfig(target_speedup=2, warmup_steps=1000))
+    assert len(computed_by(policy, steps(8))) == 8
+    assert policy.why_idle() == (
+        "its plan computes every step of this run; leave out warmup_steps=1000, or give more steps"
+    )
+    assert "a target_speedup above 1, or" in BudgetPolicy(BudgetConfig(target_speedup=1)).why_idle()
+    assert "above 1" not in BudgetPolicy(BudgetConfig(target_speedup=3)).why_idle()
+
+
 @pytest.mark.parametrize("speed", [1.5, 2, 3, 4])
 def test_a_second_denoiser_costs_no_speed(speed: float) -> None:
     wanted = math.floor(40 / speed)

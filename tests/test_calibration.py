@@ -160,11 +160,23 @@ def test_an_interrupted_calibration_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("prompts", "message"),
-    [([], "prompts must be a list"), ("a ball", "prompts must be a list of prompts, got 'a ball'")],
+    [
+        ([], "prompts must be a list"),
+        ("a ball", "prompts must be a list of prompts, got 'a ball'"),
+        (3, "prompts must be a list of prompts, got 3"),
+        (["a ball", 3], "a prompt must be text, got 3"),
+    ],
 )
 def test_wrong_prompts_are_refused(prompts: Any, message: str) -> None:
     with pytest.raises(UnicpError, match=message):
         unicp.calibrate(WAN.build(), prompts)
+    with pytest.raises(UnicpError, match=message):
+        unicp.tune(WAN.build(), prompts)
+
+
+def test_a_prompt_beside_the_prompts_is_refused() -> None:
+    with pytest.raises(UnicpError, match="prompts are given already; leave prompt out"):
+        unicp.tune(WAN.build(), ["a ball"], prompt="a cube")
 
 
 def test_only_a_plain_pipeline_is_calibrated() -> None:
@@ -238,6 +250,18 @@ def test_another_scheduler_is_refused() -> None:
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
     with pytest.raises(UnicpError, match="made with a UniPCMultistepScheduler, this pipeline has a FlowMatchEuler"):
         unicp.accelerate(pipe, config_on("wan", "unicp-windows"))
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "on a budget"])
+def test_another_scheduler_is_refused_after_accelerate_too(stacked: bool) -> None:
+    pipe, config = WAN.build(), config_on("wan", "unicp-windows")
+    scheduler = pipe.scheduler
+    with unicp.accelerate(pipe, config.replace(stack=unicp.BudgetConfig()) if stacked else config):
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+        with pytest.raises(UnicpError, match="made with a UniPCMultistepScheduler, this pipeline has a FlowMatchEuler"):
+            WAN.generate(pipe, steps=4)
+        pipe.scheduler = scheduler
+        quietly(lambda: WAN.generate(pipe, steps=4))
 
 
 @pytest.mark.parametrize("steps", [6, 10, 23])

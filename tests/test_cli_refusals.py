@@ -140,6 +140,11 @@ def test_bad_input_is_refused_before_the_run(run: Run, capsys: Any, monkeypatch:
     assert expected in refusal(run, capsys, arguments)
 
 
+def test_what_looks_like_an_emoji_is_shown_as_it_is(run: Run, capsys: Any) -> None:
+    assert run("a ball", "--method", "my:car:.safetensors") == 2
+    assert "my:car:.safetensors" in capsys.readouterr().err.replace("\n", "")
+
+
 def test_an_unknown_denoiser_is_refused_by_methods_that_look_inside(
     run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

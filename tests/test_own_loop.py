@@ -12,7 +12,7 @@ import torch
 from tests.stand_ins import STDiT3
 from tests.test_run import blocks_of
 from tests.tiny import wan_transformer
-from unicp import BudgetConfig, ScheduleConfig, UnicpError
+from unicp import BudgetConfig, Run, ScheduleConfig, UnicpError
 
 ONE, TWO = BudgetConfig(target_speedup=1), BudgetConfig(target_speedup=2)
 
@@ -26,6 +26,19 @@ def named(place: int, name: str) -> Any:
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (1, 3), (2, 3, 4)])
+def test_an_output_may_have_any_number_of_dimensions(shape: tuple[int, ...]) -> None:
+    run = Run(TWO, sigmas=[1 - i / 12 for i in range(12)])
+    made = [run.step(i, "cond", lambda i=i: (1 + i) * torch.ones(shape)) for i in range(12)]
+    assert all(torch.isfinite(one).all() and one.shape == shape for one in made)
+    assert run.report().computed_steps == 6
+
+
+def test_an_output_without_a_tensor_is_refused() -> None:
+    with pytest.raises(UnicpError, match="output must hold a tensor, got NoneType"):
+        Run(TWO, sigmas=[1 - i / 12 for i in range(12)]).step(0, "cond", lambda: None)
 
 
 # --- k-diffusion ----------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ HEARTBEAT = 10.0
 
 
 def results() -> Console:
-    return Console(highlight=False)
+    return Console(highlight=False, emoji=False)  # ":x:" may stand in a path or a prompt
 
 
 def messages() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 class Steps:

@@ -29,8 +29,8 @@ def forecast_error(output: Any, kept: Sequence[Any], sigmas: Sequence[float], si
     """
     if not kept or sigma in sigmas or kept[0].shape != output.shape:
         return None
-    forecast = extrapolation.extrapolate(kept[:2], extrapolation.weights(sigmas[:2], sigma)).float().flatten(1)
-    truth = output.float().flatten(1)
+    forecast = extrapolation.extrapolate(kept[:2], extrapolation.weights(sigmas[:2], sigma))
+    forecast, truth = (x.float().reshape(len(x) if x.dim() else 1, -1) for x in (forecast, output))
     return ((forecast - truth).norm(dim=1) / truth.norm(dim=1)).max()
 
 

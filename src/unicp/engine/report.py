@@ -141,6 +141,8 @@ class SessionReport:
             f"({self.computed_fraction:.0%} of the denoiser's operations)",
             f"  in {self.seconds:.1f} s; {readable_bytes(self.cache_bytes)} kept at most",
         ]
+        if not self.complete:
+            lines.append("  the run ended before its last step")
         timeline = self.timeline()
         width = max((len(branch) for branch in timeline), default=0)
         for branch, line in timeline.items():

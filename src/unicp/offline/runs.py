@@ -14,10 +14,15 @@ def check_prompts(prompts: Sequence[str] | None, call: Mapping[str, Any]) -> Non
     """Check that there are prompts, or that the arguments of the call carry their embeddings.
 
     Raises:
-        UnicpError: there are neither.
+        UnicpError: there are neither, a prompt is not text, or the call carries a prompt of its own, too.
     """
-    if prompts is not None and (isinstance(prompts, str) or not prompts):
+    if prompts is not None and (isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts):
         raise UnicpError(f"prompts must be a list of prompts, got {prompts!r:.80}")
+    for prompt in prompts or ():
+        if not isinstance(prompt, str):
+            raise UnicpError(f"a prompt must be text, got {prompt!r:.80}")
+    if prompts is not None and call.get("prompt") is not None:
+        raise UnicpError("prompts are given already; leave prompt out")
     # Kandinsky has one for each of its encoders: prompt_embeds_qwen, prompt_embeds_clip.
     if prompts is None and not any(name.startswith("prompt_embeds") and call[name] is not None for name in call):
         raise UnicpError("give prompts, or prompts=None and prompt_embeds=...")

@@ -82,7 +82,7 @@ def tune(
     check_number("seed", seed, low=0, whole=True)
     if any(hooks.find(denoiser, hooks.DENOISER_HOOK) is not None for denoiser in denoisers.values()):
         raise UnicpError("the pipeline is accelerated; tune measures it as it is: unicp.restore(pipe) first")
-    texts: list[str | None] = [None] if prompts is None else [str(prompt) for prompt in prompts]
+    texts: list[str | None] = [None] if prompts is None else list(prompts)
     if min_psnr is not None and len(texts) < MIN_PROMPTS_FOR_BOUND:
         warnings.warn(
             f"of {len(texts)} prompts, min_psnr promises little for others; {MIN_PROMPTS_FOR_BOUND} or more say with "

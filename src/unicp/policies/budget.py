@@ -376,7 +376,20 @@ class BudgetPolicy(Policy):
                 f"a run of {steps} steps leaves little to skip, least of all with a model distilled for so few: try "
                 "fewer num_inference_steps first"
             )
-        return self.default_plan(step, computed)
+        plan = self.default_plan(step, computed)
+        ends = self._ends()
+        if ends and len(plan.compute) > computed:
+            self._remarks.append(
+                f"target_speedup={speedup:g} cannot be had with {ends}: {len(plan.compute)} of {steps} steps are "
+                f"computed, for {steps / len(plan.compute):.3g}x by the steps"
+            )
+        return plan
+
+    def _ends(self) -> str:
+        """The first and last steps that the config asks for, in words; empty if it leaves them to the plan."""
+        names = ("warmup_steps", "cooldown_steps")
+        given = [f"{name}={value}" for name in names if (value := getattr(self.config, name)) is not None]
+        return " and ".join(given)
 
     def default_plan(self, step: Step, computed: int) -> StepPlan:
         """The default plan, for the steps of the run that are left where it begins later (``strength``).
@@ -518,5 +531,9 @@ class BudgetPolicy(Policy):
     def why_idle(self) -> str:
         if self._plan is not None and not self._compute:
             return self._remarks[-1]
-        less = "a target_speedup above 1" if self.config.min_psnr is None else "a lower min_psnr"
-        return f"its plan computes every step of this run; ask for {less}, or give more steps"
+        remedies = ["ask for a lower min_psnr"] if self.config.min_psnr is not None else []
+        if self.config.target_speedup == 1:
+            remedies = ["ask for a target_speedup above 1"]
+        if ends := self._ends():
+            remedies.append(f"leave out {ends}")
+        return f"its plan computes every step of this run; {', or '.join([*remedies, 'give more steps'])}"

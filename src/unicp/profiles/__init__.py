@@ -75,6 +75,18 @@ class Profile:
         """
         part = self.of(name)
         part.check_model(denoiser)
+        self.check_scheduler(pipe)
+        return part
+
+    def check_scheduler(self, pipe: Any) -> None:
+        """Check that a pipeline's scheduler is of the class that the profile was made with.
+
+        Args:
+            pipe: the pipeline, or ``None``: then nothing is checked.
+
+        Raises:
+            UnicpError: it is not.
+        """
         scheduler = type(getattr(pipe, "scheduler", None)).__name__
         made = self.metadata.get("scheduler")
         if pipe is not None and made != scheduler:
@@ -84,7 +96,6 @@ class Profile:
                 f"the profile {self} was made with a {made:.80}, this pipeline has a {scheduler}; "
                 "make it again with that one"
             )
-        return part
 
     def book(self, config: BudgetConfig) -> PlanBook:
         """The plans of the profile.

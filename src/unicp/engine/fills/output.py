@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...errors import UnicpError
 from ...policies.base import Decision, Needs, Step
 from ...tensors.private import pytree
 from ..arguments import leaves
@@ -13,8 +14,15 @@ from .kept import Kept
 
 
 def leading(output: Any) -> Any:
-    """The first tensor in a denoiser's output: the video's, where there is sound too."""
-    return next(x for x in leaves(output) if isinstance(x, torch.Tensor))
+    """The first tensor in a denoiser's output: the video's, where there is sound too.
+
+    Raises:
+        UnicpError: there is none.
+    """
+    found = next((x for x in leaves(output) if isinstance(x, torch.Tensor)), None)
+    if found is None:
+        raise UnicpError(f"a denoiser's output must hold a tensor, got {type(output).__name__}")
+    return found
 
 
 class OutputFill:

@@ -87,6 +87,10 @@ class Session:
 
     def _begin(self, hooked: HookedDenoiser) -> Generation:
         check_denoiser(hooked.denoiser, self._pipe(), self.config.method, hooked.needs, self._group)
+        for config in (self._acting, getattr(self._acting, "stack", None)):
+            profile = getattr(config, "profile", None)
+            if profile is not None and self._plans is None:
+                profile.check_scheduler(self._pipe())  # it may be another one by now
         others = [other for other in self._hooked if other is not hooked]
         if self._generation is not None and hooked.name in self._generation.denoisers:
             for other in others:  # they may not know yet that the last video broke off
