@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -151,12 +152,12 @@ def check_tuple(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def check_number(name: str, value: Any, *, low: float, high: float = float("inf"), whole: bool = False) -> None:
-    """Refuse a value that is not a number in [low, high]; booleans and NaN do not count as numbers."""
+def check_number(name: str, value: Any, *, low: float, high: float = math.inf, whole: bool = False) -> None:
+    """Refuse a value that is not a number in [low, high]; booleans, NaN and infinity do not count as numbers."""
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high or value == math.inf:
         kind = "a whole number" if whole else "a number"
-        limits = f"from {low:g} to {high:g}" if high != float("inf") else f"of at least {low:g}"
+        limits = f"from {low:g} to {high:g}" if high != math.inf else f"of at least {low:g}"
         raise UnicpError(f"{name} must be {kind} {limits}, got {value!r:.80}")
 
 

@@ -157,7 +157,9 @@ class Profile:
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             raise UnicpError(f"{path} is not a readable profile: {str(error).splitlines()[0]:.120}") from error
         if text is None:
-            raise UnicpError(f"{path} is a safetensors file, but no unicp profile; make one with: unicp calibrate")
+            raise UnicpError(
+                f"{path} is a safetensors file, but no unicp profile; make one with: unicp calibrate, or unicp tune"
+            )
         try:
             values = json.loads(text)
             version = values["format"]

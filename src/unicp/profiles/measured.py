@@ -92,13 +92,13 @@ class DenoiserProfile:
         made, given = self.metadata["class"], type(denoiser).__name__
         if made != given:
             raise UnicpError(
-                f"the profile was made on a {_plain(made)}, this is a {given}; calibrate again on this model"
+                f"the profile was made on a {_plain(made)}, this is a {given}; make it again on this model"
             )
         theirs, ours = self.metadata["fingerprint"], fingerprint(denoiser)
         if theirs != ours:
             raise UnicpError(
                 f"the profile was made on another {made} (fingerprint {_plain(theirs)}, this one has {ours}); "
-                "calibrate again on this model"
+                "make it again on this model"
             )
 
     def check_units(self, units: Mapping[str, str]) -> None:
@@ -109,7 +109,10 @@ class DenoiserProfile:
         """
         missing = [unit for unit in units if unit not in self.units]
         if missing:
-            raise UnicpError(f"the profile says nothing of {missing[0]!r} and {len(missing) - 1} more; calibrate again")
+            raise UnicpError(
+                f"the profile holds no calibration of {missing[0]!r} and {len(missing) - 1} more; make one with: "
+                "unicp calibrate"
+            )
 
     def errors(self, statistic: str, sliced: Mapping[str, float], fill: str) -> UnitErrors:
         """The plain numbers a policy decides by.
