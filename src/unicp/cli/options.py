@@ -51,11 +51,9 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
         except OSError as error:
             raise UnicpError(f"cannot read --prompts-file {file}: {error.strerror}") from None
     if not found:
-        raise UnicpError(
-            "nothing to generate; give a prompt: unicp generate 'a red ball bouncing fast', or --prompts-file"
-        )
+        raise UnicpError("nothing to generate; give a prompt, such as 'a red ball bouncing fast', or --prompts-file")
     if "" in found:
-        raise UnicpError("a prompt is empty; give words, as in: unicp generate 'a red ball bouncing fast'")
+        raise UnicpError("a prompt is empty; give words, such as 'a red ball bouncing fast'")
     return found
 
 
