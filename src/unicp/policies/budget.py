@@ -534,6 +534,7 @@ class BudgetPolicy(Policy):
         remedies = ["ask for a lower min_psnr"] if self.config.min_psnr is not None else []
         if self.config.target_speedup == 1:
             remedies = ["ask for a target_speedup above 1"]
-        if ends := self._ends():
-            remedies.append(f"leave out {ends}")
+        forced = (self.config.warmup_steps or 0) + (self.config.cooldown_steps or 0)
+        if self._plan is not None and forced >= self._plan.steps:
+            remedies.append(f"leave out {self._ends()}")
         return f"its plan computes every step of this run; {', or '.join([*remedies, 'give more steps'])}"
