@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 import unicp
 from tests.contract import quietly
@@ -84,11 +84,30 @@ def test_what_begins_in_the_middle_of_a_run_computes_two_steps_first(first: int)
     assert computed_by(policy, steps(50))[1] > 1
 
 
+def test_what_is_said_of_the_speed_is_what_the_plan_has() -> None:
+    """With two steps of 25 the plan of a multistep solver has three: the first two and the last."""
+    policy = BudgetPolicy(BudgetConfig(target_speedup=10))
+    assert len(computed_by(policy, steps(25, leaps=True))) == 3
+    assert any("3 are computed, for 8.33x by the steps" in note for note in policy.notes())
+
+
+@pytest.mark.parametrize("speed", [1.2, 1.5])
+def test_levels_that_are_visited_twice_are_no_broken_outputs(speed: float) -> None:
+    family = FAMILIES["wan"]
+    pipe = family.build()
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    with unicp.accelerate(pipe, BudgetConfig(target_speedup=speed)) as session:
+        quietly(lambda: family.generate(pipe, steps=20))
+        assert not [note for note in session.report().notes if "finite" in note]
+
+
 def test_first_steps_that_cost_the_target_are_named() -> None:
     policy = BudgetPolicy(BudgetConfig(target_speedup=4, warmup_steps=4))
     assert len(computed_by(policy, steps(8))) == 5
-    said = "target_speedup=4 cannot be had with warmup_steps=4: 5 of 8 steps are computed, for 1.6x by the steps"
-    assert said in policy.notes()
+    assert (
+        "target_speedup=4 cannot be had of 8 steps with warmup_steps=4: 5 are computed, for 1.6x by the steps; "
+        "leave out warmup_steps=4"
+    ) in policy.notes()
     policy = BudgetPolicy(BudgetConfig(target_speedup=2, warmup_steps=1000))
     assert len(computed_by(policy, steps(8))) == 8
     assert policy.why_idle() == (
@@ -152,7 +171,13 @@ def test_notes_say_whose_they_are_where_denoisers_differ() -> None:
     pipe = family.build()
     session = unicp.accelerate(pipe, BudgetConfig(target_speedup=3, leap=0.0))
     quietly(lambda: family.generate(pipe))
-    assert sum("no profile" in note for note in session.report().notes) == len(session.report().notes) == 1
+    said = session.report()
+    assert sum("no profile" in note for note in said.notes) == 1
+    assert said.notes[1:] == (
+        "transformer_2: this denoiser has nothing to forecast from when it begins: 4 of 10 steps are computed, not 3, "
+        "for 2.5x by the steps",
+    )
+    assert said.computed_steps == 4
     assert session.report().computed_fraction < 1
     generation = Generation("budget")
     generation.said = {"transformer": ["warm", "hot"], "transformer_2": ["warm", "cold", "cold"]}

@@ -286,6 +286,7 @@ class BudgetPolicy(Policy):
         self._reserve = 0
         self._blind = False
         self._broken = 0
+        self._levels: set[float | None] = set()  # noise levels whose outputs were measured
         self._unanswered = 0  # alarms at which no reserve was left
         self._remarks: list[str] = []
         self._computed: list[int] = []
@@ -356,8 +357,16 @@ class BudgetPolicy(Policy):
         if plan.places and step.switch is not None:  # the solver leaps all the way, from one denoiser to the other
             self._follow(plan)
             self._beyond = next((s for s in plan.compute if s >= step.index), plan.steps)
+        elif step.index > step.began:
+            begun = beginning(plan, step.index)
+            if len(begun.compute) > len(plan.compute):
+                self._remarks.append(
+                    f"this denoiser has nothing to forecast from when it begins: {len(begun.compute)} of {plan.steps} "
+                    f"steps are computed, not {len(plan.compute)}, for {1 / begun.cost:.3g}x by the steps"
+                )
+            self._follow(begun)
         else:
-            self._follow(beginning(plan, step.index) if step.index > step.began else plan)
+            self._follow(plan)
 
     def _untuned(self, step: Step) -> StepPlan:
         """The default plan for the speed that is asked for."""
@@ -365,23 +374,19 @@ class BudgetPolicy(Policy):
 
         assert step.count is not None
         steps, speedup = step.count - step.began, self.config.target_speedup or 1.0
-        computed = affordable(steps, speedup)
+        plan = self.default_plan(step, affordable(steps, speedup))
+        computed = len(plan.compute)
         if not on_target(steps, computed, speedup):
+            forced = computed > affordable(steps, speedup) and self._ends()
             self._remarks.append(
-                f"target_speedup={speedup:g} cannot be had of {steps} steps: {computed} are computed, for "
-                f"{steps / computed:.3g}x by the steps; choose num_inference_steps for it"
+                f"target_speedup={speedup:g} cannot be had of {steps} steps{forced and f' with {forced}'}: {computed} "
+                f"are computed, for {steps / computed:.3g}x by the steps; "
+                + (f"leave out {forced}" if forced else "choose num_inference_steps for it")
             )
         if 1 < steps <= MAX_DISTILLED_STEPS and computed < steps:
             self._remarks.append(
                 f"a run of {steps} steps leaves little to skip, least of all with a model distilled for so few: try "
                 "fewer num_inference_steps first"
-            )
-        plan = self.default_plan(step, computed)
-        ends = self._ends()
-        if ends and len(plan.compute) > computed:
-            self._remarks.append(
-                f"target_speedup={speedup:g} cannot be had with {ends}: {len(plan.compute)} of {steps} steps are "
-                f"computed, for {steps / len(plan.compute):.3g}x by the steps"
             )
         return plan
 
@@ -501,8 +506,11 @@ class BudgetPolicy(Policy):
             step = segment.until if segment is not None and self._long(segment, plan) else step + 1
 
     def observe(self, step: Step, change: float | None, motion: float | None) -> None:
+        again = step.sigma is not None and step.sigma in self._levels
+        self._levels.add(step.sigma)
         if change is None or not math.isfinite(change):
-            broken = step.index != self._computed[0]  # where there is nothing to forecast from yet
+            # There is nothing to forecast from at first, and where a noise level is visited again (Heun's method).
+            broken = step.index != self._computed[0] and not again
             self._broken += broken
             self._blind = broken and self.config.reserve > 0  # without a reserve this is told when the run is over
             return
