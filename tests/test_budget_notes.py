@@ -88,7 +88,7 @@ def test_what_is_said_of_the_speed_is_what_the_plan_has() -> None:
     """With two steps of 25 the plan of a multistep solver has three: the first two and the last."""
     policy = BudgetPolicy(BudgetConfig(target_speedup=10))
     assert len(computed_by(policy, steps(25, leaps=True))) == 3
-    assert any("3 are computed, for 8.33x by the steps" in note for note in policy.notes())
+    assert any("of 25 steps: 3 are computed, for 8.33x by the steps" in note for note in policy.notes())
 
 
 @pytest.mark.parametrize("speed", [1.2, 1.5])

@@ -374,13 +374,14 @@ class BudgetPolicy(Policy):
 
         assert step.count is not None
         steps, speedup = step.count - step.began, self.config.target_speedup or 1.0
-        plan = self.default_plan(step, affordable(steps, speedup))
+        asked = affordable(steps, speedup)
+        plan = self.default_plan(step, asked)
         computed = len(plan.compute)
         if not on_target(steps, computed, speedup):
-            forced = computed > affordable(steps, speedup) and self._ends()
+            forced = self._ends() if computed > asked else ""
             self._remarks.append(
-                f"target_speedup={speedup:g} cannot be had of {steps} steps{forced and f' with {forced}'}: {computed} "
-                f"are computed, for {steps / computed:.3g}x by the steps; "
+                f"target_speedup={speedup:g} cannot be had of {steps} steps{f' with {forced}' if forced else ''}: "
+                f"{computed} are computed, for {steps / computed:.3g}x by the steps; "
                 + (f"leave out {forced}" if forced else "choose num_inference_steps for it")
             )
         if 1 < steps <= MAX_DISTILLED_STEPS and computed < steps:
