@@ -30,7 +30,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 import unicp
-import zoo
 from benchmarks import common
 from benchmarks.zoo import Situation, members
 from unicp import BudgetConfig, ScheduleConfig, UniCPConfig
@@ -75,12 +74,10 @@ class Bench:
 
     def __init__(self, member: str) -> None:
         self.member = member
-        self.pipe, self.call = Situation(member, STEPS).load()
+        situation = Situation(member, STEPS)
+        self.pipe, self.call = situation.load()
+        self.given = situation.given
         self._whole: tuple[str, Any] = ("", None)
-
-    def given(self, scene: scenes.Scene) -> dict[str, Any]:
-        """What a call takes for a scene: a picture, or nothing."""
-        return {} if self.member == "wan" else zoo.inputs(self.member, scene)
 
     @torch.inference_mode()
     def video(self, scene: scenes.Scene, **call: Any) -> Any:
@@ -158,8 +155,8 @@ def measure(member: str, held_out: list[scenes.Scene], kept: sqlite3.Connection)
 def tabled(kept: sqlite3.Connection, captions: list[str]) -> list[dict[str, Any]]:
     """A line for each member, speed and row that is there for all captions."""
     found: dict[tuple[str, float, str], list[dict[str, float]]] = {}
-    made_rows = sorted(kept.execute("select * from made order by rowid"), key=lambda row: MEMBERS.index(row[0]))
-    for member, speed, row, caption, made in made_rows:
+    kept_rows = sorted(kept.execute("select * from made order by rowid"), key=lambda row: MEMBERS.index(row[0]))
+    for member, speed, row, caption, made in kept_rows:
         if caption in captions:
             found.setdefault((member, speed, row), []).append(json.loads(made))
     return [
@@ -251,7 +248,7 @@ def main() -> None:
         for member in args.members:
             measure(member, held_out, kept)
         table = tabled(kept, [scene.caption() for scene in held_out])
-    there = tuple(sorted({row["member"] for row in table}, key=MEMBERS.index))  # by several commands, perhaps
+    there = tuple(dict.fromkeys(row["member"] for row in table))  # by several commands, perhaps
     made_by = "python -m benchmarks.levers" + (f" --members {' '.join(there)}" if there != MEMBERS else "")
     made_by += f" --prompts {args.prompts}" if args.prompts != 4 else ""
     common.save("levers", {"prompts": args.prompts, "steps": STEPS, "table": table}, made_by)

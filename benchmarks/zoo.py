@@ -107,6 +107,10 @@ class Situation:
             pipe.scheduler = euler(pipe.scheduler)
         return pipe, {**call, "num_inference_steps": self.steps}
 
+    def given(self, scene: scenes.Scene) -> dict[str, Any]:
+        """What the call takes for a scene besides its caption: a picture, or nothing."""
+        return {} if self.member == "wan" else zoo.inputs(self.member, scene)
+
 
 def flow_shift(config: Mapping[str, Any]) -> float | None:
     """The shift that a scheduler's configuration has for flow matching; ``None`` if it is for something else."""
@@ -196,8 +200,7 @@ def measured(situation: Situation, prompts: list[str], methods: Sequence[Any], k
             **more,
         )
 
-    drawn = scenes.held_out_scenes(len(prompts)) if situation.member != "wan" else []
-    pictures = [zoo.inputs(situation.member, scene) for scene in drawn]
+    pictures = [situation.given(scene) for scene in scenes.held_out_scenes(len(prompts))]
     if any(pictures):  # each caption has its own: a comparison for each of them
         parts = [compared([text], **more) for text, more in zip(prompts, pictures, strict=True)]
         comparison = together(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -234,6 +235,21 @@ def test_ctrl_c_in_a_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert run(PROMPT, "-o", "new/out.mp4") == 130
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == "error: interrupted; no half file left\n"
+
+
+@pytest.mark.parametrize("verb", ["tune", "calibrate"])
+def test_ctrl_c_in_a_measurement_says_where_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, verb: str
+) -> None:
+    def interrupted(*_: Any, checkpoint: Path, **__: Any) -> None:
+        checkpoint.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(f"unicp.offline.{verb}"), verb, interrupted)
+    assert cli.main([verb, "a ball", "-o", str(tmp_path / "made.safetensors")]) == 130
+    (kept,) = tmp_path.iterdir()
+    said = f"what was measured is saved in {kept}; the same command resumes from there"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (OSError(28, "No space left on device"), 1)])

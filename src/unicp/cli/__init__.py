@@ -78,8 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         except (KeyboardInterrupt, typer.Abort) as error:
             caught, code, text = error, INTERRUPTED, "interrupted; no half file left"
-            if _verb_of(arguments).strip() == "tune":
-                text += "; give the same command again to go on from here"
         except UnicpError as error:
             caught, code, text = error, REFUSED, str(error)
         except Exception as error:

@@ -52,5 +52,6 @@ def calibrate(
     from ..policies.unicp import UniCPConfig
 
     assert isinstance(config, UniCPConfig)
-    found = run(pipe, texts, config=config, tokens=tokens, host=host, seed=seed, checkpoint=part, **call)
+    with options.resumable(part):
+        found = run(pipe, texts, config=config, tokens=tokens, host=host, seed=seed, checkpoint=part, **call)
     measuring.write(found, output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import typer
@@ -97,14 +96,8 @@ def compare(
     call, fps = calls.build(found, given, None)
     pipe = pipelines.load(found, place, number, offload)
     calls.check_shape(pipe, call)
-    try:
-        with Runs() as shown:
-            comparison = measure(
-                pipe, peers, texts, seed=seed, repeats=repeats, results=kept, progress=shown.show, **call
-            )
-    except KeyboardInterrupt:
-        print(f"what was measured is saved in {kept}; the same command resumes from there", file=sys.stderr)
-        raise
+    with options.resumable(kept), Runs() as shown:
+        comparison = measure(pipe, peers, texts, seed=seed, repeats=repeats, results=kept, progress=shown.show, **call)
     comparison.report(report, fps=fps)
     comparison.save(report.with_suffix(".json"))
     screen().print(str(comparison), markup=False, soft_wrap=True)

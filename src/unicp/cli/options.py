@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,17 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     if "" in found:
         raise UnicpError("a prompt is empty; give words, such as 'a red ball bouncing fast'")
     return found
+
+
+@contextmanager
+def resumable(kept: Path) -> Iterator[None]:
+    """Say, if the block is interrupted, that the same command goes on from what is in ``kept``."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept.exists():
+            print(f"what was measured is saved in {kept}; the same command resumes from there", file=sys.stderr)
+        raise
 
 
 def read_size(text: str) -> tuple[int, int]:

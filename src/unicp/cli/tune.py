@@ -62,15 +62,16 @@ def tune(
     texts = measuring.read_prompts(prompts, prompts_file, model, 8)
     given = options.of_call(steps=steps, guidance=guidance, size=size, frames=frames, negative=negative)
     pipe, call = measuring.load(model, given, device, dtype)
-    found = tuning.tune(
-        pipe,
-        texts,
-        target_speedup=target_speedup,
-        min_psnr=min_psnr,
-        effort=effort,
-        leap=leap,
-        seed=seed,
-        checkpoint=part,
-        **call,
-    )
+    with options.resumable(part):
+        found = tuning.tune(
+            pipe,
+            texts,
+            target_speedup=target_speedup,
+            min_psnr=min_psnr,
+            effort=effort,
+            leap=leap,
+            seed=seed,
+            checkpoint=part,
+            **call,
+        )
     measuring.write(found, output)
